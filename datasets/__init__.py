@@ -1,0 +1,1 @@
+"""What PaDiM learns from: image folders in MVTec AD's layout."""

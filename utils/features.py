@@ -1,0 +1,101 @@
+"""Images in, embeddings out: the frozen network and the choice of its channels.
+
+Reference: Defard et al., arXiv 2011.08785, section III-A; upstream's main.py.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from utils.backbone import Network
+
+LAYERS = ("layer1", "layer2", "layer3")
+
+
+class FeatureExtractor(nn.Module):
+    """The outputs of layer1, layer2 and layer3 of a frozen network.
+
+    Batch norm is folded into the convolutions. On the CPU the network runs channels-last, where
+    both together halve its time.
+
+    Args:
+        network: as load_network returns it; taken over, not copied.
+        device: where images are sent and the outputs lie.
+    """
+
+    def __init__(self, network: Network, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.memory_format = (
+            torch.channels_last if device.type == "cpu" else torch.contiguous_format
+        )
+        self.stages = nn.ModuleList(network.stages)
+        fold_batch_norm(self.stages)
+        shape = (1, 3, 1, 1)
+        self.register_buffer("mean", torch.tensor(network.backbone.mean).view(shape))
+        self.register_buffer("std", torch.tensor(network.backbone.std).view(shape))
+        self.to(device=device, memory_format=self.memory_format)
+        self.eval()
+
+    @torch.inference_mode()
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Layer outputs of a batch.
+
+        Args:
+            images: (B, 3, H, W) uint8 RGB.
+
+        Returns:
+            {"layer1": (B, C1, H/4, W/4), "layer2": (B, C2, H/8, W/8),
+            "layer3": (B, C3, H/16, W/16)} float32, by name.
+        """
+        images = images.to(self.device).float().div(255).sub(self.mean).div(self.std)
+        stem, *layers = self.stages
+        output = stem(images.contiguous(memory_format=self.memory_format))
+        features = {}
+        for name, layer in zip(LAYERS, layers, strict=True):
+            output = layer(output)
+            features[name] = output
+        return features
+
+
+def fold_batch_norm(module: nn.Module) -> None:
+    """Fold each batch norm into the convolution registered right before it, in place."""
+    previous_name, previous = "", None
+    for name, child in list(module.named_children()):
+        if isinstance(child, nn.BatchNorm2d) and isinstance(previous, nn.Conv2d):
+            setattr(module, previous_name, fuse_conv_bn_eval(previous, child))
+            setattr(module, name, nn.Identity())
+        fold_batch_norm(child)
+        previous_name, previous = name, child
+
+
+def select_channels(features: dict[str, Tensor], channels: Sequence[int]) -> list[Tensor]:
+    """The chosen channels of each layer, each at its own resolution.
+
+    Args:
+        features: layer outputs (B, C, h, w), finest first.
+        channels: indices into the concatenation of the layers, in any order.
+
+    Returns:
+        (B, d_l, h_l, w_l) of every layer that has chosen channels, these in ascending order.
+    """
+    chosen, first = [], 0
+    for feature in features.values():
+        own = sorted(c - first for c in channels if first <= c < first + feature.shape[1])
+        if own:
+            chosen.append(feature[:, own])
+        first += feature.shape[1]
+    return chosen
+
+
+def concatenate(layers: Sequence[Tensor]) -> Tensor:
+    """Embeddings (B, d, h, w): every layer repeated to the first one's grid, side by side.
+
+    Equal bit for bit to upstream's unfold, concatenate, fold. In ascending order of the channels;
+    no distance depends on the order.
+    """
+    grid = layers[0].shape[-2:]
+    return torch.cat([F.interpolate(layer, size=grid, mode="nearest") for layer in layers], dim=1)

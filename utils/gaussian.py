@@ -1,0 +1,221 @@
+"""One Gaussian per patch position, and the Mahalanobis distance to it, in two exact forms.
+
+With X the centred (N, d) training embeddings of a patch and z a centred test embedding, both are
+for the covariance XᵀX / (N - 1) + eps I:
+
+- primal, for N > d: covariance = LLᵀ, distance = ‖L⁻¹z‖. Only sums over the images are kept.
+- dual, for N <= d: XXᵀ + eps (N - 1) I = LLᵀ is N x N, and by the Woodbury identity
+  distance² = (‖z‖² - ‖L⁻¹Xz‖²) / eps. Inner products of embeddings are sums over the layers, so
+  each layer is kept, and multiplied, at its own resolution and only the products are repeated.
+
+No covariance is ever inverted.
+
+Reference: Defard et al., arXiv 2011.08785, sections III-B (eq. 1) and III-C (eq. 2).
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from utils.features import concatenate
+
+COVARIANCE_EPS = 0.01  # paper, section III-B; upstream
+PATCH_BLOCK = 224  # four rows of a 56-wide grid: they share one row of layer3
+
+
+@dataclass(frozen=True)
+class PrimalGaussians:
+    """Mean and covariance of the embeddings of every patch.
+
+    Attributes:
+        grid: h and w of the finest layer; P = h * w patches in row-major order.
+        mean: (P, d).
+        cholesky: (P, d, d) lower triangular factor of the covariance.
+    """
+
+    grid: tuple[int, int]
+    mean: Tensor
+    cholesky: Tensor
+
+    def distances(self, layers: Sequence[Tensor], block: int = PATCH_BLOCK) -> Tensor:
+        """Mahalanobis distance of each patch (PaDiM, section III-C, eq. 2), not squared.
+
+        Args:
+            layers: as in fit_gaussians, of B images.
+            block: as in fit_gaussians.
+
+        Returns:
+            (B, h, w) float32.
+        """
+        centred = _patches(concatenate(layers)) - self.mean[:, None]
+        squared = centred.new_empty(centred.shape[:2])
+        for rows in _blocks(len(squared), block):
+            squared[rows] = _whitened_norm(self.cholesky[rows], centred[rows].mT)
+        return _to_grid(squared.sqrt(), self.grid)
+
+
+@dataclass(frozen=True)
+class DualGaussians:
+    """Training embeddings of every patch and the factor of their regularised inner products.
+
+    Attributes:
+        grid: h and w of the finest layer; P = h * w patches in row-major order.
+        means: per layer (P_l, 1, d_l), for the patches of its own grid.
+        samples: per layer (P_l, N, d_l), centred.
+        parents: per layer (P,), the patch of its own grid that is repeated at each patch.
+        cholesky: (P, N, N), lower triangular.
+        eps: as in fit_gaussians.
+    """
+
+    grid: tuple[int, int]
+    means: list[Tensor]
+    samples: list[Tensor]
+    parents: list[Tensor]
+    cholesky: Tensor
+    eps: float
+
+    def distances(self, layers: Sequence[Tensor], block: int = PATCH_BLOCK) -> Tensor:
+        """Mahalanobis distance of each patch (PaDiM, section III-C, eq. 2), not squared.
+
+        Args:
+            layers: as in fit_gaussians, of B images.
+            block: as in fit_gaussians.
+
+        Returns:
+            (B, h, w) float32. A square that rounding made negative counts as 0.
+        """
+        centred = [(_patches(z) - mean).mT for z, mean in zip(layers, self.means, strict=True)]
+        lengths = [z.square().sum(dim=1) for z in centred]
+        squared = lengths[0].new_empty(len(self.parents[0]), len(layers[0]))
+        for rows in _blocks(len(squared), block):
+            products = _inner_products(self.samples, centred, self.parents, rows)
+            length = sum(n[p[rows]] for n, p in zip(lengths, self.parents, strict=True))
+            squared[rows] = length - _whitened_norm(self.cholesky[rows], products)
+        return _to_grid((squared / self.eps).clamp_(min=0).sqrt(), self.grid)
+
+
+def fit_gaussians(
+    batches: Iterable[Sequence[Tensor]],
+    n_train: int,
+    eps: float = COVARIANCE_EPS,
+    block: int = PATCH_BLOCK,
+) -> PrimalGaussians | DualGaussians:
+    """Fit one Gaussian to each patch position (PaDiM, section III-B, eq. 1).
+
+    Args:
+        batches: yields some images at a time as their layers, each (B, d_l, h_l, w_l) float32,
+            finest first; embeddings (B, d, h, w) in one piece are a single layer.
+        n_train: N, the images of all batches together.
+        eps: added to the diagonal; makes the covariance invertible when N <= d.
+        block: patches worked on at once. Memory only; the result does not depend on it.
+
+    Returns:
+        The Gaussians of the patches of the finest layer, float32 on the batches' device, in the
+        form that is smaller for N and d. Covariance divides by N - 1.
+
+    Raises:
+        ValueError: if n_train < 2 or an embedding is not finite.
+    """
+    if n_train < 2:
+        raise ValueError(f"a covariance needs at least 2 training images; got {n_train}")
+    batches = (_check_finite(layers) for layers in batches)
+    first = next(batches)
+    fit = _fit_primal if n_train > sum(layer.shape[1] for layer in first) else _fit_dual
+    return fit(chain([first], batches), n_train, eps, block)
+
+
+def _fit_primal(
+    batches: Iterable[Sequence[Tensor]], n_train: int, eps: float, block: int
+) -> PrimalGaussians:
+    shift = None
+    for layers in batches:
+        embeddings = _patches(concatenate(layers))
+        if shift is None:
+            # sums of differences from a typical embedding lose no digits to a large mean
+            shift = embeddings.mean(dim=1)
+            total = torch.zeros_like(shift)
+            scatter = shift.new_zeros(*shift.shape, shift.shape[1])
+        for rows in _blocks(len(shift), block):
+            shifted = embeddings[rows] - shift[rows, None]
+            total[rows] += shifted.sum(dim=1)
+            scatter[rows].baddbmm_(shifted.mT, shifted)
+    for rows in _blocks(len(shift), block):
+        covariance = scatter[rows]
+        covariance.baddbmm_(total[rows, :, None], total[rows, None], alpha=-1 / n_train)
+        covariance.div_(n_train - 1).diagonal(dim1=1, dim2=2).add_(eps)
+        scatter[rows] = torch.linalg.cholesky(covariance)
+    return PrimalGaussians(tuple(layers[0].shape[2:]), shift + total / n_train, scatter)
+
+
+def _fit_dual(
+    batches: Iterable[Sequence[Tensor]], n_train: int, eps: float, block: int
+) -> DualGaussians:
+    samples, seen = [], 0
+    for layers in batches:
+        pieces = [_patches(layer) for layer in layers]
+        if not samples:
+            samples = [p.new_empty(p.shape[0], n_train, p.shape[2]) for p in pieces]
+        for kept, piece in zip(samples, pieces, strict=True):
+            kept[:, seen : seen + piece.shape[1]] = piece
+        seen += len(layers[0])
+    assert seen == n_train
+    means = [kept.mean(dim=1, keepdim=True) for kept in samples]
+    for kept, mean in zip(samples, means, strict=True):
+        kept -= mean
+    grid = tuple(layers[0].shape[2:])
+    parents = [_parents(layer, grid) for layer in layers]
+    cholesky = samples[0].new_empty(len(parents[0]), n_train, n_train)
+    for rows in _blocks(len(cholesky), block):
+        products = _inner_products(samples, [kept.mT for kept in samples], parents, rows)
+        products.diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
+        cholesky[rows] = torch.linalg.cholesky(products)
+    return DualGaussians(grid, means, samples, parents, cholesky, eps)
+
+
+def _inner_products(
+    samples: list[Tensor], others: list[Tensor], parents: list[Tensor], rows: slice
+) -> Tensor:
+    """Xz at the patches in rows: (rows, N, B), from (P_l, N, d_l) and (P_l, d_l, B) per layer."""
+    products = 0
+    for kept, other, parent in zip(samples, others, parents, strict=True):
+        own, repeats = parent[rows].unique(return_inverse=True)
+        products = products + (kept[own] @ other[own])[repeats]
+    return products
+
+
+def _whitened_norm(cholesky: Tensor, columns: Tensor) -> Tensor:
+    """‖L⁻¹c‖² of every column c: (P, k, k) and (P, k, B) to (P, B)."""
+    return torch.linalg.solve_triangular(cholesky, columns, upper=False).square().sum(dim=1)
+
+
+def _patches(layer: Tensor) -> Tensor:
+    """(B, d, h, w) as (h * w, B, d), in row-major order of the grid."""
+    return layer.permute(2, 3, 0, 1).flatten(0, 1)
+
+
+def _to_grid(values: Tensor, grid: tuple[int, int]) -> Tensor:
+    """(h * w, B) as (B, h, w)."""
+    return values.mT.reshape(-1, *grid)
+
+
+def _parents(layer: Tensor, grid: tuple[int, int]) -> Tensor:
+    """For every patch of grid the patch of the layer that concatenate repeats there."""
+    h, w = layer.shape[2:]
+    index = torch.arange(h * w, device=layer.device, dtype=torch.float32).view(1, 1, h, w)
+    return F.interpolate(index, size=grid, mode="nearest").flatten().long()
+
+
+def _blocks(total: int, size: int) -> Iterator[slice]:
+    """Slices of at most size that cover range(total)."""
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def _check_finite(layers: Sequence[Tensor]) -> Sequence[Tensor]:
+    if not all(layer.isfinite().all() for layer in layers):
+        raise ValueError("an embedding is not finite; the weights or the images are damaged")
+    return layers
