@@ -63,7 +63,7 @@ def draw_channels(arch: str, seed: int = SEED) -> list[int]:
     With SEED it is the list that upstream draws.
     """
     backbone = BACKBONES[arch]
-    draw = random.Random(seed)  # noqa: S311: Python's generator is the one upstream draws with
+    draw = random.Random(seed)  # noqa: S311 (upstream draws with this generator)
     return draw.sample(range(sum(backbone.layer_channels)), backbone.n_features)
 
 

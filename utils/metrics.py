@@ -11,6 +11,10 @@ from typing import NamedTuple
 import numpy as np
 
 
+class UndefinedMetricError(ValueError):
+    """A metric needs normal and anomalous items, and one kind is not there."""
+
+
 class SortedScores(NamedTuple):
     """The scores of the normal and of the anomalous items, each (n,) ascending."""
 
@@ -27,13 +31,14 @@ def sort_scores(labels: np.ndarray, scores: np.ndarray, of: str = "images") -> S
         of: what is scored, for the message.
 
     Raises:
-        ValueError: if there are only normal or only anomalous items, or a score is NaN.
+        UndefinedMetricError: if there are only normal or only anomalous items.
+        ValueError: if a score is NaN.
     """
     assert labels.shape == scores.shape
     anomalous = labels.astype(bool)
     parts = SortedScores(np.sort(scores[~anomalous]), np.sort(scores[anomalous]))
     if not parts.normal.size or not parts.anomalous.size:
-        raise ValueError(
+        raise UndefinedMetricError(
             f"needs both normal and anomalous {of}; "
             f"got {parts.normal.size} normal and {parts.anomalous.size} anomalous"
         )

@@ -4,10 +4,10 @@ Reference: Defard et al., arXiv 2011.08785, section III; upstream's main.py.
 """
 
 from collections.abc import Iterable, Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
-
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 

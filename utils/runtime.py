@@ -1,0 +1,70 @@
+"""The machine a run happens on: its device, its versions, the memory it took."""
+
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import date
+from importlib.metadata import version
+from typing import Any
+
+import torch
+
+from utils.backbone import Network, channels_sha256
+
+PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow")
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        ValueError: if name is no device of this machine.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    count = torch.cuda.device_count()
+    there = ["auto", "cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
+    if name not in there:
+        raise ValueError(f"--device {name} is not on this machine; choose from {', '.join(there)}")
+    return torch.device(name)
+
+
+def device_name(device: torch.device) -> str:
+    """The device in words, such as "cpu (2 threads)"."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def describe_run(
+    arguments: Mapping[str, Any], network: Network, channels: Sequence[int], device: torch.device
+) -> dict[str, Any]:
+    """What another run would need to give the same numbers, and what this one took."""
+    packages = {name: version(name) for name in PACKAGES}
+    return {
+        "arguments": dict(arguments),
+        "channels_sha256": channels_sha256(channels),
+        "weights_sha256": network.weights_sha256,
+        "versions": {"python": platform.python_version(), **packages},
+        "device": device_name(device),
+        "date": date.today().isoformat(),
+        "peak_memory_bytes": peak_memory_bytes(device),
+    }
+
+
+def peak_memory_bytes(device: torch.device) -> dict[str, int | None]:
+    """The most memory that this process has held so far, on the host and on an accelerator.
+
+    The host's is None where the system does not tell (Windows).
+    """
+    try:
+        from resource import RUSAGE_SELF, getrusage
+    except ImportError:
+        host = None
+    else:
+        # bytes on macOS, KiB elsewhere
+        host = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    peak = {"host": host}
+    if device.type == "cuda":
+        peak["cuda"] = torch.cuda.max_memory_allocated(device)
+    return peak
