@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+from matplotlib.colors import Normalize
+from PIL import Image
+
+from utils.evaluation import Evaluation, RocCurve
+from utils.plot import (
+    Localisation,
+    _panel_pixels,
+    _PanelFigure,
+    plot_localisations,
+    plot_roc_curves,
+)
+
+SIDE = 48
+
+
+@pytest.fixture
+def item(tmp_path):
+    rng = np.random.default_rng(0)
+    mask = np.zeros((SIDE, SIDE), dtype=bool)
+    mask[10:30, 10:30] = True
+    return Localisation(
+        path=tmp_path / "figures" / "scratch_000.png",
+        title="brick / scratch / 000.png",
+        image=rng.integers(0, 255, (3, SIDE, SIDE), dtype=np.uint8),
+        anomaly_map=(mask * 5 + rng.random(mask.shape)).astype(np.float32),
+        mask=mask,
+    )
+
+
+def panels_width(path):
+    with Image.open(path) as figure:
+        return figure.width
+
+
+def test_a_figure_is_written_for_every_item(item, tmp_path):
+    second = item._replace(path=tmp_path / "figures" / "good_000.png")
+    plot_localisations([item, second], Normalize(0, 6), threshold=3.0)
+    written = sorted(p.name for p in (tmp_path / "figures").iterdir())
+    assert written == ["good_000.png", "scratch_000.png"]
+
+
+def test_panels_show_the_pixels_one_to_one(item):
+    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    figure = np.asarray(Image.open(item.path))
+    image = item.image.transpose(1, 2, 0)
+    places = [
+        (row, column)
+        for row in range(figure.shape[0] - SIDE)
+        for column in range(40)
+        if (figure[row : row + SIDE, column : column + SIDE] == image).all()
+    ]
+    assert len(places) == 1
+
+
+def test_an_item_changes_nothing_of_the_next_figure(item, tmp_path):
+    other = item._replace(
+        path=tmp_path / "other.png", image=255 - item.image, anomaly_map=item.anomaly_map * 0.5
+    )
+    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    alone = item.path.read_bytes()
+    plot_localisations([other, item], Normalize(0, 6), threshold=3.0)
+    assert item.path.read_bytes() == alone
+
+
+def test_inputs_are_not_changed(item):
+    copies = [array.copy() for array in (item.image, item.anomaly_map, item.mask)]
+    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    for array, copy in zip((item.image, item.anomaly_map, item.mask), copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
+
+
+def test_without_a_mask_the_ground_truth_is_left_out(item):
+    names = list(_panel_pixels(item._replace(mask=None), threshold=3.0))
+    assert names == ["Image", "Predicted heat map", "Predicted mask", "Segmentation result"]
+
+
+def test_without_a_threshold_the_decision_is_left_out(item):
+    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    five = panels_width(item.path)
+    plot_localisations([item], Normalize(0, 6), threshold=None)
+    assert list(_panel_pixels(item, threshold=None)) == [
+        "Image",
+        "Ground truth",
+        "Predicted heat map",
+    ]
+    assert panels_width(item.path) < five
+
+
+def test_a_pixel_on_the_threshold_is_predicted_anomalous(item):
+    anomaly_map = np.zeros((SIDE, SIDE), dtype=np.float32)
+    anomaly_map[10:30, 10:30] = 3
+    panels = _panel_pixels(item._replace(anomaly_map=anomaly_map), threshold=3.0)
+    assert panels["Predicted mask"][20, 20]
+    assert not panels["Predicted mask"][40, 40]
+
+
+def test_specks_are_opened_away(item):
+    anomaly_map = item.anomaly_map.copy()
+    anomaly_map[40:42, 40:42] = 10
+    panels = _panel_pixels(item._replace(anomaly_map=anomaly_map), threshold=3.0)
+    assert not panels["Predicted mask"][40:42, 40:42].any()
+
+
+def test_overlay_and_colour_bar_share_one_scale(item):
+    norm = Normalize(-1, 9)
+    figure = _PanelFigure(_panel_pixels(item, 3.0), item.anomaly_map, norm, 3.0)
+    assert figure.heat_map.norm is norm
+    assert figure.heat_map.colorbar.norm is norm
+    figure.write(item, _panel_pixels(item, 3.0))
+    assert (norm.vmin, norm.vmax) == (-1, 9)
+
+
+def test_equal_scores_have_equal_colours_in_all_figures(item, tmp_path):
+    black = np.zeros_like(item.image)
+    low = np.full((SIDE, SIDE), 1, dtype=np.float32)
+    high = low.copy()
+    high[20:, 20:] = 6
+    items = [
+        item._replace(path=tmp_path / f"{i}.png", image=black, anomaly_map=anomaly_map)
+        for i, anomaly_map in enumerate((low, high))
+    ]
+    plot_localisations(items, Normalize(0, 6), threshold=None)
+    left = 12 + 2 * (SIDE + 12)
+    colours = [np.asarray(Image.open(i.path))[-14 - SIDE + 5, left + 5] for i in items]
+    assert colours[0].any()
+    np.testing.assert_array_equal(colours[0], colours[1])
+
+
+def test_roc_figure_is_written_at_upstreams_size(tmp_path):
+    curve = RocCurve(np.array([0, 0, 1]), np.array([0, 0.5, 1]), 0.75)
+    plot_roc_curves(tmp_path / "roc.png", {"brick": Evaluation(curve, None, None, [])})
+    with Image.open(tmp_path / "roc.png") as figure:
+        assert figure.size == (2000, 1000)
+
+
+def test_nothing_temporary_is_left(item):
+    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    assert [p.name for p in item.path.parent.iterdir()] == [item.path.name]
