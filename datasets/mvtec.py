@@ -129,6 +129,21 @@ def choose_classes(data_path: Path, class_names: Sequence[str] | None) -> list[s
     return list(dict.fromkeys(class_names or CLASS_NAMES))
 
 
+def load_splits(data_path: Path, class_name: str) -> tuple[MVTecDataset, MVTecDataset]:
+    """The training and the test images of a class.
+
+    Raises:
+        FileNotFoundError, ValueError: as MVTecDataset, or if there is a single training image.
+    """
+    train = MVTecDataset(data_path, class_name, "train")
+    if len(train) < 2:
+        raise ValueError(
+            f"{train.samples[0].path} is the only training image of {class_name}; "
+            "a covariance needs at least 2"
+        )
+    return train, MVTecDataset(data_path, class_name, "test")
+
+
 def load_image(path: Path) -> np.ndarray:
     """An image file as (3, CROP, CROP) uint8 RGB: shorter side to RESIZE, then the centre.
 

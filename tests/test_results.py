@@ -67,4 +67,5 @@ def test_a_mean_needs_the_metric_of_every_class(metric):
 
 
 def test_an_undefined_metric_is_a_dash():
-    assert format_table([result("brick", None)], ["grass"], ["cup"]).splitlines()[1].split()[1] == "–"
+    lines = format_table([result("brick", None)], ["grass"], ["cup"]).splitlines()
+    assert lines[1].split()[1] == "–"

@@ -1,0 +1,264 @@
+"""A small set in MVTec AD's layout, drawn from photographs that come with scikit-image.
+
+The photographs are free of copyright, as scikit-image's docstrings say: brick and gravel
+(CC0Textures), grass (linolafett) and coffee (Rachel Michetti) are CC0, rocket (SpaceX) is in the
+public domain.
+"""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageOps
+from tqdm import tqdm
+
+# a change of any pixel needs a new version: the old set may be in users' caches
+VERSION = "demo-v1"
+ADVICE = "set XDG_CACHE_HOME to a folder that can be written"
+TEXTURES = ("brick", "grass", "gravel")
+OBJECTS = ("coffee", "rocket")
+CLASS_NAMES = TEXTURES + OBJECTS
+COUNTS = {"train/good": 40, "test/good": 10, "test/patch": 6, "test/scratch": 6, "test/stain": 6}
+SIZE = 256
+# defects stay clear of the border that the method's centre crop takes away
+BORDER = 16
+# where a defect's centre may lie: top, left, bottom, right; textures have defects anywhere
+OBJECT_AREAS = {"coffee": (50, 60, 200, 200), "rocket": (90, 120, 225, 145)}
+# an object's photograph is this many pixels wider on each side, so that jitter shows no edge
+POSE_MARGIN = 8
+# textures are not aligned, but 40 images could not teach all that a wider window shows
+TEXTURE_TRAVEL = 32
+MAX_SHIFT = 3.0
+MAX_ROTATION = 1.0
+GAIN_SD = 0.04
+OFFSET_SD = 3.0
+NOISE_SD = 2.5
+SUPERSAMPLING = 4
+# a pixel belongs to the mask from this share of defect on
+MASK_LEVEL = 0.25
+STAIN_BLUR = 3.0
+# from the hardest to the easiest defect to see, in pixels and grey levels
+SCRATCH_LENGTH = (25, 90)
+SCRATCH_WIDTH = (1, 3)
+SCRATCH_CONTRAST = (25, 80)
+PATCH_RADIUS = (9, 26)
+STAIN_RADIUS = (9, 28)
+STAIN_CONTRAST = (15, 60)
+# contrast of scratches and stains by how much there is in the photograph to hide them
+CONTRAST_FACTORS = {"brick": 1.0, "grass": 2.5, "gravel": 2.5, "coffee": 1.0, "rocket": 0.3}
+# patches from this strength on come from another photograph
+FOREIGN_STRENGTH = 0.5
+DONORS = {
+    "brick": "grass",
+    "grass": "brick",
+    "gravel": "brick",
+    "coffee": "rocket",
+    "rocket": "coffee",
+}
+
+
+def make_demo(cache: Path | None = None) -> Path:
+    """The folder of the demo set, drawn at the first call (about 6 s).
+
+    The set is renamed into place when it is whole: an interrupted call leaves nothing under its
+    name, and of two calls at once the first to end wins. Same bytes at each call on one machine.
+
+    Args:
+        cache: folder that holds the set's; without one, padim in $XDG_CACHE_HOME or ~/.cache.
+
+    Returns:
+        The folder with <class>/train/good, <class>/test/{good,patch,scratch,stain} and
+        <class>/ground_truth/{patch,scratch,stain}, images (SIZE, SIZE) uint8 grey (TEXTURES) or
+        RGB (OBJECTS). A defect grows easier to see with its number.
+
+    Raises:
+        OSError: if the set cannot be written, or there is no home folder.
+    """
+    cache = _default_cache() if cache is None else cache
+    folder = cache / VERSION
+    try:
+        if not folder.is_dir():
+            _build(folder)
+    except OSError as error:
+        raise OSError(f"cannot make the demo set in {cache}: {error}; {ADVICE}") from error
+    return folder
+
+
+def _default_cache() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME", "")
+    # the XDG specification has relative paths ignored
+    if os.path.isabs(root):
+        return Path(root) / "padim"
+    try:
+        return Path.home() / ".cache" / "padim"
+    except RuntimeError as error:
+        raise OSError(f"no cache folder for the demo set: {error}; {ADVICE}") from error
+
+
+def _build(folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(prefix=f"{VERSION}.", dir=folder.parent) as temporary:
+        built = Path(temporary) / VERSION
+        _write_set(built)
+        try:
+            built.rename(folder)
+        except OSError:
+            # another process may have put its set there, the same as this one
+            if not folder.is_dir():
+                raise
+
+
+def _write_set(folder: Path) -> None:
+    photos = {class_name: _load_photo(class_name) for class_name in CLASS_NAMES}
+    jobs = [(c, g, i) for c in CLASS_NAMES for g, count in COUNTS.items() for i in range(count)]
+    for class_name, group, index in tqdm(jobs, "draw demo set", unit="image", disable=None):
+        image, mask = _draw(photos, class_name, group, index)
+        _write_image(folder / class_name / group / f"{index:03}.png", image)
+        if mask is not None:
+            masks = folder / class_name / group.replace("test", "ground_truth")
+            _write_image(masks / f"{index:03}_mask.png", mask)
+
+
+def _load_photo(class_name: str) -> Image.Image:
+    from skimage import data
+
+    return Image.fromarray(getattr(data, class_name)())
+
+
+def _write_image(path: Path, pixels: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+def _draw(
+    photos: dict[str, Image.Image], class_name: str, group: str, index: int
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """One image (SIZE, SIZE) or (SIZE, SIZE, 3) uint8, and its mask (SIZE, SIZE) 0/255 or None."""
+    # each image has its own seed: none depends on the order
+    seed = (CLASS_NAMES.index(class_name), list(COUNTS).index(group), index)
+    rng = np.random.default_rng(seed)
+    image = _draw_good(photos[class_name], class_name, rng)
+    defect_type = group.split("/")[1]
+    if defect_type == "good":
+        return _to_uint8(image), None
+    strength = index / (COUNTS[group] - 1)
+    alpha, paint = _draw_defect(defect_type, image, class_name, strength, photos, rng)
+    alpha_of_channels = alpha.reshape(alpha.shape + (1,) * (image.ndim - 2))
+    image += alpha_of_channels * (paint - image)
+    return _to_uint8(image), np.where(alpha >= MASK_LEVEL, 255, 0).astype(np.uint8)
+
+
+def _draw_good(photo: Image.Image, class_name: str, rng: np.random.Generator) -> np.ndarray:
+    """A defect-free image (SIZE, SIZE) or (SIZE, SIZE, 3) float64."""
+    image = _crop(photo, TEXTURE_TRAVEL, rng) if class_name in TEXTURES else _pose(photo, rng)
+    image = 128 + rng.normal(1, GAIN_SD) * (image - 128) + rng.normal(0, OFFSET_SD)
+    return image + rng.normal(0, NOISE_SD, image.shape)
+
+
+def _crop(photo: Image.Image, travel: int, rng: np.random.Generator) -> np.ndarray:
+    """A window (SIZE, SIZE) or (SIZE, SIZE, 3) at random within travel about the centre."""
+    left, top = (np.array(photo.size) - SIZE - travel) // 2 + rng.integers(travel + 1, size=2)
+    return np.asarray(photo.crop((left, top, left + SIZE, top + SIZE)), dtype=np.float64)
+
+
+def _pose(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
+    """The photograph's centre at SIZE, as a fixed camera with a little play sees it."""
+    side = SIZE + 2 * POSE_MARGIN
+    square = ImageOps.fit(photo, (side, side), Image.Resampling.LANCZOS)
+    shift = tuple(rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2))
+    angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
+    posed = square.rotate(angle, Image.Resampling.BICUBIC, translate=shift)
+    return np.asarray(ImageOps.crop(posed, POSE_MARGIN), dtype=np.float64)
+
+
+def _draw_defect(
+    defect_type: str,
+    image: np.ndarray,
+    class_name: str,
+    strength: float,
+    photos: dict[str, Image.Image],
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """A defect's share of each pixel (SIZE, SIZE) in [0, 1] and its colours, shaped as image."""
+    from scipy.ndimage import gaussian_filter
+
+    area = OBJECT_AREAS.get(class_name, (0, 0, SIZE, SIZE))
+    if defect_type == "patch":
+        donor = photos[class_name if strength < FOREIGN_STRENGTH else DONORS[class_name]]
+        paint = _crop(donor, min(donor.size) - SIZE, rng)
+        alpha = _draw_blob(area, _between(PATCH_RADIUS, strength), rng)
+        return alpha, np.rot90(paint, rng.integers(1, 4))
+    if defect_type == "scratch":
+        length, width = _between(SCRATCH_LENGTH, strength), _between(SCRATCH_WIDTH, strength)
+        alpha = _draw_curve(area, length, width, rng)
+        contrast = _between(SCRATCH_CONTRAST, strength)
+    else:
+        alpha = _draw_blob(area, _between(STAIN_RADIUS, strength), rng)
+        alpha = gaussian_filter(alpha, STAIN_BLUR)
+        contrast = _between(STAIN_CONTRAST, strength)
+    return alpha, _shade(image, alpha, CONTRAST_FACTORS[class_name] * contrast, rng)
+
+
+def _between(ends: tuple[float, float], strength: float) -> float:
+    hard, easy = ends
+    return hard + strength * (easy - hard)
+
+
+def _place(area: tuple[int, int, int, int], reach: float, rng: np.random.Generator) -> np.ndarray:
+    """A centre (x, y) in the area, from where reach ends inside the border."""
+    top, left, bottom, right = np.clip(area, BORDER + reach, SIZE - BORDER - reach)
+    return np.array([rng.uniform(left, right), rng.uniform(top, bottom)])
+
+
+def _draw_curve(
+    area: tuple[int, int, int, int], length: float, width: float, rng: np.random.Generator
+) -> np.ndarray:
+    """The coverage (SIZE, SIZE) of a line that is bent as a parabola, its vertex in the area."""
+    along, bend = np.linspace(-length / 2, length / 2, 33), rng.uniform(-0.2, 0.2) * length
+    angle = rng.uniform(0, np.pi)
+    across = bend * (2 * along / length) ** 2
+    x = np.cos(angle) * along - np.sin(angle) * across
+    y = np.sin(angle) * along + np.cos(angle) * across
+    points = _place(area, 0.55 * length + width, rng) + np.stack([x, y], axis=1)
+    canvas = _new_canvas()
+    line = [tuple(point) for point in points * SUPERSAMPLING]
+    ImageDraw.Draw(canvas).line(line, 255, round(width * SUPERSAMPLING), joint="curve")
+    return _to_coverage(canvas)
+
+
+def _draw_blob(
+    area: tuple[int, int, int, int], radius: float, rng: np.random.Generator
+) -> np.ndarray:
+    """The coverage (SIZE, SIZE) of a disc whose outline three random waves dent."""
+    angles = np.linspace(0, 2 * np.pi, 120, endpoint=False)
+    waves = [rng.uniform(0, 0.4) / k * np.cos(k * angles + rng.uniform(0, 6.3)) for k in (2, 3, 4)]
+    radii = radius * (1 + np.sum(waves, axis=0))
+    outline = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
+    points = _place(area, radii.max() + 3 * STAIN_BLUR, rng) + outline
+    canvas = _new_canvas()
+    ImageDraw.Draw(canvas).polygon([tuple(point) for point in points * SUPERSAMPLING], 255)
+    return _to_coverage(canvas)
+
+
+def _new_canvas() -> Image.Image:
+    return Image.new("L", (SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING))
+
+
+def _to_coverage(canvas: Image.Image) -> np.ndarray:
+    return np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float64) / 255
+
+
+def _shade(
+    image: np.ndarray, alpha: np.ndarray, contrast: float, rng: np.random.Generator
+) -> np.ndarray:
+    """The image darker or brighter by contrast grey levels, whichever of the two has room."""
+    level = image[alpha >= MASK_LEVEL].mean()
+    sign = rng.choice((-1, 1))
+    if not 0 < level + sign * contrast < 255:
+        sign = -sign
+    return image + sign * contrast
+
+
+def _to_uint8(image: np.ndarray) -> np.ndarray:
+    return image.round().clip(0, 255).astype(np.uint8)

@@ -1,0 +1,318 @@
+"""The real command, run as a user would, on a small tree."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.conftest import write_image
+
+MAIN = Path(__file__).resolve().parent.parent / "main.py"
+
+
+def run(*arguments, cwd, env=None):
+    return subprocess.run(
+        [sys.executable, MAIN, *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | (env or {}),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def refused(*arguments, cwd, env=None):
+    """The one line on stderr with which the command refuses its arguments or data."""
+    done = run(*arguments, cwd=cwd, env=env)
+    assert done.returncode == 2, done.stderr
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    return done.stderr
+
+
+def read_rows(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def metrics(folder):
+    rows = read_rows(folder)
+    assert rows
+    return [{k: v for k, v in row.items() if "seconds" not in k} for row in rows]
+
+
+@pytest.fixture
+def experiment(tree, random_weights, tmp_path):
+    """Arguments of a small run."""
+    return [
+        *("--data_path", tree, "--class_name", "bolt", "weave", "--arch", "resnet18"),
+        *("--weights", random_weights("resnet18"), "--save_path", tmp_path / "out"),
+    ]
+
+
+def test_run_writes_all_it_promises(experiment, tree, tmp_path):
+    done = run(*experiment, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / "resnet18"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "figures",
+        "metrics.csv",
+        "metrics.json",
+        "roc_curve.png",
+    ]
+    rows = read_rows(folder)
+    assert [(r["class_name"], r["n_train"], r["n_test"]) for r in rows] == [
+        ("bolt", "5", "8"),
+        ("weave", "5", "8"),
+    ]
+    assert all(float(row[f"seconds_{stage}"]) > 0 for row in rows for stage in ("fit", "score"))
+    for class_name in ("bolt", "weave"):
+        expected = {
+            f"{p.parent.name}_{p.stem}.png" for p in (tree / class_name / "test").rglob("*.png")
+        }
+        assert len(expected) == 8
+        assert {p.name for p in (folder / "figures" / class_name).iterdir()} == expected
+    assert done.stdout.count("image ROCAUC: ") == 2
+    assert f"pixel ROCAUC: {float(rows[0]['pixel_auroc']):.3f}" in done.stdout
+    assert "mean of 2 classes" in done.stdout
+
+
+def test_settings_say_how_to_repeat_the_run(experiment, tmp_path):
+    run(*experiment, "--figures", "none", cwd=tmp_path)
+    content = json.loads((tmp_path / "out" / "resnet18" / "metrics.json").read_text())
+    settings = content["settings"]
+    assert settings["arguments"]["seed"] == 1024
+    assert settings["arguments"]["arch"] == "resnet18"
+    assert settings["channels_sha256"].startswith("8baffeca")
+    assert len(settings["weights_sha256"]) == 64
+    assert settings["versions"]["torch"]
+    assert settings["device"]
+    assert settings["peak_memory_bytes"]["host"] > 1e8
+    assert [row["class_name"] for row in content["classes"]] == ["bolt", "weave"]
+
+
+def test_rerun_is_identical_and_another_seed_is_not(experiment, tmp_path):
+    folder = tmp_path / "out" / "resnet18"
+    found = []
+    for seed in (1024, 1024, 7):
+        done = run(*experiment, "--figures", "none", "--seed", seed, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        found.append(metrics(folder))
+    assert found[0] == found[1]
+    assert found[0] != found[2]
+
+
+def test_hyphens_workers_and_batches_change_no_number(experiment, tmp_path):
+    folder = tmp_path / "out" / "resnet18"
+    run(*experiment, "--figures", "none", cwd=tmp_path)
+    whole = metrics(folder)
+    options = ["--batch-size", "3", "--num-workers", "0", "--figures", "2", "--device", "cpu"]
+    done = run(*experiment, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for row, other in zip(whole, metrics(folder), strict=True):
+        for name in ("image_auroc", "pixel_auroc"):
+            assert float(row[name]) == pytest.approx(float(other[name]), abs=1e-4)
+    # two figures: the first and the last test image
+    assert sorted(p.name for p in (folder / "figures" / "bolt").iterdir()) == [
+        "crack_000.png",
+        "stain_002.png",
+    ]
+
+
+def test_without_masks_only_pixel_metrics_are_left_empty(experiment, tree, tmp_path):
+    shutil.rmtree(tree / "bolt" / "ground_truth")
+    done = run(*experiment, "--figures", "1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    bolt, weave = read_rows(tmp_path / "out" / "resnet18")
+    assert bolt["image_auroc"]
+    assert not bolt["pixel_auroc"]
+    assert weave["pixel_auroc"]
+    assert "pixel ROCAUC: –" in done.stdout
+    assert "there is no ground_truth folder" in done.stdout
+    figures = tmp_path / "out" / "resnet18" / "figures"
+    widths = [Image.open(next((figures / name).iterdir())).width for name in ("bolt", "weave")]
+    assert widths[0] < widths[1]
+
+
+@pytest.mark.parametrize(
+    ("kept", "count"), [("good", "got 2 normal and 0 anomalous"), ("crack", "0 normal and 3")]
+)
+def test_metrics_that_need_both_kinds_are_left_empty_with_a_reason(
+    experiment, tree, tmp_path, kept, count
+):
+    for folder in (tree / "bolt" / "test").iterdir():
+        if folder.name != kept:
+            shutil.rmtree(folder)
+    done = run(*experiment, "--figures", "none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    bolt, weave = read_rows(tmp_path / "out" / "resnet18")
+    assert not bolt["image_auroc"]
+    assert bool(bolt["pixel_auroc"]) == (kept == "crack")
+    assert weave["image_auroc"]
+    assert count in done.stdout
+    notes = json.loads((tmp_path / "out" / "resnet18" / "metrics.json").read_text())["classes"]
+    assert count in notes[0]["notes"][0]
+
+
+def test_a_bad_image_ends_the_run_but_not_the_finished_class(experiment, tree, tmp_path):
+    path = tree / "weave" / "test" / "good" / "001.png"
+    path.write_bytes(path.read_bytes()[:200])
+    line = refused(*experiment, "--figures", "1", cwd=tmp_path)
+    assert f"cannot read image {path}" in line
+    folder = tmp_path / "out" / "resnet18"
+    assert [row["class_name"] for row in read_rows(folder)] == ["bolt"]
+    assert (folder / "roc_curve.png").exists()
+    assert (folder / "metrics.json").exists()
+    assert list((folder / "figures" / "bolt").iterdir())
+
+
+def test_interrupt_ends_in_one_line(experiment, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, MAIN, *map(str, experiment)],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("image ROCAUC"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert stderr.splitlines() == ["interrupted; the classes finished so far are in the results"]
+
+
+def test_numbers_equal_the_naive_method_on_the_same_tree(tree, random_weights, tmp_path):
+    """Whole pipeline, image files to metrics.csv, against the slow float64 copy."""
+    from tests.pipeline import naive_run
+
+    weights = random_weights("resnet18")
+    done = run(
+        *("--data_path", tree, "--class_name", "bolt", "--arch", "resnet18", "--weights", weights),
+        *("--save_path", tmp_path / "out", "--figures", "none"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    (row,) = read_rows(tmp_path / "out" / "resnet18")
+    image_auroc, pixel_auroc = naive_run(tree / "bolt", weights)
+    assert float(row["image_auroc"]) == pytest.approx(image_auroc, abs=1e-6)
+    assert float(row["pixel_auroc"]) == pytest.approx(pixel_auroc, abs=1e-6)
+
+
+def test_help_is_there_at_once(tmp_path):
+    start = time.perf_counter()
+    done = run("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "--data_path PATH, --data-path PATH" in done.stdout
+    assert time.perf_counter() - start < 20
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_importing_the_modules_does_nothing(tmp_path):
+    names = [
+        str(path.relative_to(MAIN.parent).with_suffix("")).replace("/", ".")
+        for folder in ("datasets", "utils")
+        for path in (MAIN.parent / folder).glob("*.py")
+    ]
+    assert len(names) > 8
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", f"import main, {', '.join(names)}"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(MAIN.parent), "MPLCONFIGDIR": str(tmp_path / "mpl")},
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert [path.name for path in tmp_path.iterdir() if path.name != "mpl"] == []
+
+
+@pytest.mark.parametrize("given", [[], ["--demo", "--data_path", "data"]])
+def test_exactly_one_of_data_path_and_demo_is_needed(tmp_path, given):
+    assert "give either --data_path PATH" in refused(*given, cwd=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--arch", "resnet19", "invalid choice: 'resnet19'"),
+        ("--batch_size", "0", "'0' is not a whole number >= 1"),
+        ("--num_workers", "-1", "'-1' is not a whole number >= 0"),
+        ("--figures", "some", "'some' is not a whole number >= 0"),
+        ("--seed", "x", "invalid int value: 'x'"),
+        ("--device", "tpu", "--device tpu is not on this machine; choose from auto, cpu"),
+        ("--weights", "nowhere.pth", "no file nowhere.pth; --weights takes"),
+        ("--class_name", "botle", "unknown class 'botle' in"),
+        ("--data_path", "nowhere", "no folder nowhere; --data_path must hold"),
+        ("--colour", "red", "unrecognized arguments: --colour red"),
+    ],
+)
+def test_a_bad_argument_is_refused(experiment, tmp_path, option, value, message):
+    assert message in refused(*experiment, f"{option}={value}", cwd=tmp_path).replace(
+        "arguments: --colour=red", "arguments: --colour red"
+    )
+
+
+def test_a_device_that_is_not_there_is_refused(experiment, tmp_path):
+    line = refused(*experiment, "--device", "cuda", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
+    assert "--device cuda is not on this machine; choose from auto, cpu" in line
+
+
+def test_classes_of_mvtec_that_are_missing_are_named(tree, tmp_path):
+    line = refused("--data_path", tree, "--arch", "resnet18", cwd=tmp_path)
+    assert "lacks bottle, cable, capsule" in line
+    assert "it holds bolt, weave: choose from these with --class_name" in line
+
+
+def test_a_single_training_image_is_refused(experiment, tree, tmp_path):
+    for path in sorted((tree / "weave" / "train" / "good").iterdir())[1:]:
+        path.unlink()
+    line = refused(*experiment, cwd=tmp_path)
+    assert "000.png is the only training image of weave; a covariance needs at least 2" in line
+
+
+def test_an_empty_folder_is_refused(experiment, tree, tmp_path):
+    shutil.rmtree(tree / "weave" / "train" / "good")
+    (tree / "weave" / "train" / "good").mkdir()
+    assert "no images in" in refused(*experiment, cwd=tmp_path)
+
+
+def test_a_missing_mask_is_refused(experiment, tree, tmp_path):
+    (tree / "weave" / "ground_truth" / "crack" / "001_mask.png").unlink()
+    assert "mask missing for" in refused(*experiment, cwd=tmp_path)
+
+
+def test_a_mask_of_another_size_is_refused(experiment, tree, tmp_path):
+    mask = tree / "weave" / "ground_truth" / "crack" / "001_mask.png"
+    write_image(mask, np.zeros((7, 9), dtype=np.uint8))
+    assert "is 9x7 pixels but its image" in refused(*experiment, cwd=tmp_path)
+
+
+def test_a_save_path_that_is_a_file_is_refused(experiment, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    assert "cannot write in" in refused(*experiment, cwd=tmp_path)
+
+
+def test_weights_of_another_network_are_refused(experiment, random_weights, tmp_path):
+    line = refused(*experiment, "--weights", random_weights("wide_resnet50_2"), cwd=tmp_path)
+    assert "do not fit resnet18: " in line
+
+
+def test_a_failed_download_names_the_ways_out(tree, tmp_path):
+    line = refused(
+        *("--data_path", tree, "--class_name", "bolt", "--arch", "resnet18"),
+        cwd=tmp_path,
+        env={"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:9"},
+    )
+    assert "cannot download ResNet18_Weights.IMAGENET1K_V1" in line
+    assert "--weights FILE" in line
+    assert "--arch efficientnet_lite0" in line
