@@ -1,0 +1,282 @@
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tests.naive import naive_distances
+from utils.features import concatenate
+from utils.gaussian import (
+    COVARIANCE_EPS,
+    PATCH_BLOCK,
+    DualGaussians,
+    PrimalGaussians,
+    _fit_dual,
+    _fit_primal,
+    fit_gaussians,
+)
+
+FORMS = {"primal": _fit_primal, "dual": _fit_dual}
+in_both_forms = pytest.mark.parametrize("form", FORMS)
+# float32 against float64 on embeddings near 1; the largest error seen is a tenth of it
+TOLERANCE = 1e-4
+
+
+def draw(n: int, d: int, grid: tuple[int, int] = (3, 2), seed: int = 0) -> Tensor:
+    """Embeddings (n, d, *grid) with correlated channels."""
+    rng = np.random.default_rng(seed)
+    mixing = np.random.default_rng(d).normal(size=(d, d)) / np.sqrt(d)
+    values = np.einsum("ce,nehw->nchw", mixing, rng.normal(size=(n, d, *grid)))
+    return torch.from_numpy(values).float()
+
+
+def draw_pyramid(n: int, grids: list[tuple[int, int]], seed: int = 0) -> list[Tensor]:
+    return [draw(n, 4 + i, grid, seed) for i, grid in enumerate(grids)]
+
+
+def fit(
+    form: str,
+    train: Tensor | list[Tensor],
+    eps: float = COVARIANCE_EPS,
+    block: int = PATCH_BLOCK,
+) -> PrimalGaussians | DualGaussians:
+    """Fit all images at once in the form wanted, whatever their number."""
+    layers = [train] if isinstance(train, Tensor) else train
+    return FORMS[form]([layers], len(layers[0]), eps, block)
+
+
+def assert_close(distances: Tensor, expected: np.ndarray | Tensor, tolerance: float = TOLERANCE):
+    np.testing.assert_allclose(distances.numpy(), np.asarray(expected), rtol=tolerance, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("n", "form"), [(5, DualGaussians), (12, DualGaussians), (13, PrimalGaussians)]
+)
+def test_form_is_the_smaller_one(n, form):
+    assert type(fit_gaussians([[draw(n, 12)]], n)) is form
+
+
+def test_form_counts_the_channels_of_all_layers():
+    # 4 + 5 + 6 = 15 channels
+    pyramid = draw_pyramid(10, [(4, 4), (2, 2), (1, 1)])
+    assert type(fit_gaussians([pyramid], 10)) is DualGaussians
+
+
+@pytest.mark.parametrize("n", [2, 5, 12, 13, 40])
+def test_distances_equal_the_naive_ones(n):
+    train, test = draw(n, 12), draw(4, 12, seed=1)
+    distances = fit_gaussians([[train]], n).distances([test])
+    assert distances.shape == (4, 3, 2)
+    assert_close(distances, naive_distances(train.numpy(), test.numpy()))
+
+
+@in_both_forms
+@pytest.mark.parametrize("n", [5, 12, 40])
+def test_both_forms_equal_the_naive_one_at_any_size(form, n):
+    train, test = draw(n, 12), draw(4, 12, seed=1)
+    distances = fit(form, train).distances([test])
+    assert_close(distances, naive_distances(train.numpy(), test.numpy()))
+
+
+@in_both_forms
+@pytest.mark.parametrize("sizes", [[9], [1] * 9])
+def test_large_means_and_tiny_variances_lose_no_digits(form, sizes):
+    # float32 holds 1000 to 6e-5: the inputs are rounded alike for both
+    train, test = 1000 + 0.1 * draw(9, 8), 1000 + 0.1 * draw(3, 8, seed=1)
+    batches = [[images] for images in train.split(sizes)]
+    distances = FORMS[form](batches, 9, COVARIANCE_EPS, PATCH_BLOCK).distances([test])
+    expected = naive_distances(train.numpy(), test.numpy())
+    np.testing.assert_allclose(distances.numpy(), expected, rtol=2e-3)
+
+
+@in_both_forms
+@pytest.mark.parametrize("eps", [0.001, 0.1, 10])
+def test_eps_is_added_to_the_diagonal(form, eps):
+    train, test = draw(9, 5), draw(3, 5, seed=1)
+    distances = fit(form, train, eps).distances([test])
+    assert_close(distances, naive_distances(train.numpy(), test.numpy(), eps), 1e-3)
+
+
+def test_eps_is_that_of_the_paper():
+    assert COVARIANCE_EPS == 0.01
+
+
+@in_both_forms
+@pytest.mark.parametrize(
+    "grids",
+    [
+        [(8, 8), (4, 4), (2, 2)],
+        [(7, 7), (4, 4), (2, 2)],
+        [(7, 5), (4, 3), (3, 2)],
+        [(3, 6), (3, 6)],
+    ],
+)
+def test_pyramid_equals_its_layers_in_one_piece(form, grids):
+    train, test = draw_pyramid(10, grids), draw_pyramid(3, grids, seed=1)
+    whole = fit(form, concatenate(train)).distances([concatenate(test)])
+    assert_close(fit(form, train).distances(test), whole)
+
+
+@in_both_forms
+def test_pyramid_equals_the_naive_distances_of_nearest_repeats(form):
+    grids = [(7, 5), (4, 3), (2, 2)]
+    train, test = draw_pyramid(10, grids), draw_pyramid(3, grids, seed=1)
+    repeated = [
+        torch.cat([F.interpolate(layer, grids[0], mode="nearest") for layer in layers], dim=1)
+        for layers in (train, test)
+    ]
+    expected = naive_distances(repeated[0].numpy(), repeated[1].numpy())
+    assert_close(fit(form, train).distances(test), expected)
+
+
+@in_both_forms
+@pytest.mark.parametrize("block", [1, 5, 1000])
+def test_block_size_of_the_fit_has_no_effect(form, block):
+    train, test = (draw_pyramid(n, [(6, 4), (3, 2)], seed=n) for n in (9, 3))
+    distances = fit(form, train, block=block).distances(test)
+    assert_close(distances, fit(form, train).distances(test), 1e-5)
+
+
+@in_both_forms
+@pytest.mark.parametrize("block", [1, 5, 1000])
+def test_block_size_of_the_distances_has_no_effect(form, block):
+    train, test = (draw_pyramid(n, [(6, 4), (3, 2)], seed=n) for n in (9, 3))
+    gaussians = fit(form, train)
+    assert_close(gaussians.distances(test, block), gaussians.distances(test), 1e-5)
+
+
+@in_both_forms
+@pytest.mark.parametrize("sizes", [[1] * 9, [4, 4, 1], [1, 8]])
+def test_batch_size_of_the_fit_has_no_effect(form, sizes):
+    train, test = (draw_pyramid(n, [(6, 4), (3, 2)], seed=n) for n in (9, 3))
+    parts = [layer.split(sizes) for layer in train]
+    batches = [list(layers) for layers in zip(*parts, strict=True)]
+    assert len(batches) == len(sizes)
+    gaussians = FORMS[form](iter(batches), 9, COVARIANCE_EPS, PATCH_BLOCK)
+    assert_close(gaussians.distances(test), fit(form, train).distances(test), 1e-5)
+
+
+@in_both_forms
+def test_batch_size_of_the_distances_has_no_effect(form):
+    train, test = (draw_pyramid(n, [(6, 4), (3, 2)], seed=n) for n in (9, 3))
+    gaussians = fit(form, train)
+    alone = torch.cat([gaussians.distances([layer[[i]] for layer in test]) for i in range(3)])
+    assert_close(gaussians.distances(test), alone, 1e-5)
+
+
+@in_both_forms
+def test_distance_to_an_identity_covariance_is_euclidean(form):
+    # +-a along each of 3 axes: covariance 2 a^2 / 5, and with eps the identity
+    a = (2.5 * (1 - COVARIANCE_EPS)) ** 0.5
+    train = torch.cat([a * torch.eye(3), -a * torch.eye(3)])[:, :, None, None]
+    test = torch.tensor([[1.0, 2, 2], [3, 0, 4], [0, 0, 0]])[:, :, None, None]
+    distances = fit(form, train).distances([test])
+    np.testing.assert_allclose(distances.flatten(), [3, 5, 0], rtol=1e-5)
+
+
+@in_both_forms
+def test_distance_to_equal_images_is_euclidean_over_the_root_of_eps(form):
+    # no variance: the covariance is eps, its root 0.1
+    train = torch.full((4, 2, 1, 1), 7.0)
+    test = torch.tensor([10.0, 11.0]).view(1, 2, 1, 1)
+    assert fit(form, train).distances([test]).item() == pytest.approx(50, rel=1e-5)
+
+
+@in_both_forms
+def test_distance_is_not_squared(form):
+    train, test = draw(9, 5), draw(3, 5, seed=1)
+    mean = train.mean(dim=0)
+    gaussians = fit(form, train)
+    near, far = (gaussians.distances([mean + k * (test - mean)]) for k in (1, 3))
+    assert_close(far, 3 * near)
+
+
+@in_both_forms
+def test_distance_to_the_mean_is_0(form):
+    train = draw(9, 5)
+    distances = fit(form, train).distances([train.mean(dim=0, keepdim=True)])
+    np.testing.assert_allclose(distances.numpy(), 0, atol=1e-5)
+
+
+@in_both_forms
+def test_translation_has_no_effect(form):
+    train, test, shift = draw(9, 5), draw(3, 5, seed=1), draw(1, 5, seed=2)
+    moved = fit(form, train + shift).distances([test + shift])
+    assert_close(moved, fit(form, train).distances([test]))
+
+
+@in_both_forms
+def test_rotation_has_no_effect(form):
+    train, test = draw(9, 5), draw(3, 5, seed=1)
+    rotation = torch.linalg.qr(torch.from_numpy(np.random.default_rng(2).normal(size=(5, 5)))).Q
+    turned = [torch.einsum("ce,nehw->nchw", rotation.float(), x) for x in (train, test)]
+    assert_close(fit(form, turned[0]).distances([turned[1]]), fit(form, train).distances([test]))
+
+
+@in_both_forms
+def test_every_patch_has_its_own_gaussian(form):
+    train, test = draw(9, 5), draw(3, 5, seed=1)
+    distances = fit(form, train).distances([test])
+    own = fit(form, train[:, :, 2:, 1:]).distances([test[:, :, 2:, 1:]])
+    assert_close(distances[:, 2:, 1:], own, 1e-5)
+
+
+@in_both_forms
+def test_test_embeddings_are_not_modified(form):
+    train, test = draw(9, 5), draw(3, 5, seed=1)
+    before = test.clone()
+    fit(form, train).distances([test])
+    assert torch.equal(test, before)
+
+
+@in_both_forms
+def test_training_embeddings_are_not_modified(form):
+    train = draw(9, 5)
+    before = train.clone()
+    fit(form, train)
+    assert torch.equal(train, before)
+
+
+@in_both_forms
+def test_distances_are_float32(form):
+    assert fit(form, draw(9, 5)).distances([draw(3, 5)]).dtype == torch.float32
+
+
+def test_square_that_rounding_makes_negative_counts_as_0():
+    # squares near 2e5 over 0.01, of which all but about 3 cancel, are more than float32 holds
+    train = 70 * draw(5, 40, grid=(8, 8))
+    distances = fit("dual", train).distances([train])
+    assert (distances == 0).any()
+    assert distances.isfinite().all()
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    form=st.sampled_from(sorted(FORMS)),
+    n=st.integers(2, 14),
+    d=st.integers(1, 10),
+    grid=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    n_test=st.integers(1, 3),
+    seed=st.integers(0, 2**31),
+)
+def test_distances_of_any_shape_equal_the_naive_ones(form, n, d, grid, n_test, seed):
+    train, test = draw(n, d, grid, seed), draw(n_test, d, grid, seed + 1)
+    distances = fit(form, train, block=3).distances([test])
+    assert_close(distances, naive_distances(train.numpy(), test.numpy()), 1e-3)
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_images_are_refused(n):
+    with pytest.raises(ValueError, match=f"covariance needs at least 2 training images; got {n}"):
+        fit_gaussians([[draw(n, 5)]], n)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+@pytest.mark.parametrize("n", [4, 9])
+def test_embedding_that_is_not_finite_is_refused(value, n):
+    batches = [draw_pyramid(2, [(4, 4), (2, 2)]), draw_pyramid(n - 2, [(4, 4), (2, 2)])]
+    batches[1][1][0, 0, 0, 0] = value
+    with pytest.raises(ValueError, match="an embedding is not finite; the weights or the images"):
+        fit_gaussians(batches, n)
