@@ -13,8 +13,10 @@ import argparse
 import os
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -25,20 +27,20 @@ from utils import backbone
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from utils.evaluation import Evaluation, ScoredImages
+    from utils.evaluation import Evaluation
 
+# everything but the reproduction itself; a module with add_arguments(parser) and run(args)
+COMMANDS = {"tables": "utils.tables"}
 BATCH_SIZE = 32  # upstream
 MAX_WORKERS = 8
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
-    parser = make_parser()
-    args = parser.parse_args()
-    if args.demo == (args.data_path is not None):
-        parser.error("give either --data_path PATH, a folder in MVTec layout, or --demo")
+    parser, run, words = choose_command(sys.argv[1:])
+    args = parser.parse_args(words)
     try:
-        run_experiment(args)
+        run(args)
     except (OSError, ValueError) as error:
         parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:
@@ -49,7 +51,11 @@ def main() -> None:
 def run_experiment(args: argparse.Namespace) -> None:
     """For every class: fit to good images, score the test images, evaluate, draw, write."""
     # whatever is wrong with the arguments or the folders is found before anything slow
-    groups = use_demo(args) if args.demo else mvtec
+    if args.demo == (args.data_path is not None):
+        raise ValueError("give either --data_path PATH, a folder in MVTec layout, or --demo")
+    arguments = dict(vars(args))
+    if args.demo:
+        use_demo(args)
     args.arch = args.arch or backbone.DEFAULT_ARCH
     class_names = mvtec.choose_classes(args.data_path, args.class_name)
     datasets = [mvtec.load_splits(args.data_path, class_name) for class_name in class_names]
@@ -57,112 +63,79 @@ def run_experiment(args: argparse.Namespace) -> None:
 
     # these take seconds to import
     from datasets.loading import load_batches
-    from utils import results, runtime
+    from utils import runtime
     from utils.evaluation import evaluate, score_images
     from utils.features import FeatureExtractor
     from utils.padim import PaDiM
-    from utils.plot import plot_roc_curves
+    from utils.report import Report
+    from utils.tables import to_text
 
     def batches(dataset: mvtec.MVTecDataset) -> Iterator[list[Tensor]]:
         description = f"{dataset.class_name} {dataset.split}"
         return load_batches(dataset, args.batch_size, args.num_workers, description)
 
-    # a frozen ImageNet network, and one random draw of its channels for all classes
+    # a frozen ImageNet network, and random draws of its channels, the same for all classes
     device = runtime.choose_device(args.device)
     network = backbone.load_network(args.arch, args.weights)
     extractor = FeatureExtractor(network, device)
-    channels = backbone.draw_channels(args.arch, args.seed)
-    print(
-        f"{args.arch} on {runtime.device_name(device)}, {len(channels)} channels, seed {args.seed}"
-    )
+    seeds = range(args.seed, args.seed + args.seeds)
+    draws = {seed: backbone.draw_channels(args.arch, seed) for seed in seeds}
+    print(f"{args.arch} on {runtime.device_name(device)}, {len(draws[args.seed])} channels")
+    # the network runs once; what it gives is kept only if several draws look at it
+    keep = list if args.seeds > 1 else iter
 
-    rows, evaluations = [], {}
+    report = Report(folder)
     for train, test in datasets:
         print(f"\n{test.class_name}: {len(train)} training images, {len(test)} test images")
-        seconds: dict[str, float] = {}
+        seconds = Stopwatch()
+        with seconds("fit"):
+            good = keep(extractor(images) for images, _, _ in batches(train))
+        with seconds("score"):
+            unseen = keep((extractor(images), images, *truth) for images, *truth in batches(test))
 
-        # from good images alone: a Gaussian for each patch position
-        with stopwatch(seconds, "fit"):
-            model = PaDiM(extractor, channels)
-            model.fit((images for images, _, _ in batches(train)), len(train))
+        for seed, channels in draws.items():
+            if len(draws) > 1:
+                print(f"seed {seed}")
 
-        # the distance of each patch from its Gaussian, as a map over the image
-        with stopwatch(seconds, "score"):
-            scored = score_images(model, batches(test))
+            # from good images alone: a Gaussian for each patch position
+            with seconds("fit"):
+                model = PaDiM(channels).fit(good, len(train))
 
-        with stopwatch(seconds, "metrics"):
-            evaluation = evaluate(scored, test.has_masks)
-        print_evaluation(evaluation)
+            # the distance of each patch from its Gaussian, as a map over the image
+            with seconds("score"):
+                scored = score_images(model, unseen)
 
-        with stopwatch(seconds, "figures"):
-            figures_folder = folder / "figures" / test.class_name
-            draw_localisations(figures_folder, test, scored, evaluation, args.figures)
+            with seconds("metrics"):
+                evaluation = evaluate(scored, test.has_masks)
+            print_evaluation(evaluation)
 
-        evaluations[test.class_name] = evaluation
-        rows.append(
-            results.ClassResult(
-                test.class_name,
-                len(train),
-                len(test),
-                evaluation.image_auroc,
-                evaluation.pixel_auroc,
-                seconds,
-                evaluation.notes,
-            )
+            if seed == args.seed:
+                with seconds("figures"):
+                    report.draw(test, scored, evaluation, args.figures)
+            report.add(train, test, seed, evaluation, seconds.take())
+
+        tables = report.write(
+            runtime.describe_run(arguments, args.arch, network, draws[args.seed], device)
         )
-        settings = runtime.describe_run(vars(args), network, channels, device)
-        results.write_results(folder, rows, settings)
-        plot_roc_curves(folder / "roc_curve.png", evaluations)
 
-    print(f"\n{results.format_table(rows, groups.TEXTURES, groups.OBJECTS)}\n\nresults in {folder}")
+    print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
 
 
-def use_demo(args: argparse.Namespace):
-    """Make the demo set the data of the run; returns its module, which names its classes."""
+def use_demo(args: argparse.Namespace) -> None:
+    """Make the demo set the data of the run."""
     args.data_path = demo.make_demo()
     args.class_name = args.class_name or [*demo.TEXTURES, *demo.OBJECTS]
     args.arch = args.arch or backbone.DEMO_ARCH
     args.save_path /= "demo"
-    return demo
 
 
 def print_evaluation(evaluation: Evaluation) -> None:
-    """Print the class's metrics as upstream does, and why one is missing."""
-    for level, curve in (("image", evaluation.image_curve), ("pixel", evaluation.pixel_curve)):
-        print(f"{level} ROCAUC: {'–' if curve is None else f'{curve.auroc:.3f}'}")
+    """Print the two lines that upstream prints, and why a metric is missing."""
+    for level in ("image", "pixel"):
+        value = evaluation.metrics[f"{level}_auroc"]
+        print(f"{level} ROCAUC: {'–' if value is None else f'{value:.3f}'}")
     for note in evaluation.notes:
         print(f"({note})")
-
-
-def draw_localisations(
-    folder: Path,
-    test: mvtec.MVTecDataset,
-    scored: ScoredImages,
-    evaluation: Evaluation,
-    figures: int | None,
-) -> None:
-    """Draw all test images, or that many of them, spread evenly over the defect types."""
-    import numpy as np
-    from matplotlib.colors import Normalize
-    from tqdm import tqdm
-
-    from utils.plot import Localisation, plot_localisations
-
-    count = len(test) if figures is None else min(figures, len(test))
-    chosen = np.linspace(0, len(test) - 1, count).round().astype(int)
-    items = (
-        Localisation(
-            path=folder / f"{test.samples[i].name}.png",
-            title=f"{test.class_name} / {test.samples[i].defect_type} / "
-            f"{test.samples[i].path.name}    image score {scored.image_scores[i]:.2f}",
-            image=scored.images[i],
-            anomaly_map=scored.anomaly_maps[i],
-            mask=scored.masks[i] if test.has_masks else None,
-        )
-        for i in tqdm(chosen, desc=f"{test.class_name} figures", unit="figure", disable=None)
-    )
-    norm = Normalize(scored.anomaly_maps.min(), scored.anomaly_maps.max())
-    plot_localisations(items, norm, evaluation.threshold)
 
 
 def make_folder(path: Path) -> Path:
@@ -181,12 +154,40 @@ def make_folder(path: Path) -> Path:
         ) from error
 
 
-@contextmanager
-def stopwatch(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Note the wall time of the block under stage."""
-    start = perf_counter()
-    yield
-    seconds[stage] = perf_counter() - start
+class Stopwatch:
+    """Adds up the wall time of stages."""
+
+    def __init__(self) -> None:
+        self.seconds: Counter[str] = Counter()
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        """Count the block's time to a stage."""
+        start = perf_counter()
+        yield
+        self.seconds[stage] += perf_counter() - start
+
+    def take(self) -> Counter[str]:
+        """The seconds of each stage since the last call."""
+        taken, self.seconds = self.seconds, Counter()
+        return taken
+
+
+def choose_command(
+    words: list[str],
+) -> tuple[argparse.ArgumentParser, Callable[[argparse.Namespace], None], list[str]]:
+    """The parser, the function and the words that are left for it: a command's or the run's."""
+    if not words or words[0] not in COMMANDS:
+        return make_parser(), run_experiment, words
+    command = import_module(COMMANDS[words[0]])
+    parser = OneLineParser(
+        prog=f"main.py {words[0]}",
+        description=command.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    command.add_arguments(parser)
+    return parser, command.run, words[1:]
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -201,6 +202,7 @@ def make_parser() -> argparse.ArgumentParser:
     """The command line; every option with underscores is also taken with hyphens."""
     parser = OneLineParser(
         description=__doc__,
+        epilog=f"other commands: {', '.join(COMMANDS)} (main.py COMMAND --help)",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -245,6 +247,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="FILE",
     )
     add("seed", "of the draw of channels (default: %(default)s)", type=int, default=backbone.SEED)
+    add(
+        "seeds",
+        "draws to evaluate, with seeds counting up from --seed (default: %(default)s)",
+        type=at_least(1),
+        default=1,
+        metavar="K",
+    )
     add(
         "batch_size",
         "images in a batch (default: %(default)s)",

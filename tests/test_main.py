@@ -64,9 +64,11 @@ def test_run_writes_all_it_promises(experiment, tree, tmp_path):
     folder = tmp_path / "out" / "resnet18"
     assert sorted(p.name for p in folder.iterdir()) == [
         "figures",
+        "index.html",
         "metrics.csv",
         "metrics.json",
         "roc_curve.png",
+        "tables.md",
     ]
     rows = read_rows(folder)
     assert [(r["class_name"], r["n_train"], r["n_test"]) for r in rows] == [
@@ -90,13 +92,14 @@ def test_settings_say_how_to_repeat_the_run(experiment, tmp_path):
     content = json.loads((tmp_path / "out" / "resnet18" / "metrics.json").read_text())
     settings = content["settings"]
     assert settings["arguments"]["seed"] == 1024
-    assert settings["arguments"]["arch"] == "resnet18"
+    assert settings["arch"] == "resnet18"
+    assert settings["command"].startswith("python main.py --data_path")
     assert settings["channels_sha256"].startswith("8baffeca")
     assert len(settings["weights_sha256"]) == 64
     assert settings["versions"]["torch"]
     assert settings["device"]
     assert settings["peak_memory_bytes"]["host"] > 1e8
-    assert [row["class_name"] for row in content["classes"]] == ["bolt", "weave"]
+    assert [row["class_name"] for row in content["results"]] == ["bolt", "weave"]
 
 
 def test_rerun_is_identical_and_another_seed_is_not(experiment, tmp_path):
@@ -108,6 +111,18 @@ def test_rerun_is_identical_and_another_seed_is_not(experiment, tmp_path):
         found.append(metrics(folder))
     assert found[0] == found[1]
     assert found[0] != found[2]
+
+
+def test_several_seeds_are_the_single_ones(experiment, tmp_path):
+    folder = tmp_path / "out" / "resnet18"
+    options = [*experiment, "--class_name", "bolt", "--figures", "none"]
+    done = run(*options, "--seeds", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    both = metrics(folder)
+    assert [row["seed"] for row in both] == ["1024", "1025"]
+    assert " ± " in done.stdout
+    run(*options, "--seed", "1025", cwd=tmp_path)
+    assert metrics(folder) == both[1:]
 
 
 def test_hyphens_workers_and_batches_change_no_number(experiment, tmp_path):
@@ -158,7 +173,7 @@ def test_metrics_that_need_both_kinds_are_left_empty_with_a_reason(
     assert bool(bolt["pixel_auroc"]) == (kept == "crack")
     assert weave["image_auroc"]
     assert count in done.stdout
-    notes = json.loads((tmp_path / "out" / "resnet18" / "metrics.json").read_text())["classes"]
+    notes = json.loads((tmp_path / "out" / "resnet18" / "metrics.json").read_text())["results"]
     assert count in notes[0]["notes"][0]
 
 

@@ -33,16 +33,24 @@ def extractor(random_weights: Callable[[str], Path]) -> FeatureExtractor:
     )
 
 
+def fit(extractor: FeatureExtractor, channels: list[int], batches, n_train: int) -> PaDiM:
+    return PaDiM(channels).fit((extractor(images) for images in batches), n_train)
+
+
+def maps_of(model: PaDiM, extractor: FeatureExtractor, images: Tensor) -> np.ndarray:
+    return model.anomaly_maps(extractor(images), images.shape[2:])
+
+
 def model_with_distances(distances: Tensor) -> PaDiM:
     """A model whose patches are at these distances (B, h, w), whatever the images are."""
-    model = PaDiM(lambda images: {"layer1": images}, [0])
+    model = PaDiM([0])
     model.gaussians = SimpleNamespace(distances=lambda layers: distances)
     return model
 
 
 def test_constant_distances_stay_constant():
     model = model_with_distances(torch.full((2, 4, 6), 3.7))
-    anomaly_maps = model.anomaly_maps(torch.zeros(2, 3, 64, 96, dtype=torch.uint8))
+    anomaly_maps = model.anomaly_maps({"layer1": torch.zeros(2, 1, 4, 4)}, (64, 96))
     np.testing.assert_allclose(anomaly_maps, np.full((2, 64, 96), 3.7), rtol=1e-6)
 
 
@@ -50,7 +58,9 @@ def test_constant_distances_stay_constant():
 def test_peak_keeps_its_place(i, j):
     distances = torch.ones(1, 8, 8)
     distances[0, i, j] = 50
-    anomaly_maps = model_with_distances(distances).anomaly_maps(torch.zeros(1, 3, 64, 64))
+    anomaly_maps = model_with_distances(distances).anomaly_maps(
+        {"layer1": torch.zeros(1, 1, 4, 4)}, (64, 64)
+    )
     row, column = np.unravel_index(anomaly_maps[0].argmax(), (64, 64))
     # a patch is 8 pixels wide, its two middle ones are equal
     assert row in (8 * i + 3, 8 * i + 4)
@@ -59,19 +69,21 @@ def test_peak_keeps_its_place(i, j):
 
 def test_maps_are_enlarged_and_smoothed_like_the_naive_ones():
     distances = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0))
-    anomaly_maps = model_with_distances(distances).anomaly_maps(torch.zeros(3, 3, 64, 96))
+    anomaly_maps = model_with_distances(distances).anomaly_maps(
+        {"layer1": torch.zeros(3, 1, 4, 4)}, (64, 96)
+    )
     expected = naive_maps(distances.double().numpy(), (64, 96))
     np.testing.assert_allclose(anomaly_maps, expected, rtol=1e-5)
 
 
 def test_single_image_has_a_map_of_its_own():
     model = model_with_distances(torch.ones(1, 4, 6))
-    assert model.anomaly_maps(torch.zeros(1, 3, 64, 96)).shape == (1, 64, 96)
+    assert model.anomaly_maps({"layer1": torch.zeros(1, 1, 4, 4)}, (64, 96)).shape == (1, 64, 96)
 
 
 def test_maps_are_float32():
     model = model_with_distances(torch.ones(1, 4, 4))
-    assert model.anomaly_maps(torch.zeros(1, 3, 64, 64)).dtype == np.float32
+    assert model.anomaly_maps({"layer1": torch.zeros(1, 1, 4, 4)}, (64, 64)).dtype == np.float32
 
 
 def test_image_score_is_the_maximum_of_the_map():
@@ -89,13 +101,13 @@ def test_maps_leave_the_distances_as_they_are():
     distances = torch.rand(1, 4, 4)
     before = distances.clone()
     # at the distances' own size nothing is enlarged
-    model_with_distances(distances).anomaly_maps(torch.zeros(1, 3, 4, 4))
+    model_with_distances(distances).anomaly_maps({"layer1": torch.zeros(1, 1, 4, 4)}, (4, 4))
     assert torch.equal(distances, before)
 
 
 def test_fit_gives_back_the_model(extractor):
-    model = PaDiM(extractor, FEW_CHANNELS)
-    assert model.fit([random_images(3)], 3) is model
+    model = PaDiM(FEW_CHANNELS)
+    assert model.fit([extractor(random_images(3))], 3) is model
 
 
 @pytest.mark.parametrize(
@@ -104,9 +116,9 @@ def test_fit_gives_back_the_model(extractor):
 )
 def test_maps_equal_those_of_the_naive_pipeline(extractor, n_train, channels, form):
     train, test = random_images(n_train, 64, 96), random_images(3, 64, 96, seed=1)
-    model = PaDiM(extractor, channels).fit(train.split(4), n_train)
+    model = fit(extractor, channels, train.split(4), n_train)
     assert type(model.gaussians) is form
-    anomaly_maps = model.anomaly_maps(test)
+    anomaly_maps = maps_of(model, extractor, test)
     features = [list(extractor(images).values()) for images in (train, test)]
     expected = naive_anomaly_maps(*features, channels, (64, 96))
     # float32 against float64 from the features on
@@ -116,9 +128,9 @@ def test_maps_equal_those_of_the_naive_pipeline(extractor, n_train, channels, fo
 @pytest.mark.parametrize("sizes", [[1] * 6, [4, 2]])
 def test_batch_size_has_no_effect(extractor, sizes):
     train, test = random_images(6), random_images(6, seed=1)
-    at_once = PaDiM(extractor, FEW_CHANNELS).fit([train], 6).anomaly_maps(test)
-    model = PaDiM(extractor, FEW_CHANNELS).fit(train.split(sizes), 6)
-    in_parts = np.concatenate([model.anomaly_maps(images) for images in test.split(sizes)])
+    at_once = maps_of(fit(extractor, FEW_CHANNELS, [train], 6), extractor, test)
+    model = fit(extractor, FEW_CHANNELS, train.split(sizes), 6)
+    in_parts = np.concatenate([maps_of(model, extractor, images) for images in test.split(sizes)])
     # the network's float32 sums depend on the batch size
     np.testing.assert_allclose(in_parts, at_once, rtol=1e-3)
 
@@ -126,15 +138,15 @@ def test_batch_size_has_no_effect(extractor, sizes):
 def test_images_are_not_modified(extractor):
     train, test = random_images(3), random_images(2, seed=1)
     before = train.clone(), test.clone()
-    PaDiM(extractor, FEW_CHANNELS).fit([train], 3).anomaly_maps(test)
+    maps_of(fit(extractor, FEW_CHANNELS, [train], 3), extractor, test)
     assert torch.equal(train, before[0])
     assert torch.equal(test, before[1])
 
 
 def test_fit_may_be_followed_by_any_number_of_maps(extractor):
     test = random_images(2, seed=1)
-    model = PaDiM(extractor, FEW_CHANNELS).fit([random_images(4)], 4)
-    np.testing.assert_array_equal(model.anomaly_maps(test), model.anomaly_maps(test))
+    model = fit(extractor, FEW_CHANNELS, [random_images(4)], 4)
+    np.testing.assert_array_equal(maps_of(model, extractor, test), maps_of(model, extractor, test))
 
 
 def test_defect_is_found_where_it_is(extractor):
@@ -143,7 +155,7 @@ def test_defect_is_found_where_it_is(extractor):
     noise = torch.randint(0, 8, (14, 3, 96, 96), generator=rng, dtype=torch.uint8)
     train, test = (train // 2 + noise[:12]), (test // 2 + noise[12:])
     test[1, :, 32:64, 48:80] = 255
-    maps = PaDiM(extractor, FEW_CHANNELS).fit([train], 12).anomaly_maps(test)
+    maps = maps_of(fit(extractor, FEW_CHANNELS, [train], 12), extractor, test)
     row, column = np.unravel_index(maps[1].argmax(), (96, 96))
     # up to a pair of patches beside it, whose receptive fields reach into it
     assert 24 <= row < 72
@@ -157,6 +169,5 @@ def test_defect_is_found_where_it_is(extractor):
 
 @pytest.mark.parametrize("n_train", [0, 1])
 def test_fewer_than_two_images_are_refused(extractor, n_train):
-    model = PaDiM(extractor, FEW_CHANNELS)
     with pytest.raises(ValueError, match=f"at least 2 training images; got {n_train}"):
-        model.fit([random_images(1)][:n_train], n_train)
+        fit(extractor, FEW_CHANNELS, [random_images(1)][:n_train], n_train)

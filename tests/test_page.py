@@ -239,15 +239,15 @@ def test_table_has_headers_caption_and_notes(write):
     table = Table(
         "AUROC",
         ("class", "image", "from"),
-        [("bolt", "0.9", "here"), ("nut", "–", "there")],
+        [("bolt", "0.9", "here"), ("nut", "–", "2 places"), ("cap", "1.0", "there")],
         ("rounded", "unrounded in metrics.csv"),
     )
     page = write(tables=[table])
     assert page.texts("caption") == ["AUROC"]
     assert page.texts("th", scope="col") == ["class", "image", "from"]
-    assert page.texts("th", scope="row") == ["bolt", "nut"]
-    assert page.texts("td") == ["0.9", "here", "–", "there"]
-    assert page.texts("td", class_="number") == ["0.9", "–"]
+    assert page.texts("th", scope="row") == ["bolt", "nut", "cap"]
+    assert page.texts("td") == ["0.9", "here", "–", "2 places", "1.0", "there"]
+    assert page.texts("td", class_="number") == ["0.9", "–", "1.0"]
     assert page.texts("p", class_="note") == ["rounded", "unrounded in metrics.csv"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from main import make_parser
+from main import choose_command, make_parser
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -24,7 +24,8 @@ def test_there_are_commands():
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python main.py")])
 def test_every_command_parses(command):
-    make_parser().parse_args(shlex.split(command)[2:])
+    parser, _, words = choose_command(shlex.split(command)[2:])
+    parser.parse_args(words)
 
 
 def test_the_programs_own_commands_parse():

@@ -1,6 +1,6 @@
 """From the test images' anomaly maps to the numbers of a class."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -9,10 +9,11 @@ from torch import Tensor
 from utils import metrics
 from utils.metrics import SortedScores, UndefinedMetricError
 from utils.padim import PaDiM, image_scores
+from utils.results import METRICS
 
 
 class ScoredImages(NamedTuple):
-    """Test images and what the model says of them.
+    """Test images and what a model says of them.
 
     images (N, 3, H, W) uint8, labels (N,) int64, masks (N, H, W) bool, anomaly_maps (N, H, W)
     float32, image_scores (N,) float32.
@@ -36,52 +37,62 @@ class RocCurve(NamedTuple):
 class Evaluation(NamedTuple):
     """What the scores of a class are worth.
 
-    A curve that is not defined is None, and notes says why. The threshold is the one of the best
-    pixel F1 on these very test images: an oracle for the figures, not one to deploy.
+    A curve, a threshold or a metric (by the keys of METRICS) that is not defined is None, and
+    notes says why. The thresholds are those of the best F1 on these very test images: oracles for
+    the figures, not thresholds to deploy.
     """
 
     image_curve: RocCurve | None
     pixel_curve: RocCurve | None
-    threshold: float | None
+    image_threshold: float | None
+    pixel_threshold: float | None
+    metrics: Mapping[str, float | None]
     notes: list[str]
 
-    @property
-    def image_auroc(self) -> float | None:
-        """Area under the image curve."""
-        return self.image_curve and self.image_curve.auroc
 
-    @property
-    def pixel_auroc(self) -> float | None:
-        """Area under the pixel curve."""
-        return self.pixel_curve and self.pixel_curve.auroc
+def score_images(
+    model: PaDiM, batches: Iterable[tuple[Mapping[str, Tensor], Tensor, Tensor, Tensor]]
+) -> ScoredImages:
+    """Score test images.
 
-
-def score_images(model: PaDiM, batches: Iterable[list[Tensor]]) -> ScoredImages:
-    """Score test images, batches of (images, labels, masks) as MVTecDataset gives them."""
+    Args:
+        model: fitted.
+        batches: yields features, as FeatureExtractor gives them, and images, labels and masks, as
+            MVTecDataset gives them.
+    """
     parts = [
-        (images.numpy(), labels.numpy(), masks.numpy(), model.anomaly_maps(images))
-        for images, labels, masks in batches
+        (
+            images.numpy(),
+            labels.numpy(),
+            masks.numpy(),
+            model.anomaly_maps(features, images.shape[2:]),
+        )
+        for features, images, labels, masks in batches
     ]
     images, labels, masks, anomaly_maps = map(np.concatenate, zip(*parts, strict=True))
     return ScoredImages(images, labels, masks, anomaly_maps, image_scores(anomaly_maps))
 
 
 def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
-    """ROC curves of images and of pixels pooled over all images, on raw scores.
+    """Metrics of images, and of pixels pooled over all images, on raw scores.
 
     Args:
         scored: the test images of one class.
         has_masks: whether the defects are marked.
     """
-    notes = []
+    notes: list[str] = []
+    values = dict.fromkeys(METRICS)
     images = _sort(scored.labels, scored.image_scores, "image", notes)
     if has_masks:
         pixels = _sort(scored.masks, scored.anomaly_maps, "pixel", notes)
     else:
         pixels = None
         notes.append("pixel metrics need masks; there is no ground_truth folder")
-    threshold = None if pixels is None else metrics.best_f1(pixels)[1]
-    return Evaluation(_curve(images), _curve(pixels), threshold, notes)
+    if pixels is not None:
+        values["aupro"] = metrics.aupro(scored.masks, scored.anomaly_maps, pixels=pixels)
+    image_curve, image_threshold = _evaluate_level(images, "image", values)
+    pixel_curve, pixel_threshold = _evaluate_level(pixels, "pixel", values)
+    return Evaluation(image_curve, pixel_curve, image_threshold, pixel_threshold, values, notes)
 
 
 def _sort(
@@ -94,5 +105,15 @@ def _sort(
         return None
 
 
-def _curve(scores: SortedScores | None) -> RocCurve | None:
-    return scores and RocCurve(*metrics.roc_curve(scores), metrics.auroc(scores))
+def _evaluate_level(
+    scores: SortedScores | None, level: str, values: dict[str, float | None]
+) -> tuple[RocCurve | None, float | None]:
+    """Fill in the level's values; its ROC curve and the threshold of its best F1."""
+    if scores is None:
+        return None, None
+    auroc = metrics.auroc(scores)
+    f1, threshold = metrics.best_f1(scores)
+    values[f"{level}_auroc"] = auroc
+    values[f"{level}_ap"] = metrics.average_precision(scores)
+    values[f"{level}_f1"] = f1
+    return RocCurve(*metrics.roc_curve(scores), auroc), threshold

@@ -3,7 +3,7 @@
 Reference: Defard et al., arXiv 2011.08785, section III-A; upstream's main.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -72,7 +72,7 @@ def fold_batch_norm(module: nn.Module) -> None:
         previous_name, previous = name, child
 
 
-def select_channels(features: dict[str, Tensor], channels: Sequence[int]) -> list[Tensor]:
+def select_channels(features: Mapping[str, Tensor], channels: Sequence[int]) -> list[Tensor]:
     """The chosen channels of each layer, each at its own resolution.
 
     Args:

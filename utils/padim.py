@@ -1,9 +1,9 @@
-"""PaDiM: fit on good images, score any.
+"""PaDiM: fit to the features of good images, score those of any.
 
 Reference: Defard et al., arXiv 2011.08785, section III; upstream's main.py.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -11,55 +11,54 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from torch import Tensor
 
-from utils.features import FeatureExtractor, select_channels
+from utils.features import select_channels
 from utils.gaussian import fit_gaussians
 
 SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
 
 
 class PaDiM:
-    """The patch distributions of good images, and the anomaly maps they give.
+    """The patch distributions of good images' features, and the anomaly maps they give.
 
     Args:
-        extractor: the frozen network; its device is the model's.
         channels: indices into the concatenation of the layers.
     """
 
-    def __init__(self, extractor: FeatureExtractor, channels: Sequence[int]) -> None:
-        self.extractor = extractor
+    def __init__(self, channels: Sequence[int]) -> None:
         self.channels = channels
 
-    def fit(self, batches: Iterable[Tensor], n_train: int) -> "PaDiM":
+    @torch.inference_mode()
+    def fit(self, batches: Iterable[Mapping[str, Tensor]], n_train: int) -> "PaDiM":
         """Learn the Gaussian of every patch position from good images (section III-B).
 
         Args:
-            batches: yields images (B, 3, H, W) uint8 RGB, all of one size.
+            batches: yields layer outputs of some images at a time, as FeatureExtractor gives
+                them, all of the same sizes.
             n_train: images in all batches together.
 
         Raises:
             ValueError: if there are fewer than 2 images or an embedding is not finite.
         """
-        self.gaussians = fit_gaussians((self._embed(images) for images in batches), n_train)
+        layers = (select_channels(features, self.channels) for features in batches)
+        self.gaussians = fit_gaussians(layers, n_train)
         return self
 
     @torch.inference_mode()
-    def anomaly_maps(self, images: Tensor) -> np.ndarray:
-        """Raw anomaly maps (section III-C): distances, enlarged to the image and smoothed.
+    def anomaly_maps(self, features: Mapping[str, Tensor], size: Sequence[int]) -> np.ndarray:
+        """Raw anomaly maps (section III-C): distances, enlarged to the images and smoothed.
 
         Args:
-            images: (B, 3, H, W) uint8 RGB.
+            features: layer outputs of B images.
+            size: H and W of the images.
 
         Returns:
             (B, H, W) float32 Mahalanobis distances, higher = more anomalous.
         """
-        distances = self.gaussians.distances(self._embed(images))
+        distances = self.gaussians.distances(select_channels(features, self.channels))
         maps = F.interpolate(
-            distances[:, None], size=images.shape[-2:], mode="bilinear", align_corners=False
+            distances[:, None], size=tuple(size), mode="bilinear", align_corners=False
         )
         return gaussian_filter(maps[:, 0].cpu().numpy(), sigma=SMOOTHING_SIGMA, axes=(1, 2))
-
-    def _embed(self, images: Tensor) -> list[Tensor]:
-        return select_channels(self.extractor(images), self.channels)
 
 
 def image_scores(anomaly_maps: np.ndarray) -> np.ndarray:

@@ -1,93 +1,111 @@
-"""What a run leaves in numbers: metrics.csv, metrics.json and the table on the terminal."""
+"""What a run leaves in numbers: metrics.csv and metrics.json, written and read again."""
 
 import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from utils.files import replacing
 
-METRICS = ("image_auroc", "pixel_auroc")
+FORMAT = 1
+# of the columns and of the tables, in their order
+METRICS = {
+    "image_auroc": "image ROCAUC",
+    "image_ap": "image AP",
+    "image_f1": "image F1",
+    "pixel_auroc": "pixel ROCAUC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1": "pixel F1",
+    "aupro": "AUPRO",
+}
 STAGES = ("fit", "score", "metrics", "figures")
 
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class's row; a metric that is not defined is None, and notes says why.
+    """One class with one draw of channels.
 
-    seconds holds the time of every stage. Those of fit and score include loading the images and
-    running the network.
+    Attributes:
+        seed: of the draw.
+        metrics: by the keys of METRICS; None where one is not defined, and notes says why.
+        seconds: by STAGES. Those of fit and score include loading the images and running the
+            network, which is done once for all seeds and counted with the first.
     """
 
     class_name: str
+    seed: int
     n_train: int
     n_test: int
-    image_auroc: float | None
-    pixel_auroc: float | None
+    metrics: Mapping[str, float | None]
     seconds: Mapping[str, float]
     notes: Sequence[str]
 
 
-def write_results(
-    folder: Path, results: Sequence[ClassResult], settings: Mapping[str, Any]
-) -> None:
-    """Write metrics.csv, a row per class and unrounded, and metrics.json, the same and settings.
+@dataclass(frozen=True)
+class Run:
+    """The results of one folder and what made them.
+
+    settings are those that describe_run gives.
+    """
+
+    settings: Mapping[str, Any]
+    results: Sequence[ClassResult]
+
+
+def write_run(folder: Path, run: Run) -> None:
+    """Write metrics.csv, a row per class and seed, unrounded, and metrics.json, which has all.
 
     They replace what was there.
     """
-    rows = [_csv_row(result) for result in results]
+    rows = [_csv_row(result) for result in run.results]
     with replacing(folder / "metrics.csv") as path, path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
-    content = {"settings": settings, "classes": [asdict(result) for result in results]}
+    content = {"format": FORMAT, **asdict(run)}
     with replacing(folder / "metrics.json") as path:
         path.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
-def format_table(
-    results: Sequence[ClassResult], textures: Sequence[str], objects: Sequence[str]
-) -> str:
-    """Classes and means as lines of text, rounded to three digits.
+def read_run(path: Path) -> Run:
+    """Read a metrics.json.
 
-    The means are those of the textures, the objects and all, each only where every class of it
-    was run; without the last, one of the classes there are.
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is damaged or of another format; the message names the file.
     """
-    groups = [(result.class_name, [result]) for result in results]
-    names = {result.class_name for result in results}
-    for title, members in (
-        ("mean of textures", textures),
-        ("mean of objects", objects),
-        ("mean of all", [*textures, *objects]),
-    ):
-        if names.issuperset(members):
-            groups.append((title, [r for r in results if r.class_name in members]))
-    if len(groups[-1][1]) < len(results):
-        groups.append((f"mean of {len(results)} classes", results))
-    width = max(len(title) for title, _ in groups)
-    lines = [f"{'class':{width}}  image ROCAUC  pixel ROCAUC"]
-    for title, members in groups:
-        cells = [format_metric(mean_metric(members, metric)) for metric in METRICS]
-        lines.append(f"{title:{width}}" + "".join(f"{cell:>14}" for cell in cells))
-    return "\n".join(lines)
+    try:
+        content = json.loads(path.read_text())
+        found = content["format"]
+        if found == FORMAT:
+            results = [ClassResult(**result) for result in content["results"]]
+            _check_results(results)
+            return Run(content["settings"], results)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path} is damaged or no results of a run ({error!r}); run main.py again"
+        ) from error
+    raise ValueError(f"{path} has format {found}, this version reads {FORMAT}; run main.py again")
 
 
-def mean_metric(results: Sequence[ClassResult], metric: str) -> float | None:
-    """The mean of a metric over classes, None unless each of them has it."""
-    values = [getattr(result, metric) for result in results]
-    return None if None in values else fmean(values)
-
-
-def format_metric(value: float | None) -> str:
-    """Three digits, or a dash for a metric that is not defined."""
-    return "–" if value is None else f"{value:.3f}"
+def _check_results(results: Sequence[ClassResult]) -> None:
+    if not results:
+        raise ValueError("no class")
+    for result in results:
+        if set(result.metrics) != set(METRICS) or set(result.seconds) != set(STAGES):
+            raise ValueError(f"metrics or seconds of {result.class_name}")
+        if not all(value is None or 0 <= value <= 1 for value in result.metrics.values()):
+            raise ValueError(f"a metric of {result.class_name} is not in [0, 1]")
 
 
 def _csv_row(result: ClassResult) -> dict[str, Any]:
-    row = asdict(result)
-    del row["notes"]
-    seconds = row.pop("seconds")
-    return row | {f"seconds_{stage}": seconds[stage] for stage in STAGES}
+    return {
+        "class_name": result.class_name,
+        "seed": result.seed,
+        "n_train": result.n_train,
+        "n_test": result.n_test,
+        **{metric: result.metrics[metric] for metric in METRICS},
+        **{f"seconds_{stage}": result.seconds[stage] for stage in STAGES},
+    }

@@ -1,6 +1,7 @@
 """The machine a run happens on: its device, its versions, the memory it took."""
 
 import platform
+import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
@@ -37,12 +38,27 @@ def device_name(device: torch.device) -> str:
 
 
 def describe_run(
-    arguments: Mapping[str, Any], network: Network, channels: Sequence[int], device: torch.device
+    arguments: Mapping[str, Any],
+    arch: str,
+    network: Network,
+    channels: Sequence[int],
+    device: torch.device,
 ) -> dict[str, Any]:
-    """What another run would need to give the same numbers, and what this one took."""
+    """What another run would need to give the same numbers, and what this one took.
+
+    Args:
+        arguments: of the command line, as given.
+        arch: of the network.
+        network: with its weights.
+        channels: those of the first draw.
+        device: that it ran on.
+    """
     packages = {name: version(name) for name in PACKAGES}
     return {
+        "command": shlex.join(["python", "main.py", *sys.argv[1:]]),
         "arguments": dict(arguments),
+        "arch": arch,
+        "data": "the demo set" if arguments["demo"] else arguments["data_path"].name,
         "channels_sha256": channels_sha256(channels),
         "weights_sha256": network.weights_sha256,
         "versions": {"python": platform.python_version(), **packages},

@@ -1,0 +1,87 @@
+"""The localisation figures of a class: which test images are drawn, and what is said of them."""
+
+from pathlib import Path
+
+import numpy as np
+from matplotlib.colors import Normalize
+from tqdm import tqdm
+
+from datasets.mvtec import MVTecDataset
+from utils.evaluation import Evaluation, ScoredImages
+from utils.page import Gallery, GalleryItem
+from utils.plot import Localisation, plot_localisations
+
+FOLDER = "figures"
+THRESHOLD_SOURCE = "best image F1 on these test images: an oracle, not a threshold to deploy"
+NO_THRESHOLD = "no threshold: it needs both normal and anomalous images"
+
+
+def draw_figures(
+    folder: Path,
+    test: MVTecDataset,
+    scored: ScoredImages,
+    evaluation: Evaluation,
+    figures: int | None,
+) -> Gallery:
+    """Draw test images under folder/figures/<class>.
+
+    Args:
+        folder: of the run.
+        test: the test images of a class.
+        scored: what the model says of them.
+        evaluation: of that.
+        figures: how many, spread evenly over the test images; None draws all.
+
+    Returns:
+        The gallery of what was drawn, its paths relative to folder.
+    """
+    chosen = np.arange(len(test))
+    if figures is not None:
+        chosen = np.linspace(0, len(test) - 1, min(figures, len(test))).round().astype(int)
+    paths = {i: Path(FOLDER, test.class_name, f"{test.samples[i].name}.png") for i in chosen}
+    localisations = (
+        Localisation(
+            folder / path,
+            _title(test, scored, i),
+            scored.images[i],
+            scored.anomaly_maps[i],
+            scored.masks[i] if test.has_masks else None,
+        )
+        for i, path in paths.items()
+    )
+    progress = tqdm(
+        localisations, f"{test.class_name} figures", len(paths), unit="figure", disable=None
+    )
+    norm = Normalize(scored.anomaly_maps.min(), scored.anomaly_maps.max())
+    plot_localisations(progress, norm, evaluation.pixel_threshold)
+    items = [_describe(test, scored, evaluation, i, path) for i, path in paths.items()]
+    return Gallery(
+        test.class_name,
+        items,
+        evaluation.image_threshold,
+        NO_THRESHOLD if evaluation.image_threshold is None else THRESHOLD_SOURCE,
+        _panels(test.has_masks, evaluation.pixel_threshold is not None),
+    )
+
+
+def _panels(masks: bool, threshold: bool) -> list[str]:
+    """What the figures show, for those who cannot see them."""
+    names = ["image", *["ground truth"] * masks, "heat map"]
+    return names + ["predicted mask", "outline of that mask"] * threshold
+
+
+def _title(test: MVTecDataset, scored: ScoredImages, i: int) -> str:
+    sample = test.samples[i]
+    score = f"image score {scored.image_scores[i]:.2f}"
+    return f"{test.class_name} / {sample.defect_type} / {sample.path.name}    {score}"
+
+
+def _describe(
+    test: MVTecDataset, scored: ScoredImages, evaluation: Evaluation, i: int, path: Path
+) -> GalleryItem:
+    sample, score = test.samples[i], float(scored.image_scores[i])
+    threshold = evaluation.image_threshold
+    flagged = None if threshold is None else score >= threshold
+    return GalleryItem(
+        path, sample.path.name, sample.defect_type, bool(sample.label), score, flagged
+    )
