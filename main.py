@@ -113,7 +113,9 @@ def run_experiment(args: argparse.Namespace) -> None:
                 with seconds("figures"):
                     report.draw(test, scored, evaluation, args.figures)
             report.add(train, test, seed, evaluation, seconds.take())
+            del model, scored  # before the next fit takes its memory
 
+        del good, unseen
         tables = report.write(
             runtime.describe_run(arguments, args.arch, network, draws[args.seed], device)
         )

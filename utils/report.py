@@ -10,7 +10,7 @@ from utils.figures import draw_figures
 from utils.page import Gallery, write_page
 from utils.plot import plot_roc_curves
 from utils.results import STAGES, ClassResult, Run, write_run
-from utils.tables import Table, describe_source, run_tables, write_tables
+from utils.tables import Table, run_tables, write_tables
 
 ROC_FIGURE = "roc_curve.png"
 
@@ -71,7 +71,7 @@ class Report:
         write_page(
             self.folder,
             f"PaDiM: {settings['arch']} on {settings['data']}",
-            [describe_source(run)],
+            [settings["command"]],
             tables,
             galleries,
             Path(ROC_FIGURE),

@@ -239,6 +239,6 @@ def describe_source(run: Run) -> str:
     """The command, weights, device and date that made a run's numbers."""
     settings = run.settings
     return (
-        f"`{settings['command']}`; weights sha256 {settings['weights_sha256'][:12]}…, "
+        f"{settings['command']}; weights sha256 {settings['weights_sha256'][:12]}…, "
         f"{settings['device']}, torch {settings['versions']['torch']}, {settings['date']}."
     )

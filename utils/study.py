@@ -1,0 +1,389 @@
+"""The paper's own studies on any classes: layers, dimensions, cost and rotation.
+
+    python main.py study --arch resnet18 --data_path mvtec_ad --class_name bottle transistor
+    python main.py study --study layers --arch resnet18 --data_path mvtec_ad --class_name bottle
+
+Under results/studies/<arch>/ each study leaves its numbers (<study>.csv) and a table (<study>.md);
+studies.png shows those of accuracy.
+
+Reference: Defard et al., arXiv 2011.08785, section V.
+"""
+
+import argparse
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from datasets import mvtec
+from utils import backbone
+from utils.files import replacing
+from utils.results import METRICS, Run
+from utils.tables import DASH, Table, describe_source, to_markdown, to_text
+
+BATCH_SIZE = 32  # upstream
+MAX_WORKERS = 8
+SEEDS = 5  # paper, section V-C: versions of Rd-MVTec AD (and 10 draws of channels, section V-A)
+COMPARED = ("image_auroc", "pixel_auroc", "aupro")
+FIGURE = "studies.png"
+MEGABYTE = 10**6
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+class Study(NamedTuple):
+    """A study's title, and how its numbers came about."""
+
+    title: str
+    notes: Sequence[str]
+
+
+STUDIES = {
+    "layers": Study(
+        "layers alone, their maps summed, their concatenation",
+        [
+            "As the paper's table I. Layer n: PaDiM on all channels of that layer, on its own "
+            "grid; layers 1+2+3: the sum of these three anomaly maps; concatenation: one Gaussian "
+            "per patch over all three layers; Rdn: over n random channels, as in the main run.",
+        ],
+    ),
+    "dimensions": Study(
+        "random channels and principal components",
+        [
+            "As the paper's table II. Rdn: n random channels, mean ± sd over the draws (the paper "
+            "averages 10); PCAn: the first n principal components of the class's training "
+            "embeddings, all patches of all images together (the paper does not say over what "
+            "it takes them).",
+        ],
+    ),
+    "cost": Study(
+        "time and memory of inference",
+        [
+            "As the paper's tables VII and VIII. Time: medians over single images, after warm-up, "
+            "without reading the file; the map is distances, enlarging and smoothing. Memory: the "
+            "tensors that inference needs, float32, 1 MB = 10⁶ bytes.",
+            "Primal: mean and d x d factor of each patch, as in the paper. Dual, for no more "
+            "training images N than dimensions d: the N training embeddings and an N x N factor, "
+            "the same distances from fewer bytes.",
+        ],
+    ),
+    "rotation": Study(
+        "aligned and randomly rotated images",
+        [
+            "As the paper's table VI. Rotated: training and test images resized to 256, turned by "
+            "up to 10 degrees (bicubic), cropped at random to 224, masks alike (nearest); "
+            "mean ± sd over random versions of the images. The paper does not say what fills the "
+            "corners; here the image is reflected. Aligned: the main run's centre crop.",
+        ],
+    ),
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options; every one with underscores is also taken with hyphens."""
+
+    def add(name: str, help: str, **settings: Any) -> None:
+        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        parser.add_argument(*flags, help=help, **settings)
+
+    add(
+        "data_path",
+        "folder that holds <class>/train/good/*.png and <class>/test/<defect type>/*.png",
+        type=Path,
+        metavar="PATH",
+        required=True,
+    )
+    add(
+        "class_name",
+        "classes to run (default: the 15 of MVTec AD)",
+        nargs="+",
+        metavar="NAME",
+    )
+    add(
+        "study",
+        "studies to make (default: all)",
+        nargs="+",
+        choices=STUDIES,
+        default=list(STUDIES),
+    )
+    add(
+        "save_path",
+        "results go into its studies/<arch> (default: %(default)s)",
+        type=Path,
+        default=Path("results"),
+        metavar="PATH",
+    )
+    add(
+        "arch",
+        "network (default: %(default)s, the one that the paper's tables I and II study)",
+        choices=backbone.BACKBONES,
+        default="resnet18",
+    )
+    add(
+        "weights",
+        "local state dict to take instead of the published ImageNet weights",
+        type=Path,
+        metavar="FILE",
+    )
+    add(
+        "seed",
+        "of the draws of channels and of the rotations (default: %(default)s)",
+        type=int,
+        default=backbone.SEED,
+    )
+    add(
+        "seeds",
+        "draws of channels (dimensions) and versions of the images (rotation), with seeds "
+        "counting up from --seed (default: %(default)s)",
+        type=_at_least(1),
+        default=SEEDS,
+        metavar="K",
+    )
+    add(
+        "batch_size",
+        "images in a batch (default: %(default)s)",
+        type=_at_least(1),
+        default=BATCH_SIZE,
+        metavar="N",
+    )
+    add(
+        "num_workers",
+        f"processes that decode images (default: one per core, at most {MAX_WORKERS})",
+        type=_at_least(0),
+        default=min(os.cpu_count() or 1, MAX_WORKERS),
+        metavar="N",
+    )
+    add(
+        "device",
+        "auto (CUDA where there is one), cpu, cuda or cuda:N (default: %(default)s)",
+        default="auto",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the studies class by class and write what there is after each.
+
+    Raises:
+        OSError, ValueError: if an argument, the data, the weights or the folder will not do.
+    """
+    class_names = mvtec.choose_classes(args.data_path, args.class_name)
+    datasets = [mvtec.load_splits(args.data_path, class_name) for class_name in class_names]
+    folder = _make_folder(args.save_path / "studies" / args.arch)
+
+    # these take seconds to import
+    from tqdm import tqdm
+
+    from datasets.loading import load_batches
+    from utils import runtime
+    from utils.features import FeatureExtractor
+    from utils.study_methods import STUDIES as METHODS
+    from utils.study_methods import ClassFeatures, Setup
+
+    def batches(dataset: Any):
+        description = f"{dataset.class_name} {dataset.split}"
+        return load_batches(dataset, args.batch_size, args.num_workers, description)
+
+    device = runtime.choose_device(args.device)
+    network = backbone.load_network(args.arch, args.weights)
+    seeds = range(args.seed, args.seed + args.seeds)
+    setup = Setup(args.arch, FeatureExtractor(network, device), batches, seeds)
+    print(f"{args.arch} on {runtime.device_name(device)}")
+
+    names = list(dict.fromkeys(args.study))
+    rows: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
+    for train, test in datasets:
+        print(f"{test.class_name}: {len(train)} training images, {len(test)} test images")
+        images = ClassFeatures(setup, train, test)
+        for name in names:
+            progress = tqdm(desc=f"{test.class_name} {name}", unit="model", disable=None)
+            with progress:
+                for row in METHODS[name](setup, images):
+                    rows[name].append(row)
+                    progress.update()
+        del images
+        settings = runtime.describe_run(
+            # a study has no demo set
+            dict(vars(args), demo=False),
+            args.arch,
+            network,
+            backbone.draw_channels(args.arch, args.seed),
+            device,
+        )
+        tables = [write_study(folder, name, rows[name], settings) for name in names]
+        plot_studies(folder / FIGURE, rows, f"PaDiM, {args.arch}, {settings['data']}")
+
+    print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
+
+
+def write_study(folder: Path, name: str, rows: Rows, settings: Mapping[str, Any]) -> Table:
+    """Write the study's CSV file, unrounded, and its table; returns the table."""
+    with replacing(folder / f"{name}.csv") as path, path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    title = f"{settings['arch']} on {settings['data']}: {STUDIES[name].title}"
+    notes = [*STUDIES[name].notes, describe_source(Run(settings, []))]
+    make_table = cost_table if name == "cost" else accuracy_table
+    table = make_table(title, rows, notes)
+    with replacing(folder / f"{name}.md") as path:
+        path.write_text(to_markdown(table))
+    return table
+
+
+def accuracy_table(title: str, rows: Rows, notes: Sequence[str]) -> Table:
+    """A row of metrics for each class and method, and for the mean of several classes."""
+    values = group_values(rows)
+    dimensions = {row["method"]: str(row["n_features"]) for row in rows}
+    cells = [
+        [
+            f"{class_name}, {method}",
+            dimensions[method],
+            *(_format(of_method[metric]) for metric in COMPARED),
+        ]
+        for class_name, methods in values.items()
+        for method, of_method in methods.items()
+    ]
+    columns = ["class, method", "dimensions", *(METRICS[metric] for metric in COMPARED)]
+    return Table(title, columns, cells, notes)
+
+
+def group_values(rows: Rows) -> dict[str, dict[str, dict[str, list[float | None]]]]:
+    """By class, method and metric the values of all seeds; of several classes the mean, too.
+
+    A seed's mean is None where a class lacks the metric.
+    """
+    values: dict[str, dict[str, dict[str, list[float | None]]]] = {}
+    for row in rows:
+        of_class = values.setdefault(row["class_name"], {})
+        of_method = of_class.setdefault(row["method"], {metric: [] for metric in COMPARED})
+        for metric in COMPARED:
+            of_method[metric].append(row[metric])
+    if len(values) > 1:
+        classes = list(values.values())
+        values[f"mean of {len(values)} classes"] = {
+            method: {
+                metric: [
+                    None if None in of_seed else fmean(of_seed)
+                    for of_seed in zip(*(c[method][metric] for c in classes), strict=True)
+                ]
+                for metric in COMPARED
+            }
+            for method in classes[0]
+        }
+    return values
+
+
+def cost_table(title: str, rows: Rows, notes: Sequence[str]) -> Table:
+    """Milliseconds and megabytes of each class and method."""
+    columns = [
+        *("class, method", "dimensions", "training images", "form"),
+        *("network, ms", "map, ms", "image, ms", "network, MB", "Gaussians, MB", "model, MB"),
+    ]
+    cells = []
+    for row in rows:
+        seconds = [row["network_seconds"], row["map_seconds"]]
+        sizes = [row["network_bytes"], row["gaussians_bytes"]]
+        cells.append(
+            [
+                f"{row['class_name']}, {row['method']}",
+                *(str(row[name]) for name in ("n_features", "n_train", "form")),
+                *(f"{1000 * value:.1f}" for value in (*seconds, sum(seconds))),
+                *(f"{value / MEGABYTE:.1f}" for value in (*sizes, sum(sizes))),
+            ]
+        )
+    return Table(title, columns, cells, notes)
+
+
+def plot_studies(path: Path, rows: Mapping[str, Rows], title: str) -> None:
+    """Write the metrics of the studies of accuracy: a dot per class, the mean in figures.
+
+    Args:
+        path: of the PNG file; without any such study none is written.
+        rows: by study.
+        title: of the figure.
+    """
+    from matplotlib.figure import Figure
+
+    studies = {name: group_values(rows[name]) for name in rows if name != "cost"}
+    if not studies:
+        return
+    heights = [len(next(iter(values.values()))) for values in studies.values()]
+    figure = Figure(figsize=(15, 1.6 + 0.42 * sum(heights) + 0.7 * len(heights)))
+    figure.set_layout_engine("constrained")
+    grid = figure.subplots(
+        *(len(studies), len(COMPARED)), sharex="col", squeeze=False, height_ratios=heights
+    )
+    for line, (name, values) in zip(grid, studies.items(), strict=True):
+        for axes, metric in zip(line, COMPARED, strict=True):
+            _plot_panel(axes, values, metric)
+            axes.tick_params(labelbottom=True)
+        line[0].set_yticks(range(len(next(iter(values.values())))), next(iter(values.values())))
+        line[0].set_title(f"{name}: {METRICS[COMPARED[0]]}", loc="left")
+        for axes, metric in zip(line[1:], COMPARED[1:], strict=True):
+            axes.set_yticks([])
+            axes.set_title(METRICS[metric], loc="left")
+    figure.suptitle(f"{title}: dots are means over seeds, lines their range")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def _plot_panel(axes, values: Mapping[str, Mapping[str, Any]], metric: str) -> None:
+    """A line per method, the first on top; the last group of values in figures at the right."""
+    shown = list(values)[-1]
+    for number, (group, methods) in enumerate(values.items()):
+        mean = group not in (group_name for group_name in values if group_name != shown)
+        style = (
+            {"color": "black", "marker": "D"}
+            if mean
+            else {"color": f"C{number % 10}", "marker": "o"}
+        )
+        points = {
+            y: of_method[metric]
+            for y, of_method in enumerate(methods.values())
+            if None not in of_method[metric]
+        }
+        axes.plot([fmean(v) for v in points.values()], list(points), ls="", label=group, **style)
+        for y, of_seeds in points.items():
+            axes.plot([min(of_seeds), max(of_seeds)], [y, y], color=style["color"], lw=1)
+            if group == shown:
+                axes.text(
+                    *(1.01, y, f"{fmean(of_seeds):.3f}"),
+                    transform=axes.get_yaxis_transform(),
+                    va="center",
+                )
+    count = len(next(iter(values.values())))
+    axes.set_ylim(count - 0.5, -0.5)
+    axes.grid(axis="both", color="0.9")
+    axes.set_axisbelow(True)
+
+
+def _format(of_seeds: Sequence[float | None]) -> str:
+    if None in of_seeds:
+        return DASH
+    spread = f" ± {stdev(of_seeds):.3f}" if len(of_seeds) > 1 else ""
+    return f"{fmean(of_seeds):.3f}{spread}"
+
+
+def _make_folder(path: Path) -> Path:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OSError(
+            f"cannot write in {path}: {error.strerror}; choose another --save_path"
+        ) from error
+    return path
+
+
+def _at_least(smallest: int):
+    """A parser of whole numbers from smallest on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {smallest}")
+        return int(text)
+
+    return parse
