@@ -267,7 +267,7 @@ def make_parser() -> argparse.ArgumentParser:
         "num_workers",
         f"processes that decode images (default: one per core, at most {MAX_WORKERS})",
         type=at_least(0),
-        default=min(os.cpu_count() or 1, MAX_WORKERS),
+        default=min(count_cores(), MAX_WORKERS),
         metavar="N",
     )
     add(
@@ -283,6 +283,11 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="all|none|N",
     )
     return parser
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def at_least(smallest: int) -> Callable[[str], int]:

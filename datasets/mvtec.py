@@ -262,6 +262,9 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
         # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it
         pixels = np.asarray(image).clip(0, 65535)
         image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+    if image.mode == "P":
+        # by way of RGBA Pillow does not warn of transparency
+        image = image.convert("RGBA")
     return image.convert("RGB")
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
+from threadpoolctl import threadpool_limits
 from torch import nn
 from torchvision import models
 
@@ -25,6 +26,13 @@ TREE_DEFECT_TYPES = ("crack", "stain")
 # width and height, RGB or grey
 TREE_SIZES = {"bolt": (48, 48), "weave": (64, 40)}
 TREE_N_TRAIN, TREE_N_GOOD, TREE_N_DEFECT = 5, 2, 3
+
+
+@pytest.fixture(scope="session", autouse=True)
+def single_thread() -> None:
+    """One thread: the matrices are small, and two threads wait for each other on a busy machine."""
+    torch.set_num_threads(1)
+    threadpool_limits(1)
 
 
 @pytest.fixture

@@ -314,3 +314,10 @@ def test_efficientnet_takes_the_weights_of_its_package():
 
 def test_real_weights_up_to_layer3_fit(reference_weights):
     assert len(load_network("resnet18", reference_weights).stages) == 4
+
+
+@pytest.mark.parametrize("content", [b"garbage", b""])
+def test_damaged_file_in_the_cache_is_named(torch_home, content):
+    (torch_home / "resnet18-f37072fd.pth").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read .*resnet18-f37072fd.pth: damaged .*delete"):
+        load_network("resnet18")

@@ -280,3 +280,10 @@ def test_embedding_that_is_not_finite_is_refused(value, n):
     batches[1][1][0, 0, 0, 0] = value
     with pytest.raises(ValueError, match="an embedding is not finite; the weights or the images"):
         fit_gaussians(batches, n)
+
+
+def test_features_that_drown_eps_are_refused():
+    generator = torch.Generator().manual_seed(0)
+    embeddings = 300 * torch.randn(3, 5, 8, 8, generator=generator)
+    with pytest.raises(ValueError, match="the features are so large that float32 loses eps"):
+        fit_gaussians([[embeddings]], 3)

@@ -27,6 +27,7 @@ SETTINGS = {
     "device": "cpu (2 threads)",
     "versions": {"torch": "2.14.1"},
     "date": "2026-01-01",
+    "peak_memory_bytes": {"host": 1_500_000_000},
 }
 PUBLISHED = read_published(ROOT / "results" / "published.csv")
 
@@ -84,7 +85,15 @@ def test_several_seeds_give_mean_and_sample_sd():
 
 def test_notes_say_what_made_the_numbers():
     notes = metrics_table(run_of(result("bottle"))).notes[0]
-    for fact in ("python main.py --arch resnet18", "ffffffffffff", "cpu", "2.14.1", "2026-01-01"):
+    for fact in (
+        "python main.py --arch resnet18",
+        "ffffffffffff",
+        "cpu",
+        "2.14.1",
+        "2026-01-01",
+        "4 s",
+        "1.5 GB",
+    ):
         assert fact in notes
 
 
@@ -165,10 +174,11 @@ def test_damaged_published_values_are_reported(tmp_path, text):
 def test_readme_and_tables_are_what_the_results_say():
     paths = sorted((ROOT / "results").rglob("metrics.json"))
     assert paths
-    tables = []
+    parts = []
     for path in paths:
-        of_run = run_tables(read_run(path))
-        assert path.with_name("tables.md").read_text() == "\n".join(map(to_markdown, of_run))
-        tables += of_run
+        of_run = [to_markdown(table) for table in run_tables(read_run(path))]
+        assert path.with_name("tables.md").read_text() == "\n".join(of_run)
+        parts += of_run
+    parts += [path.read_text() for path in sorted((ROOT / "results" / "studies").rglob("*.md"))]
     readme = (ROOT / "README.md").read_text()
-    assert readme == fill_in(readme, "\n".join(map(to_markdown, tables)))
+    assert readme == fill_in(readme, "\n".join(parts))

@@ -12,7 +12,6 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from http.client import HTTPException
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,7 +84,7 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
 
     Raises:
         FileNotFoundError: if weights_path is no file.
-        ValueError: if the weights cannot be read or do not fit.
+        ValueError: if the weights, local or in torchvision's cache, cannot be read or do not fit.
         ConnectionError: if they cannot be downloaded.
     """
     import torch
@@ -100,8 +99,9 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
     names = _check_state_dict(state_dict, network, arch, source)
     tensors = {name: state_dict[name].float() for name in names}
     network.load_state_dict(tensors, assign=True)
-    network.eval().requires_grad_(False)
-    return Network(backbone, backbone.split(network), _tensors_sha256(tensors))
+    network.requires_grad_(False)
+    stages = [stage.eval() for stage in backbone.split(network)]
+    return Network(backbone, stages, _tensors_sha256(tensors))
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -182,12 +182,19 @@ def _split_resnet(network: nn.Module) -> list[nn.Module]:
 
 
 def _read_torchvision(name: str) -> dict[str, Tensor]:
+    import torch
     from torchvision import models
 
     weights = models.get_weight(name)
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
-    except (OSError, HTTPException, RuntimeError) as error:
+    except Exception as error:  # what a broken download or damaged bytes raise is not documented
+        if cached.exists():
+            raise ValueError(
+                f"cannot read {cached}: damaged ({type(error).__name__}); "
+                "delete it, and it is downloaded again"
+            ) from error
         raise ConnectionError(
             f"cannot download {name} from {weights.url} ({error}); give a local state dict with "
             f"--weights FILE, or use --arch {DEMO_ARCH}, whose weights are installed"

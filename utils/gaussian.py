@@ -118,7 +118,7 @@ def fit_gaussians(
         form that is smaller for N and d. Covariance divides by N - 1.
 
     Raises:
-        ValueError: if n_train < 2 or an embedding is not finite.
+        ValueError: if n_train < 2, or an embedding is not finite or too large for eps to count.
     """
     if n_train < 2:
         raise ValueError(f"a covariance needs at least 2 training images; got {n_train}")
@@ -131,9 +131,10 @@ def fit_gaussians(
 def _fit_primal(
     batches: Iterable[Sequence[Tensor]], n_train: int, eps: float, block: int
 ) -> PrimalGaussians:
-    shift = None
+    shift, seen = None, 0
     for layers in batches:
         embeddings = _patches(concatenate(layers))
+        seen += embeddings.shape[1]
         if shift is None:
             # sums of differences from a typical embedding lose no digits to a large mean
             shift = embeddings.mean(dim=1)
@@ -143,11 +144,12 @@ def _fit_primal(
             shifted = embeddings[rows] - shift[rows, None]
             total[rows] += shifted.sum(dim=1)
             scatter[rows].baddbmm_(shifted.mT, shifted)
+    assert seen == n_train
     for rows in _blocks(len(shift), block):
         covariance = scatter[rows]
         covariance.baddbmm_(total[rows, :, None], total[rows, None], alpha=-1 / n_train)
         covariance.div_(n_train - 1).diagonal(dim1=1, dim2=2).add_(eps)
-        scatter[rows] = torch.linalg.cholesky(covariance)
+        scatter[rows] = _cholesky(covariance)
     return PrimalGaussians(tuple(layers[0].shape[2:]), shift + total / n_train, scatter)
 
 
@@ -172,7 +174,7 @@ def _fit_dual(
     for rows in _blocks(len(cholesky), block):
         products = _inner_products(samples, [kept.mT for kept in samples], parents, rows)
         products.diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
-        cholesky[rows] = torch.linalg.cholesky(products)
+        cholesky[rows] = _cholesky(products)
     return DualGaussians(grid, means, samples, parents, cholesky, eps)
 
 
@@ -185,6 +187,16 @@ def _inner_products(
         own, repeats = parent[rows].unique(return_inverse=True)
         products = products + (kept[own] @ other[own])[repeats]
     return products
+
+
+def _cholesky(matrices: Tensor) -> Tensor:
+    try:
+        return torch.linalg.cholesky(matrices)
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            "the features are so large that float32 loses eps beside their covariance; "
+            "the weights are not those of a trained network"
+        ) from error
 
 
 def _whitened_norm(cholesky: Tensor, columns: Tensor) -> Tensor:

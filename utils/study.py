@@ -66,7 +66,7 @@ STUDIES = {
             "tensors that inference needs, float32, 1 MB = 10⁶ bytes.",
             "Primal: mean and d x d factor of each patch, as in the paper. Dual, for no more "
             "training images N than dimensions d: the N training embeddings and an N x N factor, "
-            "the same distances from fewer bytes.",
+            "which gives the same distances.",
         ],
     ),
     "rotation": Study(
@@ -178,8 +178,7 @@ def run(args: argparse.Namespace) -> None:
     from datasets.loading import load_batches
     from utils import runtime
     from utils.features import FeatureExtractor
-    from utils.study_methods import STUDIES as METHODS
-    from utils.study_methods import ClassFeatures, Setup
+    from utils.study_methods import METHODS, ClassFeatures, Setup
 
     def batches(dataset: Any):
         description = f"{dataset.class_name} {dataset.split}"
@@ -297,7 +296,7 @@ def cost_table(title: str, rows: Rows, notes: Sequence[str]) -> Table:
 
 
 def plot_studies(path: Path, rows: Mapping[str, Rows], title: str) -> None:
-    """Write the metrics of the studies of accuracy: a dot per class, the mean in figures.
+    """Write the metrics of the studies of accuracy: a dot per class, the mean also in figures.
 
     Args:
         path: of the PNG file; without any such study none is written.
@@ -309,56 +308,47 @@ def plot_studies(path: Path, rows: Mapping[str, Rows], title: str) -> None:
     studies = {name: group_values(rows[name]) for name in rows if name != "cost"}
     if not studies:
         return
-    heights = [len(next(iter(values.values()))) for values in studies.values()]
-    figure = Figure(figsize=(15, 1.6 + 0.42 * sum(heights) + 0.7 * len(heights)))
+    methods = [list(next(iter(values.values()))) for values in studies.values()]
+    counts = list(map(len, methods))
+    figure = Figure(figsize=(15, 1.8 + 0.9 * len(counts) + 0.36 * sum(counts)))
     figure.set_layout_engine("constrained")
+    # the same scale in all studies, so that they can be compared
     grid = figure.subplots(
-        *(len(studies), len(COMPARED)), sharex="col", squeeze=False, height_ratios=heights
+        *(len(studies), len(COMPARED)), sharex="col", squeeze=False, height_ratios=counts
     )
-    for line, (name, values) in zip(grid, studies.items(), strict=True):
+    for line, name, labels in zip(grid, studies, methods, strict=True):
         for axes, metric in zip(line, COMPARED, strict=True):
-            _plot_panel(axes, values, metric)
-            axes.tick_params(labelbottom=True)
-        line[0].set_yticks(range(len(next(iter(values.values())))), next(iter(values.values())))
-        line[0].set_title(f"{name}: {METRICS[COMPARED[0]]}", loc="left")
-        for axes, metric in zip(line[1:], COMPARED[1:], strict=True):
-            axes.set_yticks([])
-            axes.set_title(METRICS[metric], loc="left")
-    figure.suptitle(f"{title}: dots are means over seeds, lines their range")
+            _plot_panel(axes, studies[name], metric)
+            axes.set(ylim=(len(labels) - 0.5, -0.5))
+            axes.set_yticks(range(len(labels)), labels if axes is line[0] else [])
+            axes.set_title(f"{name}: {METRICS[metric]}", loc="left")
+            axes.tick_params(left=False, labelbottom=True)
+            axes.grid(color="0.9")
+            axes.set_axisbelow(True)
+    figure.suptitle(f"{title}. Dots: mean over seeds; lines: their range.")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100)
 
 
-def _plot_panel(axes, values: Mapping[str, Mapping[str, Any]], metric: str) -> None:
-    """A line per method, the first on top; the last group of values in figures at the right."""
-    shown = list(values)[-1]
+def _plot_panel(
+    axes: Any, values: Mapping[str, Mapping[str, Mapping[str, list]]], metric: str
+) -> None:
+    """A line per method, the first on top; those of the last group in figures at the right."""
     for number, (group, methods) in enumerate(values.items()):
-        mean = group not in (group_name for group_name in values if group_name != shown)
-        style = (
-            {"color": "black", "marker": "D"}
-            if mean
-            else {"color": f"C{number % 10}", "marker": "o"}
-        )
-        points = {
-            y: of_method[metric]
-            for y, of_method in enumerate(methods.values())
-            if None not in of_method[metric]
-        }
-        axes.plot([fmean(v) for v in points.values()], list(points), ls="", label=group, **style)
-        for y, of_seeds in points.items():
-            axes.plot([min(of_seeds), max(of_seeds)], [y, y], color=style["color"], lw=1)
-            if group == shown:
-                axes.text(
-                    *(1.01, y, f"{fmean(of_seeds):.3f}"),
-                    transform=axes.get_yaxis_transform(),
-                    va="center",
-                )
-    count = len(next(iter(values.values())))
-    axes.set_ylim(count - 0.5, -0.5)
-    axes.grid(axis="both", color="0.9")
-    axes.set_axisbelow(True)
+        mean = 0 < number == len(values) - 1
+        # ten colours, each with two shapes
+        marker = "D" if mean else "o" if number < 10 else "s"
+        style = {"color": "black" if mean else f"C{number}", "marker": marker}
+        found = {y: of_method[metric] for y, of_method in enumerate(methods.values())}
+        found = {y: of_seeds for y, of_seeds in found.items() if None not in of_seeds}
+        axes.plot(list(map(fmean, found.values())), list(found), ls="", label=group, **style)
+        for y, of_seeds in found.items():
+            axes.hlines(y, min(of_seeds), max(of_seeds), color=style["color"])
+            if number == len(values) - 1:
+                place = axes.get_yaxis_transform()
+                axes.text(1.01, y, f"{fmean(of_seeds):.3f}", transform=place, va="center")
 
 
 def _format(of_seeds: Sequence[float | None]) -> str:

@@ -59,19 +59,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the tables of every run below results/, and the README's.
+    """Write the tables of every run below results/, and the README's with those of the studies.
 
     Raises:
         ValueError: if a results file is damaged or the README has lost its markers.
     """
-    readme = []
+    parts = []
     for path in sorted((ROOT / "results").rglob("metrics.json")):
         tables = run_tables(read_run(path))
         write_tables(path.parent, tables)
-        readme += tables
+        parts += map(to_markdown, tables)
         print(path.with_name("tables.md"))
+    # the studies have written their tables themselves
+    parts += [path.read_text() for path in sorted((ROOT / "results" / "studies").rglob("*.md"))]
     path = ROOT / "README.md"
-    text = fill_in(path.read_text(), "\n".join(map(to_markdown, readme)))
+    text = fill_in(path.read_text(), "\n".join(parts))
     with replacing(path) as temporary:
         temporary.write_text(text)
     print(path)
@@ -236,9 +238,15 @@ def _title(run: Run) -> str:
 
 
 def describe_source(run: Run) -> str:
-    """The command, weights, device and date that made a run's numbers."""
+    """The command, weights, device and date that made a run's numbers, and what it took."""
     settings = run.settings
+    seconds = sum(sum(result.seconds.values()) for result in run.results)
     return (
         f"{settings['command']}; weights sha256 {settings['weights_sha256'][:12]}…, "
-        f"{settings['device']}, torch {settings['versions']['torch']}, {settings['date']}."
+        f"{settings['device']}, torch {settings['versions']['torch']}, {settings['date']}; "
+        f"{seconds:.0f} s and at most {_format_bytes(settings['peak_memory_bytes']['host'])}."
     )
+
+
+def _format_bytes(count: int | None) -> str:
+    return f"{DASH} of memory" if count is None else f"{count / 1e9:.1f} GB of memory"
