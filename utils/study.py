@@ -15,6 +15,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
+from time import perf_counter
 from typing import Any, NamedTuple
 
 from datasets import mvtec
@@ -197,10 +198,12 @@ def run(args: argparse.Namespace) -> None:
         images = ClassFeatures(setup, train, test)
         for name in names:
             progress = tqdm(desc=f"{test.class_name} {name}", unit="model", disable=None)
+            start = perf_counter()
             with progress:
                 for row in METHODS[name](setup, images):
                     rows[name].append(row)
                     progress.update()
+            print(f"{name}: {perf_counter() - start:.0f} s", flush=True)
         del images
         settings = runtime.describe_run(
             # a study has no demo set
@@ -325,7 +328,10 @@ def plot_studies(path: Path, rows: Mapping[str, Rows], title: str) -> None:
             axes.tick_params(left=False, labelbottom=True)
             axes.grid(color="0.9")
             axes.set_axisbelow(True)
-    figure.suptitle(f"{title}. Dots: mean over seeds; lines: their range.")
+    shown = list(next(iter(studies.values())))[-1]
+    figure.suptitle(
+        f"{title}. Dots: mean over seeds; lines: their range; figures: {shown}. Axes are cut."
+    )
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
     with replacing(path) as temporary:

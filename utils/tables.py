@@ -238,15 +238,11 @@ def _title(run: Run) -> str:
 
 
 def describe_source(run: Run) -> str:
-    """The command, weights, device and date that made a run's numbers, and what it took."""
+    """The command, weights, device and date that made a run's numbers, and its peak memory."""
     settings = run.settings
-    seconds = sum(sum(result.seconds.values()) for result in run.results)
+    memory = settings["peak_memory_bytes"]["host"]
     return (
         f"{settings['command']}; weights sha256 {settings['weights_sha256'][:12]}…, "
-        f"{settings['device']}, torch {settings['versions']['torch']}, {settings['date']}; "
-        f"{seconds:.0f} s and at most {_format_bytes(settings['peak_memory_bytes']['host'])}."
+        f"{settings['device']}, torch {settings['versions']['torch']}, {settings['date']}, "
+        f"peak memory {DASH if memory is None else f'{memory / 1e9:.1f} GB'}."
     )
-
-
-def _format_bytes(count: int | None) -> str:
-    return f"{DASH} of memory" if count is None else f"{count / 1e9:.1f} GB of memory"
