@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 from datasets import mvtec
 from utils import backbone
 from utils.files import replacing
-from utils.results import METRICS, Run
-from utils.tables import DASH, Table, describe_source, to_markdown, to_text
+from utils.results import METRICS
+from utils.tables import DASH, Table, to_markdown, to_text
 
 BATCH_SIZE = 32  # upstream
 MAX_WORKERS = 8
@@ -226,12 +226,20 @@ def write_study(folder: Path, name: str, rows: Rows, settings: Mapping[str, Any]
         writer.writeheader()
         writer.writerows(rows)
     title = f"{settings['arch']} on {settings['data']}: {STUDIES[name].title}"
-    notes = [*STUDIES[name].notes, describe_source(Run(settings, []))]
+    notes = [*STUDIES[name].notes, describe_settings(settings)]
     make_table = cost_table if name == "cost" else accuracy_table
     table = make_table(title, rows, notes)
     with replacing(folder / f"{name}.md") as path:
         path.write_text(to_markdown(table))
     return table
+
+
+def describe_settings(settings: Mapping[str, Any]) -> str:
+    """The command, weights, device, version and date that made the numbers."""
+    return (
+        f"{settings['command']}; weights sha256 {settings['weights_sha256'][:12]}…, "
+        f"{settings['device']}, torch {settings['versions']['torch']}, {settings['date']}."
+    )
 
 
 def accuracy_table(title: str, rows: Rows, notes: Sequence[str]) -> Table:
