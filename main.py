@@ -12,17 +12,16 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
-from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from datasets import demo, mvtec
 from utils import backbone
+from utils.arguments import add_option, add_shared_options, at_least, make_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,15 +29,16 @@ if TYPE_CHECKING:
     from utils.evaluation import Evaluation
 
 # everything but the reproduction itself; a module with add_arguments(parser) and run(args)
-COMMANDS = {"tables": "utils.tables"}
-BATCH_SIZE = 32  # upstream
-MAX_WORKERS = 8
+COMMANDS = {"study": "utils.study", "tables": "utils.tables"}
 
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
     parser, run, words = choose_command(sys.argv[1:])
     args = parser.parse_args(words)
+    # threads that wait sleep: beside other work, such as the loader's, spinning ones cost up to
+    # four times the whole command's time, on a quiet machine sleeping costs 2 % (measured)
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         run(args)
     except (OSError, ValueError) as error:
@@ -140,22 +140,6 @@ def print_evaluation(evaluation: Evaluation) -> None:
         print(f"({note})")
 
 
-def make_folder(path: Path) -> Path:
-    """The folder, made if need be, in which files can be written.
-
-    Raises:
-        OSError: if they cannot.
-    """
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except OSError as error:
-        raise OSError(
-            f"cannot write in {path}: {error.strerror}; choose another --save_path"
-        ) from error
-
-
 class Stopwatch:
     """Adds up the wall time of stages."""
 
@@ -209,96 +193,35 @@ def make_parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
 
-    def add(name: str, help: str, **settings: Any) -> None:
-        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*flags, help=help, **settings)
-
-    add(
-        "data_path",
-        "folder that holds <class>/train/good/*.png and <class>/test/<defect type>/*.png",
-        type=Path,
-        metavar="PATH",
-    )
-    add(
+    add_shared_options(parser)
+    add_option(
+        parser,
         "demo",
         "run on a small set that is made from photographs, instead of --data_path",
         action="store_true",
     )
-    add(
-        "save_path",
-        "folder for the results, one folder per arch (default: %(default)s)",
-        type=Path,
-        default=Path("results"),
-        metavar="PATH",
-    )
-    add(
+    add_option(
+        parser,
         "arch",
         f"network (default: {backbone.DEFAULT_ARCH}; with --demo {backbone.DEMO_ARCH})",
         choices=backbone.BACKBONES,
     )
-    add(
-        "class_name",
-        "classes to run (default: the 15 of MVTec AD; with --demo all of its own)",
-        nargs="+",
-        metavar="NAME",
-    )
-    add(
-        "weights",
-        "local state dict to take instead of the published ImageNet weights",
-        type=Path,
-        metavar="FILE",
-    )
-    add("seed", "of the draw of channels (default: %(default)s)", type=int, default=backbone.SEED)
-    add(
+    add_option(
+        parser,
         "seeds",
         "draws to evaluate, with seeds counting up from --seed (default: %(default)s)",
         type=at_least(1),
         default=1,
         metavar="K",
     )
-    add(
-        "batch_size",
-        "images in a batch (default: %(default)s)",
-        type=at_least(1),
-        default=BATCH_SIZE,
-        metavar="N",
-    )
-    add(
-        "num_workers",
-        f"processes that decode images (default: one per core, at most {MAX_WORKERS})",
-        type=at_least(0),
-        default=min(count_cores(), MAX_WORKERS),
-        metavar="N",
-    )
-    add(
-        "device",
-        "auto (CUDA where there is one), cpu, cuda or cuda:N (default: %(default)s)",
-        default="auto",
-    )
-    add(
+    add_option(
+        parser,
         "figures",
         "localisation figures per class: all, none or a number (default: all)",
         type=figure_count,
-        default=None,
         metavar="all|none|N",
     )
     return parser
-
-
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def at_least(smallest: int) -> Callable[[str], int]:
-    """A parser of whole numbers from smallest on."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {smallest}")
-        return int(text)
-
-    return parse
 
 
 def figure_count(text: str) -> int | None:

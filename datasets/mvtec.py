@@ -150,8 +150,8 @@ def load_image(path: Path) -> np.ndarray:
     Raises:
         ValueError: if the file cannot be read as an image.
     """
-    image = _to_rgb(_open(path), path)
-    image = _centre_crop(_resize(image, Image.Resampling.LANCZOS))
+    image = to_rgb(open_image(path), path)
+    image = _centre_crop(resize(image, Image.Resampling.LANCZOS))
     return np.array(image).transpose(2, 0, 1)
 
 
@@ -161,8 +161,8 @@ def load_mask(path: Path) -> np.ndarray:
     Raises:
         ValueError: if the file cannot be read as an image.
     """
-    mask = _open(path).convert("RGB")
-    mask = _centre_crop(_resize(mask, Image.Resampling.NEAREST))
+    mask = open_image(path).convert("RGB")
+    mask = _centre_crop(resize(mask, Image.Resampling.NEAREST))
     return np.asarray(mask).any(axis=2)
 
 
@@ -238,7 +238,12 @@ def _size(path: Path) -> tuple[int, int]:
         raise _unreadable(path, error) from error
 
 
-def _open(path: Path) -> Image.Image:
+def open_image(path: Path) -> Image.Image:
+    """The decoded file, in whatever mode it has.
+
+    Raises:
+        ValueError: if it cannot be read as an image; the message names it.
+    """
     try:
         with Image.open(path) as image:
             image.load()
@@ -252,7 +257,12 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(f"cannot read image {path}: {reason}; replace the file or take it away")
 
 
-def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """The image in 8-bit RGB; 16-bit grey is scaled, transparency is dropped.
+
+    Raises:
+        ValueError: if its pixels are floating-point; the message names path.
+    """
     if image.mode == "F":
         raise ValueError(
             f"cannot read image {path}: floating-point pixels have no fixed range; "
@@ -268,7 +278,8 @@ def _to_rgb(image: Image.Image, path: Path) -> Image.Image:
     return image.convert("RGB")
 
 
-def _resize(image: Image.Image, resample: Image.Resampling) -> Image.Image:
+def resize(image: Image.Image, resample: Image.Resampling) -> Image.Image:
+    """The image with its shorter side at RESIZE."""
     width, height = image.size
     short = min(width, height)
     size = (RESIZE * width // short, RESIZE * height // short)

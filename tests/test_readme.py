@@ -61,3 +61,4 @@ def test_figures_come_from_a_command_that_is_shown():
     shown = set(re.findall(r"!\[[^\]]*\]\((imgs/[^)]+)\)", README))
     made = {command.split()[-1] for command in COMMANDS if command.startswith("cp ")}
     assert shown == made
+    assert shown

@@ -11,7 +11,6 @@ Reference: Defard et al., arXiv 2011.08785, section V.
 
 import argparse
 import csv
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -20,14 +19,12 @@ from typing import Any, NamedTuple
 
 from datasets import mvtec
 from utils import backbone
+from utils.arguments import add_option, add_shared_options, at_least, make_folder
 from utils.files import replacing
 from utils.results import METRICS
-from utils.tables import DASH, Table, to_markdown, to_text
+from utils.tables import COMPARED, DASH, Table, to_markdown, to_text
 
-BATCH_SIZE = 32  # upstream
-MAX_WORKERS = 8
 SEEDS = 5  # paper, section V-C: versions of Rd-MVTec AD (and 10 draws of channels, section V-A)
-COMPARED = ("image_auroc", "pixel_auroc", "aupro")
 FIGURE = "studies.png"
 MEGABYTE = 10**6
 
@@ -84,82 +81,30 @@ STUDIES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options; every one with underscores is also taken with hyphens."""
-
-    def add(name: str, help: str, **settings: Any) -> None:
-        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
-        parser.add_argument(*flags, help=help, **settings)
-
-    add(
-        "data_path",
-        "folder that holds <class>/train/good/*.png and <class>/test/<defect type>/*.png",
-        type=Path,
-        metavar="PATH",
-        required=True,
-    )
-    add(
-        "class_name",
-        "classes to run (default: the 15 of MVTec AD)",
-        nargs="+",
-        metavar="NAME",
-    )
-    add(
+    add_shared_options(parser)
+    add_option(
+        parser,
         "study",
         "studies to make (default: all)",
         nargs="+",
         choices=STUDIES,
         default=list(STUDIES),
     )
-    add(
-        "save_path",
-        "results go into its studies/<arch> (default: %(default)s)",
-        type=Path,
-        default=Path("results"),
-        metavar="PATH",
-    )
-    add(
+    add_option(
+        parser,
         "arch",
         "network (default: %(default)s, the one that the paper's tables I and II study)",
         choices=backbone.BACKBONES,
         default="resnet18",
     )
-    add(
-        "weights",
-        "local state dict to take instead of the published ImageNet weights",
-        type=Path,
-        metavar="FILE",
-    )
-    add(
-        "seed",
-        "of the draws of channels and of the rotations (default: %(default)s)",
-        type=int,
-        default=backbone.SEED,
-    )
-    add(
+    add_option(
+        parser,
         "seeds",
         "draws of channels (dimensions) and versions of the images (rotation), with seeds "
         "counting up from --seed (default: %(default)s)",
-        type=_at_least(1),
+        type=at_least(1),
         default=SEEDS,
         metavar="K",
-    )
-    add(
-        "batch_size",
-        "images in a batch (default: %(default)s)",
-        type=_at_least(1),
-        default=BATCH_SIZE,
-        metavar="N",
-    )
-    add(
-        "num_workers",
-        f"processes that decode images (default: one per core, at most {MAX_WORKERS})",
-        type=_at_least(0),
-        default=min(os.cpu_count() or 1, MAX_WORKERS),
-        metavar="N",
-    )
-    add(
-        "device",
-        "auto (CUDA where there is one), cpu, cuda or cuda:N (default: %(default)s)",
-        default="auto",
     )
 
 
@@ -169,9 +114,11 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         OSError, ValueError: if an argument, the data, the weights or the folder will not do.
     """
+    if args.data_path is None:
+        raise ValueError("give --data_path PATH, a folder in MVTec layout")
     class_names = mvtec.choose_classes(args.data_path, args.class_name)
     datasets = [mvtec.load_splits(args.data_path, class_name) for class_name in class_names]
-    folder = _make_folder(args.save_path / "studies" / args.arch)
+    folder = make_folder(args.save_path / "studies" / args.arch)
 
     # these take seconds to import
     from tqdm import tqdm
@@ -370,24 +317,3 @@ def _format(of_seeds: Sequence[float | None]) -> str:
         return DASH
     spread = f" ± {stdev(of_seeds):.3f}" if len(of_seeds) > 1 else ""
     return f"{fmean(of_seeds):.3f}{spread}"
-
-
-def _make_folder(path: Path) -> Path:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(
-            f"cannot write in {path}: {error.strerror}; choose another --save_path"
-        ) from error
-    return path
-
-
-def _at_least(smallest: int):
-    """A parser of whole numbers from smallest on."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {smallest}")
-        return int(text)
-
-    return parse

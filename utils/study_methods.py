@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.mvtec import CROP, RESIZE, MVTecDataset, _open, _resize, _to_rgb
+from datasets.mvtec import CROP, RESIZE, MVTecDataset, open_image, resize, to_rgb
 from utils.backbone import BACKBONES, Backbone
 from utils.evaluation import ScoredImages, evaluate, score_images
 from utils.features import FeatureExtractor, concatenate
 from utils.gaussian import DualGaussians, PrimalGaussians
 from utils.padim import PaDiM, image_scores
+from utils.tables import COMPARED
 
-METRICS = ("image_auroc", "pixel_auroc", "aupro")
 DIMENSIONS = (100, 200)  # paper, table II
 MAX_ANGLE = 10  # degrees (paper, section IV-A)
 MARGIN = 24  # pixels; a corner of the 256-pixel square turned by 10 degrees looks 21 beyond it
@@ -112,7 +112,7 @@ class ClassFeatures:
             "method": method,
             "n_features": n_features,
             "seed": seed,
-            **{metric: metrics[metric] for metric in METRICS},
+            **{metric: metrics[metric] for metric in COMPARED},
         }
 
 
@@ -303,14 +303,14 @@ class RotatedDataset:
         """
         sample = self.dataset.samples[index]
         move = draw_move(f"{self.seed} {self.class_name} {self.split} {sample.name}")
-        image = _to_rgb(_open(sample.path), sample.path)
+        image = to_rgb(open_image(sample.path), sample.path)
         image = turn_and_crop(
             _square(image, Image.Resampling.LANCZOS), move, Image.Resampling.BICUBIC
         )
         mask = np.zeros((CROP, CROP), dtype=bool)
         if sample.mask_path is not None:
             nearest = Image.Resampling.NEAREST
-            marked = _square(_open(sample.mask_path).convert("RGB"), nearest)
+            marked = _square(open_image(sample.mask_path).convert("RGB"), nearest)
             mask = np.asarray(turn_and_crop(marked, move, nearest)).any(axis=2)
         return np.array(image).transpose(2, 0, 1), sample.label, mask
 
@@ -333,7 +333,7 @@ def turn_and_crop(square: Image.Image, move: Move, resample: Image.Resampling) -
 
 def _square(image: Image.Image, resample: Image.Resampling) -> Image.Image:
     """The centre of side RESIZE of the image with its shorter side at RESIZE."""
-    image = _resize(image, resample)
+    image = resize(image, resample)
     left, top = round((image.width - RESIZE) / 2), round((image.height - RESIZE) / 2)
     return image.crop((left, top, left + RESIZE, top + RESIZE))
 

@@ -1,0 +1,114 @@
+"""Options and checks that the commands share."""
+
+import argparse
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from utils import backbone
+
+BATCH_SIZE = 32  # upstream
+MAX_WORKERS = 8
+
+
+def add_option(parser: argparse.ArgumentParser, name: str, help: str, **settings: Any) -> None:
+    """Add --name, also spelled with hyphens."""
+    flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+    parser.add_argument(*flags, help=help, **settings)
+
+
+def add_shared_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options on which images and how the network runs."""
+    add_option(
+        parser,
+        "data_path",
+        "folder that holds <class>/train/good/*.png and <class>/test/<defect type>/*.png",
+        type=Path,
+        metavar="PATH",
+    )
+    add_option(
+        parser,
+        "class_name",
+        "classes to run (default: the 15 of MVTec AD; with --demo all of its own)",
+        nargs="+",
+        metavar="NAME",
+    )
+    add_option(
+        parser,
+        "save_path",
+        "folder for the results (default: %(default)s)",
+        type=Path,
+        default=Path("results"),
+        metavar="PATH",
+    )
+    add_option(
+        parser,
+        "weights",
+        "local state dict to take instead of the published ImageNet weights",
+        type=Path,
+        metavar="FILE",
+    )
+    add_option(
+        parser,
+        "seed",
+        "of the draw of channels (default: %(default)s)",
+        type=int,
+        default=backbone.SEED,
+        metavar="N",
+    )
+    add_option(
+        parser,
+        "batch_size",
+        "images in a batch (default: %(default)s)",
+        type=at_least(1),
+        default=BATCH_SIZE,
+        metavar="N",
+    )
+    add_option(
+        parser,
+        "num_workers",
+        f"processes that decode images (default: one per core, at most {MAX_WORKERS})",
+        type=at_least(0),
+        default=min(count_cores(), MAX_WORKERS),
+        metavar="N",
+    )
+    add_option(
+        parser,
+        "device",
+        "auto (CUDA where there is one), cpu, cuda or cuda:N (default: %(default)s)",
+        default="auto",
+    )
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """A parser of whole numbers from smallest on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number >= {smallest}")
+        return int(text)
+
+    return parse
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def make_folder(path: Path) -> Path:
+    """The folder, made if need be, in which files can be written.
+
+    Raises:
+        OSError: if they cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise OSError(
+            f"cannot write in {path}: {error.strerror}; choose another --save_path"
+        ) from error
