@@ -58,7 +58,7 @@ def describe_run(
         "command": shlex.join(["python", "main.py", *sys.argv[1:]]),
         "arguments": dict(arguments),
         "arch": arch,
-        "data": "the demo set" if arguments["demo"] else arguments["data_path"].name,
+        "data": "the demo set" if arguments["demo"] else arguments["data_path"].resolve().name,
         "channels_sha256": channels_sha256(channels),
         "weights_sha256": network.weights_sha256,
         "versions": {"python": platform.python_version(), **packages},
