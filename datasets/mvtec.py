@@ -28,10 +28,14 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 # shorter side after resizing, and side of the centre crop (paper, section IV-B; upstream)
 RESIZE = 256
 CROP = 224
+UNLABELLED = -1
 
 
 class Sample(NamedTuple):
-    """One image file: label 0 for good and 1 for anomalous; no mask_path means no defect pixels."""
+    """One image file: label 0 for good, 1 for anomalous, UNLABELLED where nothing tells.
+
+    No mask_path means no defect pixels.
+    """
 
     path: Path
     defect_type: str
@@ -50,12 +54,13 @@ class MVTecDataset:
     Args:
         data_path: folder that holds one folder per class.
         class_name: a folder of data_path with train/good, test/<defect type> and, for pixel
-            metrics, ground_truth/<defect type>/<stem>_mask.png.
+            metrics, ground_truth/<defect type>/<stem>_mask.png. Images in test itself, without
+            folders, are taken as unlabelled.
         split: "train" (only good images) or "test".
 
     Attributes:
         samples: one Sample per image.
-        has_masks: whether defects are marked; False where there is no ground_truth folder.
+        has_masks: whether defects are marked; False without labels or a ground_truth folder.
 
     Raises:
         FileNotFoundError: if the folder, its images or a mask are missing.
@@ -68,6 +73,7 @@ class MVTecDataset:
         self.split = split
         self.has_masks = (data_path / class_name / "ground_truth").is_dir()
         self.samples = _list_samples(data_path / class_name, split, self.has_masks)
+        self.has_masks &= all(sample.label != UNLABELLED for sample in self.samples)
         _check_names(self.samples)
         _check_mask_sizes(self.samples)
 
@@ -169,6 +175,9 @@ def load_mask(path: Path) -> np.ndarray:
 def _list_samples(folder: Path, split: str, has_masks: bool) -> list[Sample]:
     defect_types = ["good"] if split == "train" else _list_folders(folder / split)
     samples = []
+    if not defect_types:
+        paths = _list_images(folder / split)
+        samples = [Sample(path, "unlabelled", UNLABELLED, None) for path in paths]
     for defect_type in defect_types:
         for path in _list_images(folder / split / defect_type):
             good = defect_type == "good"

@@ -68,6 +68,7 @@ def test_run_writes_all_it_promises(experiment, tree, tmp_path):
         "metrics.csv",
         "metrics.json",
         "roc_curve.png",
+        "scores.csv",
         "tables.md",
     ]
     rows = read_rows(folder)
@@ -175,6 +176,41 @@ def test_metrics_that_need_both_kinds_are_left_empty_with_a_reason(
     assert count in done.stdout
     notes = json.loads((tmp_path / "out" / "resnet18" / "metrics.json").read_text())["results"]
     assert count in notes[0]["notes"][0]
+
+
+def test_without_labels_only_scores_are_given(experiment, tree, tmp_path):
+    test = tree / "bolt" / "test"
+    for path in (test / "good").iterdir():
+        path.rename(test / path.name)
+    for folder in ("good", "crack", "stain"):
+        shutil.rmtree(test / folder)
+    done = run(*experiment, "--class_name", "bolt", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "image metrics need labels" in done.stdout
+    folder = tmp_path / "out" / "resnet18"
+    (row,) = read_rows(folder)
+    assert not row["image_auroc"]
+    assert not row["pixel_auroc"]
+    with (folder / "scores.csv").open() as file:
+        scores = list(csv.DictReader(file))
+    assert [(s["image"], s["defect_type"], s["label"]) for s in scores] == [
+        ("000.png", "unlabelled", "-1"),
+        ("001.png", "unlabelled", "-1"),
+    ]
+    assert all(float(s["score"]) > 0 for s in scores)
+    assert (folder / "figures" / "bolt" / "unlabelled_000.png").exists()
+
+
+def test_scores_rank_the_images_as_the_metric_says(experiment, tmp_path):
+    done = run(*experiment, "--class_name", "weave", "--figures", "none", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "out" / "resnet18"
+    with (folder / "scores.csv").open() as file:
+        scores = [(int(row["label"]), float(row["score"])) for row in csv.DictReader(file)]
+    assert len(scores) == 8
+    pairs = [a > b for label, a in scores if label for other, b in scores if not other]
+    (row,) = read_rows(folder)
+    assert float(row["image_auroc"]) == pytest.approx(sum(pairs) / len(pairs))
 
 
 def test_a_bad_image_ends_the_run_but_not_the_finished_class(experiment, tree, tmp_path):

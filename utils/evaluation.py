@@ -6,6 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
+from datasets.mvtec import UNLABELLED
 from utils import metrics
 from utils.metrics import SortedScores, UndefinedMetricError
 from utils.padim import PaDiM, image_scores
@@ -15,8 +16,8 @@ from utils.results import METRICS
 class ScoredImages(NamedTuple):
     """Test images and what a model says of them.
 
-    images (N, 3, H, W) uint8, labels (N,) int64, masks (N, H, W) bool, anomaly_maps (N, H, W)
-    float32, image_scores (N,) float32.
+    images (N, 3, H, W) uint8, labels (N,) int64 as in Sample, masks (N, H, W) bool, anomaly_maps
+    (N, H, W) float32, image_scores (N,) float32.
     """
 
     images: np.ndarray
@@ -82,7 +83,11 @@ def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
     """
     notes: list[str] = []
     values = dict.fromkeys(METRICS)
-    images = _sort(scored.labels, scored.image_scores, "image", notes)
+    if (scored.labels == UNLABELLED).any():
+        images = None
+        notes.append("image metrics need labels; the test images are in no folders that tell")
+    else:
+        images = _sort(scored.labels, scored.image_scores, "image", notes)
     if has_masks:
         pixels = _sort(scored.masks, scored.anomaly_maps, "pixel", notes)
     else:

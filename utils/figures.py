@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.colors import Normalize
 from tqdm import tqdm
 
-from datasets.mvtec import MVTecDataset
+from datasets.mvtec import UNLABELLED, MVTecDataset
 from utils.evaluation import Evaluation, ScoredImages
 from utils.page import Gallery, GalleryItem
 from utils.plot import Localisation, plot_localisations
@@ -33,7 +33,8 @@ def draw_figures(
         figures: how many, spread evenly over the test images; None draws all.
 
     Returns:
-        The gallery of what was drawn, its paths relative to folder.
+        The gallery of what was drawn, its paths relative to folder; empty for unlabelled images,
+        of which there is no right or wrong to show.
     """
     chosen = np.arange(len(test))
     if figures is not None:
@@ -54,7 +55,11 @@ def draw_figures(
     )
     norm = Normalize(scored.anomaly_maps.min(), scored.anomaly_maps.max())
     plot_localisations(progress, norm, evaluation.pixel_threshold)
-    items = [_describe(test, scored, evaluation, i, path) for i, path in paths.items()]
+    items = [
+        _describe(test, scored, evaluation, i, path)
+        for i, path in paths.items()
+        if test.samples[i].label != UNLABELLED
+    ]
     return Gallery(
         test.class_name,
         items,

@@ -9,7 +9,7 @@ from utils.evaluation import Evaluation, ScoredImages
 from utils.figures import draw_figures
 from utils.page import Gallery, write_page
 from utils.plot import plot_roc_curves
-from utils.results import STAGES, ClassResult, Run, write_run
+from utils.results import STAGES, ClassResult, ImageScore, Run, write_run, write_scores
 from utils.tables import Table, run_tables, write_tables
 
 ROC_FIGURE = "roc_curve.png"
@@ -27,6 +27,7 @@ class Report:
         self.results: list[ClassResult] = []
         self.evaluations: dict[str, Evaluation] = {}
         self.galleries: list[Gallery] = []
+        self.scores: list[ImageScore] = []
 
     def draw(
         self,
@@ -35,9 +36,15 @@ class Report:
         evaluation: Evaluation,
         figures: int | None,
     ) -> None:
-        """Draw the localisation figures of a class and take its ROC curves."""
+        """Draw the localisation figures of a class; take its ROC curves and image scores."""
         self.evaluations[test.class_name] = evaluation
         self.galleries.append(draw_figures(self.folder, test, scored, evaluation, figures))
+        self.scores += (
+            ImageScore(
+                test.class_name, sample.path.name, sample.defect_type, sample.label, float(score)
+            )
+            for sample, score in zip(test.samples, scored.image_scores, strict=True)
+        )
 
     def add(
         self,
@@ -61,10 +68,11 @@ class Report:
         )
 
     def write(self, settings: Mapping[str, Any]) -> list[Table]:
-        """Write metrics.csv, metrics.json, tables.md, roc_curve.png and index.html."""
+        """Write metrics.csv, metrics.json, scores.csv, tables.md, roc_curve.png and index.html."""
         run = Run(settings, self.results)
         tables = run_tables(run)
         write_run(self.folder, run)
+        write_scores(self.folder, self.scores)
         write_tables(self.folder, tables)
         plot_roc_curves(self.folder / ROC_FIGURE, self.evaluations)
         galleries = [gallery for gallery in self.galleries if gallery.items]

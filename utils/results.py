@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.files import replacing
 
@@ -67,6 +67,24 @@ def write_run(folder: Path, run: Run) -> None:
     content = {"format": FORMAT, **asdict(run)}
     with replacing(folder / "metrics.json") as path:
         path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+
+
+class ImageScore(NamedTuple):
+    """A test image's score; label as in datasets.mvtec.Sample."""
+
+    class_name: str
+    image: str
+    defect_type: str
+    label: int
+    score: float
+
+
+def write_scores(folder: Path, scores: Sequence[ImageScore]) -> None:
+    """Write scores.csv, a row per test image, raw and unrounded."""
+    with replacing(folder / "scores.csv") as path, path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(ImageScore._fields)
+        writer.writerows(scores)
 
 
 def read_run(path: Path) -> Run:
