@@ -16,16 +16,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, NoReturn
 
 from datasets import demo, mvtec
+from datasets.loading import Loader
 from utils import backbone
 from utils.arguments import add_option, add_shared_options, at_least, make_folder
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from utils.evaluation import Evaluation
 
 # everything but the reproduction itself; a module with add_arguments(parser) and run(args)
@@ -36,9 +36,9 @@ def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
     parser, run, words = choose_command(sys.argv[1:])
     args = parser.parse_args(words)
-    # threads that wait sleep: on a busy machine spinning ones more than doubled the whole
-    # command's time, on a quiet one sleeping cost about 2 % (90 s for 37 s, 29.5 s for 28.8 s)
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # threads that wait for work spin for microseconds, then sleep: for milliseconds, as is the
+    # default, they take the cores from those that decode; at once, small matrices take 6 x longer
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     try:
         run(args)
     except (OSError, ValueError) as error:
@@ -61,64 +61,62 @@ def run_experiment(args: argparse.Namespace) -> None:
     datasets = [mvtec.load_splits(args.data_path, class_name) for class_name in class_names]
     folder = make_folder(args.save_path / args.arch)
 
-    # these take seconds to import
-    from datasets.loading import load_batches
-    from utils import runtime
-    from utils.evaluation import evaluate, score_images
-    from utils.features import FeatureExtractor
-    from utils.padim import PaDiM
-    from utils.report import Report
-    from utils.tables import to_text
+    # images are decoded from now on, while what takes seconds to import is imported
+    with Loader(chain.from_iterable(datasets), args.batch_size, args.num_workers) as loader:
+        from utils import runtime
+        from utils.evaluation import evaluate, score_images
+        from utils.features import FeatureExtractor
+        from utils.padim import PaDiM
+        from utils.report import Report
+        from utils.tables import to_text
 
-    def batches(dataset: mvtec.MVTecDataset) -> Iterator[list[Tensor]]:
-        description = f"{dataset.class_name} {dataset.split}"
-        return load_batches(dataset, args.batch_size, args.num_workers, description)
+        # a frozen ImageNet network, and random draws of its channels, the same for all classes
+        device = runtime.choose_device(args.device)
+        network = backbone.load_network(args.arch, args.weights)
+        extractor = FeatureExtractor(network, device)
+        seeds = range(args.seed, args.seed + args.seeds)
+        draws = {seed: backbone.draw_channels(args.arch, seed) for seed in seeds}
+        print(f"{args.arch} on {runtime.device_name(device)}, {len(draws[args.seed])} channels")
+        # the network runs once; what it gives is kept only if several draws look at it
+        keep = list if args.seeds > 1 else iter
 
-    # a frozen ImageNet network, and random draws of its channels, the same for all classes
-    device = runtime.choose_device(args.device)
-    network = backbone.load_network(args.arch, args.weights)
-    extractor = FeatureExtractor(network, device)
-    seeds = range(args.seed, args.seed + args.seeds)
-    draws = {seed: backbone.draw_channels(args.arch, seed) for seed in seeds}
-    print(f"{args.arch} on {runtime.device_name(device)}, {len(draws[args.seed])} channels")
-    # the network runs once; what it gives is kept only if several draws look at it
-    keep = list if args.seeds > 1 else iter
-
-    report = Report(folder)
-    for train, test in datasets:
-        print(f"\n{test.class_name}: {len(train)} training images, {len(test)} test images")
-        seconds = Stopwatch()
-        with seconds("fit"):
-            good = keep(extractor(images) for images, _, _ in batches(train))
-        with seconds("score"):
-            unseen = keep((extractor(images), images, *truth) for images, *truth in batches(test))
-
-        for seed, channels in draws.items():
-            if len(draws) > 1:
-                print(f"seed {seed}")
-
-            # from good images alone: a Gaussian for each patch position
+        report = Report(folder)
+        for train, test in datasets:
+            print(f"\n{test.class_name}: {len(train)} training images, {len(test)} test images")
+            seconds = Stopwatch()
             with seconds("fit"):
-                model = PaDiM(channels).fit(good, len(train))
-
-            # the distance of each patch from its Gaussian, as a map over the image
+                good = keep(extractor(images) for images, _, _ in loader.batches(train))
             with seconds("score"):
-                scored = score_images(model, unseen)
+                unseen = keep(
+                    (extractor(images), images, *truth) for images, *truth in loader.batches(test)
+                )
 
-            with seconds("metrics"):
-                evaluation = evaluate(scored, test.has_masks)
-            print_evaluation(evaluation)
+            for seed, channels in draws.items():
+                if len(draws) > 1:
+                    print(f"seed {seed}")
 
-            if seed == args.seed:
-                with seconds("figures"):
-                    report.draw(test, scored, evaluation, args.figures)
-            report.add(train, test, seed, evaluation, seconds.take())
-            del model, scored  # before the next fit takes its memory
+                # from good images alone: a Gaussian for each patch position
+                with seconds("fit"):
+                    model = PaDiM(channels).fit(good, len(train))
 
-        del good, unseen
-        tables = report.write(
-            runtime.describe_run(arguments, args.arch, network, draws[args.seed], device)
-        )
+                # the distance of each patch from its Gaussian, as a map over the image
+                with seconds("score"):
+                    scored = score_images(model, unseen)
+
+                with seconds("metrics"):
+                    evaluation = evaluate(scored, test.has_masks)
+                print_evaluation(evaluation)
+
+                if seed == args.seed:
+                    with seconds("figures"):
+                        report.draw(test, scored, evaluation, args.figures)
+                report.add(train, test, seed, evaluation, seconds.take())
+                del model, scored  # before the next fit takes its memory
+
+            del good, unseen
+            tables = report.write(
+                runtime.describe_run(arguments, args.arch, network, draws[args.seed], device)
+            )
 
     print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
 

@@ -1,11 +1,10 @@
-import gc
-import multiprocessing
-import os
+import threading
+import time
 
 import numpy as np
 import pytest
 
-from datasets.loading import _CarriedErrors, load_batches
+from datasets.loading import READ_AHEAD, Loader, load_batches
 from datasets.mvtec import MVTecDataset
 
 MESSAGE = "cannot read item 3; replace it"
@@ -13,85 +12,111 @@ both_worker_counts = pytest.mark.parametrize("num_workers", [0, 2])
 
 
 class Numbers:
-    """Seven arrays, of which the one numbered 3 may raise."""
+    """Arrays of which the one numbered 3 may raise; remembers who asked for which."""
 
-    def __init__(self, error: type[Exception] | None = None) -> None:
+    class_name, split = "numbers", "test"
+
+    def __init__(self, error: type[Exception] | None = None, length: int = 7) -> None:
         self.error = error
+        self.length = length
+        self.asked: list[tuple[int, threading.Thread]] = []
 
     def __len__(self) -> int:
-        return 7
+        return self.length
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int]:
+        self.asked.append((index, threading.current_thread()))
         if index == 3 and self.error is not None:
             raise self.error(MESSAGE)
         return np.full((2, 2), index, dtype=np.uint8), index
 
 
-class ProcessIds:
-    """Four times the process that is asked."""
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> int:
-        return os.getpid()
+def wait_for(numbers: Numbers, count: int) -> None:
+    """Return when so many items were asked for; fail if they are not within 10 seconds."""
+    deadline = time.monotonic() + 10
+    while len(numbers.asked) < count:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
 
 
 @both_worker_counts
 def test_batches_are_in_order_and_the_last_is_smaller(num_workers):
-    batches = load_batches(Numbers(), 3, num_workers, "numbers")
+    batches = load_batches(Numbers(), 3, num_workers)
     assert [labels.tolist() for _, labels in batches] == [[0, 1, 2], [3, 4, 5], [6]]
 
 
-@pytest.mark.parametrize(("num_workers", "n_processes"), [(0, 1), (2, 2)])
-def test_items_are_made_by_that_many_processes(num_workers, n_processes):
-    ids = [batch.item() for batch in load_batches(ProcessIds(), 1, num_workers, "processes")]
-    assert len(set(ids)) == n_processes
-    assert (os.getpid() in ids) == (num_workers == 0)
+@both_worker_counts
+def test_datasets_follow_one_another(num_workers):
+    first, second = Numbers(), Numbers(length=4)
+    with Loader([first, second], 5, num_workers) as loader:
+        assert [labels.tolist() for _, labels in loader.batches(first)] == [[0, 1, 2, 3, 4], [5, 6]]
+        assert [labels.tolist() for _, labels in loader.batches(second)] == [[0, 1, 2, 3]]
+
+
+def test_items_are_made_by_threads_before_they_are_wanted():
+    first, second = Numbers(), Numbers()
+    with Loader([first, second], 3, 2):
+        wait_for(second, 7)
+    makers = {thread for _, thread in first.asked + second.asked}
+    assert 1 <= len(makers) <= 2
+    assert threading.main_thread() not in makers
+
+
+def test_without_workers_an_item_is_made_when_it_is_wanted():
+    numbers = Numbers()
+    with Loader([numbers], 3, 0) as loader:
+        assert not numbers.asked
+        next(loader.batches(numbers))
+    assert numbers.asked == [(i, threading.main_thread()) for i in range(3)]
+
+
+def test_no_more_is_read_ahead_than_the_limit():
+    numbers = Numbers(length=READ_AHEAD + 50)
+    with Loader([numbers], 10, 2) as loader:
+        wait_for(numbers, READ_AHEAD)
+        time.sleep(0.05)
+        assert len(numbers.asked) == READ_AHEAD
+        next(loader.batches(numbers))
+        wait_for(numbers, READ_AHEAD + 10)
+        time.sleep(0.05)
+        assert len(numbers.asked) == READ_AHEAD + 10
+
+
+def test_leaving_ends_the_threads_and_drops_what_is_not_read():
+    before = threading.active_count()
+    numbers = Numbers(ValueError, length=100_000)
+    with pytest.raises(ValueError, match=MESSAGE), Loader([numbers], 2, 2) as loader:
+        list(loader.batches(numbers))
+    assert threading.active_count() == before
+    assert len(numbers.asked) <= READ_AHEAD + 4
 
 
 @both_worker_counts
 def test_items_keep_shape_and_type_in_a_batch(tree, num_workers):
     test = MVTecDataset(tree, "bolt", "test")
-    images, labels, masks = next(load_batches(test, 2, num_workers, "bolt"))
-    np.testing.assert_array_equal(images.numpy(), np.stack([test[0][0], test[1][0]]))
-    np.testing.assert_array_equal(masks.numpy(), np.stack([test[0][2], test[1][2]]))
+    images, labels, masks = next(load_batches(test, 2, num_workers))
+    np.testing.assert_array_equal(images, np.stack([test[0][0], test[1][0]]))
+    np.testing.assert_array_equal(masks, np.stack([test[0][2], test[1][2]]))
     assert labels.tolist() == [1, 1]
-    assert (images.numpy().dtype, masks.numpy().dtype) == (np.uint8, bool)
+    assert (images.dtype, labels.dtype, masks.dtype) == (np.uint8, np.int64, bool)
 
 
 @both_worker_counts
-@pytest.mark.parametrize("error", [ValueError, FileNotFoundError])
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, KeyError])
 def test_error_arrives_with_its_own_type_and_message(num_workers, error):
-    with pytest.raises(error, match=f"^{MESSAGE}$"):
-        list(load_batches(Numbers(error), 2, num_workers, "numbers"))
+    with pytest.raises(error, match=MESSAGE):
+        list(load_batches(Numbers(error), 2, num_workers))
 
 
 @both_worker_counts
 def test_batches_before_an_error_are_given(num_workers):
-    batches = load_batches(Numbers(ValueError), 3, num_workers, "numbers")
+    batches = load_batches(Numbers(ValueError), 3, num_workers)
     assert next(batches)[1].tolist() == [0, 1, 2]
 
 
-def test_error_that_only_a_bug_causes_is_not_carried():
-    with pytest.raises(KeyError, match=MESSAGE):
-        _CarriedErrors(Numbers(KeyError))[3]
-
-
-def test_workers_end_with_the_error():
-    gc.collect()
-    gc.disable()
-    try:
-        with pytest.raises(ValueError, match=MESSAGE):
-            list(load_batches(Numbers(ValueError), 2, 2, "numbers"))
-        assert not multiprocessing.active_children()
-    finally:
-        gc.enable()
-
-
-def test_damaged_image_is_reported_from_a_worker_in_one_line(tree):
+def test_damaged_image_is_reported_from_a_thread_in_one_line(tree):
     path = tree / "bolt/train/good/002.png"
     path.write_bytes(path.read_bytes()[:100])
-    batches = load_batches(MVTecDataset(tree, "bolt", "train"), 2, 2, "bolt")
+    batches = load_batches(MVTecDataset(tree, "bolt", "train"), 2, 2)
     with pytest.raises(ValueError, match=r"^cannot read image .*002\.png: .*away$"):
         list(batches)

@@ -5,14 +5,17 @@ from PIL import Image
 
 from utils.evaluation import Evaluation, RocCurve
 from utils.plot import (
+    COLOUR_BAR,
+    MARGIN,
+    TITLES,
     Localisation,
     _panel_pixels,
-    _PanelFigure,
     plot_localisations,
     plot_roc_curves,
 )
 
 SIDE = 48
+SCALE = Normalize(0, 6)
 
 
 @pytest.fixture
@@ -29,6 +32,15 @@ def item(tmp_path):
     )
 
 
+def draw(items, norm, threshold):
+    """Write the figures; the paths of those that are complete."""
+    return list(plot_localisations(items, norm, threshold))
+
+
+def panels(item, threshold=3.0, norm=SCALE):
+    return _panel_pixels(item, norm, threshold)
+
+
 def panels_width(path):
     with Image.open(path) as figure:
         return figure.width
@@ -36,13 +48,13 @@ def panels_width(path):
 
 def test_a_figure_is_written_for_every_item(item, tmp_path):
     second = item._replace(path=tmp_path / "figures" / "good_000.png")
-    plot_localisations([item, second], Normalize(0, 6), threshold=3.0)
+    draw([item, second], SCALE, threshold=3.0)
     written = sorted(p.name for p in (tmp_path / "figures").iterdir())
     assert written == ["good_000.png", "scratch_000.png"]
 
 
 def test_panels_show_the_pixels_one_to_one(item):
-    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    draw([item], SCALE, threshold=3.0)
     figure = np.asarray(Image.open(item.path))
     image = item.image.transpose(1, 2, 0)
     places = [
@@ -58,29 +70,29 @@ def test_an_item_changes_nothing_of_the_next_figure(item, tmp_path):
     other = item._replace(
         path=tmp_path / "other.png", image=255 - item.image, anomaly_map=item.anomaly_map * 0.5
     )
-    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    draw([item], SCALE, threshold=3.0)
     alone = item.path.read_bytes()
-    plot_localisations([other, item], Normalize(0, 6), threshold=3.0)
+    draw([other, item], SCALE, threshold=3.0)
     assert item.path.read_bytes() == alone
 
 
 def test_inputs_are_not_changed(item):
     copies = [array.copy() for array in (item.image, item.anomaly_map, item.mask)]
-    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    draw([item], SCALE, threshold=3.0)
     for array, copy in zip((item.image, item.anomaly_map, item.mask), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 
 def test_without_a_mask_the_ground_truth_is_left_out(item):
-    names = list(_panel_pixels(item._replace(mask=None), threshold=3.0))
+    names = list(panels(item._replace(mask=None)))
     assert names == ["Image", "Predicted heat map", "Predicted mask", "Segmentation result"]
 
 
 def test_without_a_threshold_the_decision_is_left_out(item):
-    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    draw([item], SCALE, threshold=3.0)
     five = panels_width(item.path)
-    plot_localisations([item], Normalize(0, 6), threshold=None)
-    assert list(_panel_pixels(item, threshold=None)) == [
+    draw([item], SCALE, threshold=None)
+    assert list(panels(item, threshold=None)) == [
         "Image",
         "Ground truth",
         "Predicted heat map",
@@ -91,25 +103,64 @@ def test_without_a_threshold_the_decision_is_left_out(item):
 def test_a_pixel_on_the_threshold_is_predicted_anomalous(item):
     anomaly_map = np.zeros((SIDE, SIDE), dtype=np.float32)
     anomaly_map[10:30, 10:30] = 3
-    panels = _panel_pixels(item._replace(anomaly_map=anomaly_map), threshold=3.0)
-    assert panels["Predicted mask"][20, 20]
-    assert not panels["Predicted mask"][40, 40]
+    pixels = panels(item._replace(anomaly_map=anomaly_map))
+    assert pixels["Predicted mask"][20, 20]
+    assert not pixels["Predicted mask"][40, 40]
 
 
 def test_specks_are_opened_away(item):
     anomaly_map = item.anomaly_map.copy()
     anomaly_map[40:42, 40:42] = 10
-    panels = _panel_pixels(item._replace(anomaly_map=anomaly_map), threshold=3.0)
-    assert not panels["Predicted mask"][40:42, 40:42].any()
+    pixels = panels(item._replace(anomaly_map=anomaly_map))
+    assert not pixels["Predicted mask"][40:42, 40:42].any()
 
 
 def test_overlay_and_colour_bar_share_one_scale(item):
-    norm = Normalize(-1, 9)
-    figure = _PanelFigure(_panel_pixels(item, 3.0), item.anomaly_map, norm, 3.0)
-    assert figure.heat_map.norm is norm
-    assert figure.heat_map.colorbar.norm is norm
-    figure.write(item, _panel_pixels(item, 3.0))
-    assert (norm.vmin, norm.vmax) == (-1, 9)
+    # half the colour of the bar at the height of the score, half the black of the image
+    score, norm = 4.0, Normalize(-1, 9)
+    black = np.zeros_like(item.image)
+    flat = item._replace(image=black, anomaly_map=np.full((SIDE, SIDE), score, dtype=np.float32))
+    draw([flat], norm, threshold=None)
+    figure = np.asarray(Image.open(item.path)).astype(int)
+    heat = figure[-MARGIN - 10, MARGIN + 2 * (SIDE + MARGIN) + 10]
+    row = figure.shape[0] - MARGIN - round(SIDE * norm(score))
+    bar = figure[row, 2 - COLOUR_BAR + MARGIN]
+    assert np.ptp(bar) > 50
+    np.testing.assert_allclose(2 * heat, bar, atol=12)
+
+
+def test_outline_runs_around_the_predicted_mask(item):
+    pixels = panels(item)
+    red = (pixels["Segmentation result"] == (255, 0, 0)).all(axis=2)
+    # the defect is rows and columns 10 to 29, rounded at the corners by the opening
+    assert red[20, [9, 10, 29, 30]].all()
+    assert not red[20, 11:29].any()
+    assert not red[20, :9].any()
+    np.testing.assert_array_equal(
+        pixels["Segmentation result"][~red], item.image.transpose(1, 2, 0)[~red]
+    )
+
+
+def test_title_is_written_above_the_panels(item):
+    draw([item._replace(title="")], SCALE, threshold=3.0)
+    bare = np.asarray(Image.open(item.path)).astype(int)
+    draw([item], SCALE, threshold=3.0)
+    rows, _ = np.nonzero((np.asarray(Image.open(item.path)) != bare).any(axis=2))
+    assert len(rows) > 50
+    assert rows.max() < TITLES // 2
+
+
+def test_error_of_a_thread_arrives(item, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"):
+        draw([item._replace(path=tmp_path / "file" / "a.png")], SCALE, threshold=3.0)
+
+
+def test_paths_are_given_in_order_when_they_are_complete(item, tmp_path):
+    items = [item._replace(path=tmp_path / f"{i}.png") for i in range(12)]
+    for i, path in enumerate(plot_localisations(items, SCALE, 3.0)):
+        assert path == items[i].path
+        assert path.stat().st_size > 0
 
 
 def test_equal_scores_have_equal_colours_in_all_figures(item, tmp_path):
@@ -121,7 +172,7 @@ def test_equal_scores_have_equal_colours_in_all_figures(item, tmp_path):
         item._replace(path=tmp_path / f"{i}.png", image=black, anomaly_map=anomaly_map)
         for i, anomaly_map in enumerate((low, high))
     ]
-    plot_localisations(items, Normalize(0, 6), threshold=None)
+    draw(items, SCALE, threshold=None)
     left = 12 + 2 * (SIDE + 12)
     colours = [np.asarray(Image.open(i.path))[-14 - SIDE + 5, left + 5] for i in items]
     assert colours[0].any()
@@ -136,5 +187,5 @@ def test_roc_figure_is_written_at_upstreams_size(tmp_path):
 
 
 def test_nothing_temporary_is_left(item):
-    plot_localisations([item], Normalize(0, 6), threshold=3.0)
+    draw([item], SCALE, threshold=3.0)
     assert [p.name for p in item.path.parent.iterdir()] == [item.path.name]

@@ -76,7 +76,7 @@ def images(drawn_tree, random_weights):
     extractor = FeatureExtractor(
         load_network("resnet18", random_weights("resnet18")), torch.device("cpu")
     )
-    setup = Setup("resnet18", extractor, lambda data: load_batches(data, 4, 0, ""), [1024])
+    setup = Setup("resnet18", extractor, lambda data: load_batches(data, 4, 0), [1024])
     return setup, ClassFeatures(setup, *load_splits(drawn_tree, "bolt"))
 
 

@@ -69,7 +69,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "num_workers",
-        f"processes that decode images (default: one per core, at most {MAX_WORKERS})",
+        f"threads that decode images (default: one per core, at most {MAX_WORKERS})",
         type=at_least(0),
         default=min(count_cores(), MAX_WORKERS),
         metavar="N",

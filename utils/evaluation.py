@@ -52,7 +52,8 @@ class Evaluation(NamedTuple):
 
 
 def score_images(
-    model: PaDiM, batches: Iterable[tuple[Mapping[str, Tensor], Tensor, Tensor, Tensor]]
+    model: PaDiM,
+    batches: Iterable[tuple[Mapping[str, Tensor], np.ndarray, np.ndarray, np.ndarray]],
 ) -> ScoredImages:
     """Score test images.
 
@@ -62,12 +63,7 @@ def score_images(
             MVTecDataset gives them.
     """
     parts = [
-        (
-            images.numpy(),
-            labels.numpy(),
-            masks.numpy(),
-            model.anomaly_maps(features, images.shape[2:]),
-        )
+        (images, labels, masks, model.anomaly_maps(features, images.shape[2:]))
         for features, images, labels, masks in batches
     ]
     images, labels, masks, anomaly_maps = map(np.concatenate, zip(*parts, strict=True))

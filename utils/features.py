@@ -5,6 +5,7 @@ Reference: Defard et al., arXiv 2011.08785, section III-A; upstream's main.py.
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -41,17 +42,23 @@ class FeatureExtractor(nn.Module):
         self.eval()
 
     @torch.inference_mode()
-    def forward(self, images: Tensor) -> dict[str, Tensor]:
+    def forward(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
         """Layer outputs of a batch.
 
         Args:
-            images: (B, 3, H, W) uint8 RGB.
+            images: (B, 3, H, W) uint8 RGB, an array or a tensor.
 
         Returns:
             {"layer1": (B, C1, H/4, W/4), "layer2": (B, C2, H/8, W/8),
             "layer3": (B, C3, H/16, W/16)} float32, by name.
         """
-        images = images.to(self.device).float().div(255).sub(self.mean).div(self.std)
+        images = (
+            torch.as_tensor(images, device=self.device)
+            .float()
+            .div(255)
+            .sub(self.mean)
+            .div(self.std)
+        )
         stem, *layers = self.stages
         output = stem(images.contiguous(memory_format=self.memory_format))
         features = {}
@@ -86,7 +93,7 @@ def select_channels(features: Mapping[str, Tensor], channels: Sequence[int]) -> 
     for feature in features.values():
         own = sorted(c - first for c in channels if first <= c < first + feature.shape[1])
         if own:
-            chosen.append(feature[:, own])
+            chosen.append(feature.permute(0, 2, 3, 1)[..., own].permute(0, 3, 1, 2))
         first += feature.shape[1]
     return chosen
 

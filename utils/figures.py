@@ -50,11 +50,11 @@ def draw_figures(
         )
         for i, path in paths.items()
     )
-    progress = tqdm(
-        localisations, f"{test.class_name} figures", len(paths), unit="figure", disable=None
-    )
     norm = Normalize(scored.anomaly_maps.min(), scored.anomaly_maps.max())
-    plot_localisations(progress, norm, evaluation.pixel_threshold)
+    written = plot_localisations(localisations, norm, evaluation.pixel_threshold)
+    description = f"{test.class_name} figures"
+    for _ in tqdm(written, description, len(paths), unit="figure", disable=None):
+        pass
     items = [
         _describe(test, scored, evaluation, i, path)
         for i, path in paths.items()

@@ -21,8 +21,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from utils.features import concatenate
-
 COVARIANCE_EPS = 0.01  # paper, section III-B; upstream
 PATCH_BLOCK = 224  # four rows of a 56-wide grid: they share one row of layer3
 
@@ -51,10 +49,11 @@ class PrimalGaussians:
         Returns:
             (B, h, w) float32.
         """
-        centred = _patches(concatenate(layers)) - self.mean[:, None]
-        squared = centred.new_empty(centred.shape[:2])
+        patches, parents = _arrange(layers)
+        squared = self.mean.new_empty(len(self.mean), len(layers[0]))
         for rows in _blocks(len(squared), block):
-            squared[rows] = _whitened_norm(self.cholesky[rows], centred[rows].mT)
+            centred = _embeddings(patches, parents, rows) - self.mean[rows, None]
+            squared[rows] = _whitened_norm(self.cholesky[rows], centred.mT)
         return _to_grid(squared.sqrt(), self.grid)
 
 
@@ -88,7 +87,8 @@ class DualGaussians:
         Returns:
             (B, h, w) float32. A square that rounding made negative counts as 0.
         """
-        centred = [(_patches(z) - mean).mT for z, mean in zip(layers, self.means, strict=True)]
+        patches, _ = _arrange(layers)
+        centred = [(z - mean).mT for z, mean in zip(patches, self.means, strict=True)]
         lengths = [z.square().sum(dim=1) for z in centred]
         squared = lengths[0].new_empty(len(self.parents[0]), len(layers[0]))
         for rows in _blocks(len(squared), block):
@@ -133,15 +133,16 @@ def _fit_primal(
 ) -> PrimalGaussians:
     shift, seen = None, 0
     for layers in batches:
-        embeddings = _patches(concatenate(layers))
-        seen += embeddings.shape[1]
+        patches, parents = _arrange(layers)
+        seen += len(layers[0])
         if shift is None:
             # sums of differences from a typical embedding lose no digits to a large mean
-            shift = embeddings.mean(dim=1)
+            means = [layer.mean(dim=1, keepdim=True) for layer in patches]
+            shift = _embeddings(means, parents, slice(None))[:, 0]
             total = torch.zeros_like(shift)
             scatter = shift.new_zeros(*shift.shape, shift.shape[1])
         for rows in _blocks(len(shift), block):
-            shifted = embeddings[rows] - shift[rows, None]
+            shifted = _embeddings(patches, parents, rows).sub_(shift[rows, None])
             total[rows] += shifted.sum(dim=1)
             scatter[rows].baddbmm_(shifted.mT, shifted)
     assert seen == n_train
@@ -158,24 +159,22 @@ def _fit_dual(
 ) -> DualGaussians:
     samples, seen = [], 0
     for layers in batches:
-        pieces = [_patches(layer) for layer in layers]
+        patches, parents = _arrange(layers)
         if not samples:
-            samples = [p.new_empty(p.shape[0], n_train, p.shape[2]) for p in pieces]
-        for kept, piece in zip(samples, pieces, strict=True):
+            samples = [p.new_empty(p.shape[0], n_train, p.shape[2]) for p in patches]
+        for kept, piece in zip(samples, patches, strict=True):
             kept[:, seen : seen + piece.shape[1]] = piece
         seen += len(layers[0])
     assert seen == n_train
     means = [kept.mean(dim=1, keepdim=True) for kept in samples]
     for kept, mean in zip(samples, means, strict=True):
         kept -= mean
-    grid = tuple(layers[0].shape[2:])
-    parents = [_parents(layer, grid) for layer in layers]
     cholesky = samples[0].new_empty(len(parents[0]), n_train, n_train)
     for rows in _blocks(len(cholesky), block):
         products = _inner_products(samples, [kept.mT for kept in samples], parents, rows)
         products.diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
         cholesky[rows] = _cholesky(products)
-    return DualGaussians(grid, means, samples, parents, cholesky, eps)
+    return DualGaussians(tuple(layers[0].shape[2:]), means, samples, parents, cholesky, eps)
 
 
 def _inner_products(
@@ -204,9 +203,16 @@ def _whitened_norm(cholesky: Tensor, columns: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(cholesky, columns, upper=False).square().sum(dim=1)
 
 
-def _patches(layer: Tensor) -> Tensor:
-    """(B, d, h, w) as (h * w, B, d), in row-major order of the grid."""
-    return layer.permute(2, 3, 0, 1).flatten(0, 1)
+def _arrange(layers: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Layers (B, d_l, h_l, w_l) as patches (h_l * w_l, B, d_l), and the parents of the finest."""
+    grid = layers[0].shape[2:]
+    patches = [layer.permute(2, 3, 0, 1).flatten(0, 1).contiguous() for layer in layers]
+    return patches, [_parents(layer, grid) for layer in layers]
+
+
+def _embeddings(patches: list[Tensor], parents: list[Tensor], rows: slice) -> Tensor:
+    """The layers side by side at the patches in rows of the finest grid: (rows, B, d)."""
+    return torch.cat([p[own[rows]] for p, own in zip(patches, parents, strict=True)], dim=2)
 
 
 def _to_grid(values: Tensor, grid: tuple[int, int]) -> Tensor:

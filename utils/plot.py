@@ -3,27 +3,32 @@
 Reference: upstream's main.py, plot_fig.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from matplotlib import colormaps, font_manager
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from skimage.morphology import disk, opening
-from skimage.segmentation import mark_boundaries
+from skimage.segmentation import find_boundaries
 
 from utils.evaluation import Evaluation, RocCurve
 from utils.files import replacing
 
 DPI = 100
+FONT_SIZE = 10  # points
 HEAT_MAP = "jet"  # upstream
 HEAT_MAP_ALPHA = 0.5  # upstream
 OPENING = disk(4)  # upstream; takes specks out of the drawn mask, not out of any metric
-BOUNDARY_COLOUR = (1, 0, 0)  # upstream
+BOUNDARY_COLOUR = (255, 0, 0)  # upstream
 ROC_STEPS = 2000  # resolution of a drawn curve, in x and in y
 # figure pixels around and between the panels
 MARGIN, TITLES, COLOUR_BAR = 12, 52, 84
@@ -62,111 +67,102 @@ def plot_roc_curves(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
 
 def plot_localisations(
     items: Iterable[Localisation], norm: Normalize, threshold: float | None
-) -> None:
+) -> Iterator[Path]:
     """Write the panels of every item: image, ground truth, heat map, predicted mask and outline.
 
     The predicted mask is anomaly_map >= threshold, opened. Without a mask there is no ground
-    truth panel, without a threshold there are no last two.
+    truth panel, without a threshold there are no last two. One pixel of an image is one pixel of
+    the figure.
 
     Args:
         items: images of one class, all of one size, all with or all without mask.
         norm: colour scale of the anomaly maps, shared by all heat maps and the colour bar.
         threshold: in units of the anomaly maps, marked on the colour bar.
+
+    Yields:
+        The path of each file that is complete; the figures are drawn side by side in threads.
     """
-    figure = None
-    for item in items:
-        panels = _panel_pixels(item, threshold)
-        if figure is None:
-            figure = _PanelFigure(panels, item.anomaly_map, norm, threshold)
-        figure.write(item, panels)
+    items = list(items)
+    if not items:
+        return
+    names = list(_panel_pixels(items[0], norm, threshold))
+    frame = _draw_frame(names, items[0].anomaly_map.shape, norm, threshold)
+    with ThreadPoolExecutor() as pool:
+        yield from pool.map(partial(_write, frame, norm, threshold), items)
 
 
-class _PanelFigure:
-    """Panels whose pixels change from image to image while the rest is drawn once.
-
-    One pixel of an image is one pixel of the figure.
-    """
-
-    def __init__(
-        self,
-        panels: Mapping[str, np.ndarray],
-        anomaly_map: np.ndarray,
-        norm: Normalize,
-        threshold: float | None,
-    ) -> None:
-        height, width = anomaly_map.shape
-        total = (
-            MARGIN + len(panels) * (width + MARGIN) + COLOUR_BAR,
-            MARGIN + height + TITLES,
-        )
-        self.figure = Figure(figsize=(total[0] / DPI, total[1] / DPI), dpi=DPI)
-        self.canvas = FigureCanvasAgg(self.figure)
-        self.artists = {}
-        for i, (name, pixels) in enumerate(panels.items()):
-            axes = self._add_axes(MARGIN + i * (width + MARGIN), width, height)
-            axes.set_axis_off()
-            axes.set_title(name, fontsize=10, pad=4)
-            self.artists[name] = _draw_pixels(axes, pixels)
-            if name == "Predicted heat map":
-                self.heat_map = axes.imshow(
-                    anomaly_map,
-                    cmap=HEAT_MAP,
-                    norm=norm,
-                    alpha=HEAT_MAP_ALPHA,
-                    interpolation="none",
-                    animated=True,
-                )
-        bar_axes = self._add_axes(total[0] - COLOUR_BAR + 4, 14, height)
-        bar = self.figure.colorbar(self.heat_map, cax=bar_axes)
-        label = "Anomaly score" if threshold is None else "Anomaly score (line: threshold)"
-        bar.set_label(label, size=8)
-        bar.ax.tick_params(labelsize=8)
-        if threshold is not None:
-            bar.ax.axhline(threshold, color="black", linewidth=1.5)
-        self.title = self.figure.text(
-            MARGIN / total[0], 1 - 8 / total[1], "", va="top", fontsize=10, animated=True
-        )
-        self.canvas.draw()
-        self.background = self.canvas.copy_from_bbox(self.figure.bbox)
-
-    def write(self, item: Localisation, panels: Mapping[str, np.ndarray]) -> None:
-        """Fill in the item's pixels and write its file."""
-        self.canvas.restore_region(self.background)
-        for name, artist in self.artists.items():
-            artist.set_data(panels[name])
-            self.figure.draw_artist(artist)
-        self.heat_map.set_data(item.anomaly_map)
-        self.figure.draw_artist(self.heat_map)
-        self.title.set_text(item.title)
-        self.figure.draw_artist(self.title)
-        with replacing(item.path) as temporary:
-            Image.fromarray(np.asarray(self.canvas.buffer_rgba())).convert("RGB").save(
-                temporary, compress_level=3
-            )
-
-    def _add_axes(self, left: int, width: int, height: int) -> Axes:
-        across, up = self.figure.get_size_inches() * DPI
-        return self.figure.add_axes((left / across, MARGIN / up, width / across, height / up))
+def _write(frame: np.ndarray, norm: Normalize, threshold: float | None, item: Localisation) -> Path:
+    """Fill in the item's panels and title and write its file."""
+    pixels = frame.copy()
+    height, width = item.anomaly_map.shape
+    for i, panel in enumerate(_panel_pixels(item, norm, threshold).values()):
+        left = MARGIN + i * (width + MARGIN)
+        pixels[-MARGIN - height : -MARGIN, left : left + width] = panel
+    figure = Image.fromarray(pixels)
+    ImageDraw.Draw(figure).text((MARGIN, 8), item.title, fill="black", font=_title_font())
+    with replacing(item.path) as temporary:
+        figure.save(temporary, compress_level=1)
+    return item.path
 
 
-def _panel_pixels(item: Localisation, threshold: float | None) -> dict[str, np.ndarray]:
-    """The pixels of each panel by its title; those under the heat map are the image's."""
+def _draw_frame(
+    names: Sequence[str], size: tuple[int, int], norm: Normalize, threshold: float | None
+) -> np.ndarray:
+    """All that the figures of a class share, (h, w, 3) uint8: panel titles and the colour bar."""
+    height, width = size
+    across = MARGIN + len(names) * (width + MARGIN) + COLOUR_BAR
+    up = MARGIN + height + TITLES
+    figure = Figure(figsize=(across / DPI, up / DPI), dpi=DPI)
+    canvas = FigureCanvasAgg(figure)
+    for i, name in enumerate(names):
+        middle = MARGIN + i * (width + MARGIN) + width / 2
+        position = (middle / across, (MARGIN + height + 6) / up)
+        figure.text(*position, name, ha="center", va="bottom", fontsize=FONT_SIZE)
+    left = across - COLOUR_BAR + 4
+    axes = figure.add_axes((left / across, MARGIN / up, 14 / across, height / up))
+    bar = figure.colorbar(ScalarMappable(norm, HEAT_MAP), cax=axes)
+    label = "Anomaly score" if threshold is None else "Anomaly score (line: threshold)"
+    bar.set_label(label, size=8)
+    axes.tick_params(labelsize=8)
+    if threshold is not None:
+        axes.axhline(threshold, color="black", linewidth=1.5)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
+
+
+@cache
+def _title_font() -> ImageFont.FreeTypeFont:
+    """The font of the panel titles, which matplotlib brings along."""
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), FONT_SIZE * DPI / 72)
+
+
+def _panel_pixels(
+    item: Localisation, norm: Normalize, threshold: float | None
+) -> dict[str, np.ndarray]:
+    """The pixels of each panel by its title, (H, W, 3) uint8, or (H, W, 1) in grey."""
     image = item.image.transpose(1, 2, 0)
     panels = {"Image": image}
     if item.mask is not None:
-        panels["Ground truth"] = item.mask
-    panels["Predicted heat map"] = image
+        panels["Ground truth"] = _black_and_white(item.mask)
+    panels["Predicted heat map"] = _overlay(image, item.anomaly_map, norm)
     if threshold is not None:
         pred_mask = opening(item.anomaly_map >= threshold, OPENING)
-        panels["Predicted mask"] = pred_mask
-        panels["Segmentation result"] = mark_boundaries(
-            image, pred_mask, color=BOUNDARY_COLOUR, mode="thick"
-        )
+        outlined = image.copy()
+        outlined[find_boundaries(pred_mask)] = BOUNDARY_COLOUR
+        panels["Predicted mask"] = _black_and_white(pred_mask)
+        panels["Segmentation result"] = outlined
     return panels
 
 
-def _draw_pixels(axes: Axes, pixels: np.ndarray):
-    return axes.imshow(pixels, cmap="gray", vmin=0, vmax=1, interpolation="none", animated=True)
+def _overlay(image: np.ndarray, anomaly_map: np.ndarray, norm: Normalize) -> np.ndarray:
+    """The image under the colours that the scores have on the colour bar."""
+    colours = colormaps[HEAT_MAP](norm(anomaly_map), bytes=True)[..., :3]
+    blend = HEAT_MAP_ALPHA * colours + (1 - HEAT_MAP_ALPHA) * image
+    return blend.round().astype(np.uint8)
+
+
+def _black_and_white(mask: np.ndarray) -> np.ndarray:
+    return (mask[..., None] * 255).astype(np.uint8)
 
 
 def _plot_roc_panel(axes: Axes, level: str, curves: Mapping[str, RocCurve | None]) -> None:

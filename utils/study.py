@@ -129,8 +129,7 @@ def run(args: argparse.Namespace) -> None:
     from utils.study_methods import METHODS, ClassFeatures, Setup
 
     def batches(dataset: Any):
-        description = f"{dataset.class_name} {dataset.split}"
-        return load_batches(dataset, args.batch_size, args.num_workers, description)
+        return load_batches(dataset, args.batch_size, args.num_workers)
 
     device = runtime.choose_device(args.device)
     network = backbone.load_network(args.arch, args.weights)

@@ -48,7 +48,7 @@ class Setup:
 
     arch: str
     extractor: FeatureExtractor
-    load: Callable[[Any], Iterable[list[Tensor]]]
+    load: Callable[[Any], Iterable[list[np.ndarray]]]
     seeds: Sequence[int]
 
     @property
@@ -194,7 +194,7 @@ def study_cost(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
     Seconds are medians over single images: of the network, and of the anomaly map (distances,
     enlarging and smoothing). Bytes are those of the tensors kept.
     """
-    pixels = torch.cat([batch for _, batch, *_ in images.unseen])
+    pixels = np.concatenate([batch for _, batch, *_ in images.unseen])
     total, n_features = setup.n_channels, setup.backbone.n_features
     draws = (
         {f"Rd{n_features}": setup.draw(n_features, setup.seeds[0])} if n_features < total else {}
@@ -217,7 +217,7 @@ def study_cost(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
 
 
 def time_inference(
-    extractor: FeatureExtractor, model: PaDiM, pixels: Tensor
+    extractor: FeatureExtractor, model: PaDiM, pixels: np.ndarray
 ) -> tuple[float, float]:
     """Median seconds of the network and of the anomaly map for one image at a time.
 
