@@ -1,4 +1,4 @@
-"""The real command, run as a user would, on a small tree."""
+"""The real command on a small tree; where a process of its own matters, as a user starts it."""
 
 import csv
 import json
@@ -9,17 +9,58 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
+import main
 from tests.conftest import write_image
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 
 
-def run(*arguments, cwd, env=None):
+class Done(NamedTuple):
+    """What is left of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the command line in tmp_path, in this process: imports take seconds, and are done."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", [str(MAIN), *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main.main()
+        except SystemExit as end:
+            return Done(end.code, *capsys.readouterr())
+        return Done(0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(run):
+    """Run a command; the one line on stderr with which it refuses its arguments or data."""
+
+    def refused(*arguments):
+        done = run(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
+
+    return refused
+
+
+def start(*arguments, cwd, env=None):
+    """Run the command line in a process of its own, as a user does."""
     return subprocess.run(
         [sys.executable, MAIN, *map(str, arguments)],
         cwd=cwd,
@@ -28,14 +69,6 @@ def run(*arguments, cwd, env=None):
         text=True,
         timeout=120,
     )
-
-
-def refused(*arguments, cwd, env=None):
-    """The one line on stderr with which the command refuses its arguments or data."""
-    done = run(*arguments, cwd=cwd, env=env)
-    assert done.returncode == 2, done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    return done.stderr
 
 
 def read_rows(folder):
@@ -59,7 +92,7 @@ def experiment(tree, random_weights, tmp_path):
 
 
 def test_run_writes_all_it_promises(experiment, tree, tmp_path):
-    done = run(*experiment, cwd=tmp_path)
+    done = start(*experiment, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "out" / "resnet18"
     assert sorted(p.name for p in folder.iterdir()) == [
@@ -88,8 +121,8 @@ def test_run_writes_all_it_promises(experiment, tree, tmp_path):
     assert "mean of 2 classes" in done.stdout
 
 
-def test_settings_say_how_to_repeat_the_run(experiment, tmp_path):
-    run(*experiment, "--figures", "none", cwd=tmp_path)
+def test_settings_say_how_to_repeat_the_run(run, experiment, tmp_path):
+    run(*experiment, "--figures", "none")
     content = json.loads((tmp_path / "out" / "resnet18" / "metrics.json").read_text())
     settings = content["settings"]
     assert settings["arguments"]["seed"] == 1024
@@ -107,31 +140,31 @@ def test_rerun_is_identical_and_another_seed_is_not(experiment, tmp_path):
     folder = tmp_path / "out" / "resnet18"
     found = []
     for seed in (1024, 1024, 7):
-        done = run(*experiment, "--figures", "none", "--seed", seed, cwd=tmp_path)
+        done = start(*experiment, "--figures", "none", "--seed", seed, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         found.append(metrics(folder))
     assert found[0] == found[1]
     assert found[0] != found[2]
 
 
-def test_several_seeds_are_the_single_ones(experiment, tmp_path):
+def test_several_seeds_are_the_single_ones(run, experiment, tmp_path):
     folder = tmp_path / "out" / "resnet18"
     options = [*experiment, "--class_name", "bolt", "--figures", "none"]
-    done = run(*options, "--seeds", "2", cwd=tmp_path)
+    done = run(*options, "--seeds", "2")
     assert done.returncode == 0, done.stderr
     both = metrics(folder)
     assert [row["seed"] for row in both] == ["1024", "1025"]
     assert " ± " in done.stdout
-    run(*options, "--seed", "1025", cwd=tmp_path)
+    run(*options, "--seed", "1025")
     assert metrics(folder) == both[1:]
 
 
-def test_hyphens_workers_and_batches_change_no_number(experiment, tmp_path):
+def test_hyphens_workers_and_batches_change_no_number(run, experiment, tmp_path):
     folder = tmp_path / "out" / "resnet18"
-    run(*experiment, "--figures", "none", cwd=tmp_path)
+    run(*experiment, "--figures", "none")
     whole = metrics(folder)
     options = ["--batch-size", "3", "--num-workers", "0", "--figures", "2", "--device", "cpu"]
-    done = run(*experiment, *options, cwd=tmp_path)
+    done = run(*experiment, *options)
     assert done.returncode == 0, done.stderr
     for row, other in zip(whole, metrics(folder), strict=True):
         for name in ("image_auroc", "pixel_auroc"):
@@ -143,9 +176,9 @@ def test_hyphens_workers_and_batches_change_no_number(experiment, tmp_path):
     ]
 
 
-def test_without_masks_only_pixel_metrics_are_left_empty(experiment, tree, tmp_path):
+def test_without_masks_only_pixel_metrics_are_left_empty(run, experiment, tree, tmp_path):
     shutil.rmtree(tree / "bolt" / "ground_truth")
-    done = run(*experiment, "--figures", "1", cwd=tmp_path)
+    done = run(*experiment, "--figures", "1")
     assert done.returncode == 0, done.stderr
     bolt, weave = read_rows(tmp_path / "out" / "resnet18")
     assert bolt["image_auroc"]
@@ -162,12 +195,12 @@ def test_without_masks_only_pixel_metrics_are_left_empty(experiment, tree, tmp_p
     ("kept", "count"), [("good", "got 2 normal and 0 anomalous"), ("crack", "0 normal and 3")]
 )
 def test_metrics_that_need_both_kinds_are_left_empty_with_a_reason(
-    experiment, tree, tmp_path, kept, count
+    run, experiment, tree, tmp_path, kept, count
 ):
     for folder in (tree / "bolt" / "test").iterdir():
         if folder.name != kept:
             shutil.rmtree(folder)
-    done = run(*experiment, "--figures", "none", cwd=tmp_path)
+    done = run(*experiment, "--figures", "none")
     assert done.returncode == 0, done.stderr
     bolt, weave = read_rows(tmp_path / "out" / "resnet18")
     assert not bolt["image_auroc"]
@@ -178,13 +211,13 @@ def test_metrics_that_need_both_kinds_are_left_empty_with_a_reason(
     assert count in notes[0]["notes"][0]
 
 
-def test_without_labels_only_scores_are_given(experiment, tree, tmp_path):
+def test_without_labels_only_scores_are_given(run, experiment, tree, tmp_path):
     test = tree / "bolt" / "test"
     for path in (test / "good").iterdir():
         path.rename(test / path.name)
     for folder in ("good", "crack", "stain"):
         shutil.rmtree(test / folder)
-    done = run(*experiment, "--class_name", "bolt", cwd=tmp_path)
+    done = run(*experiment, "--class_name", "bolt")
     assert done.returncode == 0, done.stderr
     assert "image metrics need labels" in done.stdout
     folder = tmp_path / "out" / "resnet18"
@@ -201,8 +234,8 @@ def test_without_labels_only_scores_are_given(experiment, tree, tmp_path):
     assert (folder / "figures" / "bolt" / "unlabelled_000.png").exists()
 
 
-def test_scores_rank_the_images_as_the_metric_says(experiment, tmp_path):
-    done = run(*experiment, "--class_name", "weave", "--figures", "none", cwd=tmp_path)
+def test_scores_rank_the_images_as_the_metric_says(run, experiment, tmp_path):
+    done = run(*experiment, "--class_name", "weave", "--figures", "none")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "out" / "resnet18"
     with (folder / "scores.csv").open() as file:
@@ -213,10 +246,10 @@ def test_scores_rank_the_images_as_the_metric_says(experiment, tmp_path):
     assert float(row["image_auroc"]) == pytest.approx(sum(pairs) / len(pairs))
 
 
-def test_a_bad_image_ends_the_run_but_not_the_finished_class(experiment, tree, tmp_path):
+def test_a_bad_image_ends_the_run_but_not_the_finished_class(refused, experiment, tree, tmp_path):
     path = tree / "weave" / "test" / "good" / "001.png"
     path.write_bytes(path.read_bytes()[:200])
-    line = refused(*experiment, "--figures", "1", cwd=tmp_path)
+    line = refused(*experiment, "--figures", "1")
     assert f"cannot read image {path}" in line
     folder = tmp_path / "out" / "resnet18"
     assert [row["class_name"] for row in read_rows(folder)] == ["bolt"]
@@ -243,7 +276,7 @@ def test_interrupt_ends_in_one_line(experiment, tmp_path):
     assert stderr.splitlines() == ["interrupted; the classes finished so far are in the results"]
 
 
-def test_numbers_equal_the_naive_method_on_the_same_tree(tree, random_weights, tmp_path):
+def test_numbers_equal_the_naive_method_on_the_same_tree(run, tree, random_weights, tmp_path):
     """Whole pipeline, image files to metrics.csv, against the slow float64 copy."""
     from tests.pipeline import naive_run
 
@@ -251,7 +284,6 @@ def test_numbers_equal_the_naive_method_on_the_same_tree(tree, random_weights, t
     done = run(
         *("--data_path", tree, "--class_name", "bolt", "--arch", "resnet18", "--weights", weights),
         *("--save_path", tmp_path / "out", "--figures", "none"),
-        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     (row,) = read_rows(tmp_path / "out" / "resnet18")
@@ -262,7 +294,7 @@ def test_numbers_equal_the_naive_method_on_the_same_tree(tree, random_weights, t
 
 def test_help_is_there_at_once(tmp_path):
     start = time.perf_counter()
-    done = run("--help", cwd=tmp_path)
+    done = start("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "--data_path PATH, --data-path PATH" in done.stdout
     assert time.perf_counter() - start < 20
@@ -288,8 +320,8 @@ def test_importing_the_modules_does_nothing(tmp_path):
 
 
 @pytest.mark.parametrize("given", [[], ["--demo", "--data_path", "data"]])
-def test_exactly_one_of_data_path_and_demo_is_needed(tmp_path, given):
-    assert "give either --data_path PATH" in refused(*given, cwd=tmp_path)
+def test_exactly_one_of_data_path_and_demo_is_needed(refused, given):
+    assert "give either --data_path PATH" in refused(*given)
 
 
 @pytest.mark.parametrize(
@@ -307,63 +339,62 @@ def test_exactly_one_of_data_path_and_demo_is_needed(tmp_path, given):
         ("--colour", "red", "unrecognized arguments: --colour red"),
     ],
 )
-def test_a_bad_argument_is_refused(experiment, tmp_path, option, value, message):
-    assert message in refused(*experiment, f"{option}={value}", cwd=tmp_path).replace(
+def test_a_bad_argument_is_refused(refused, experiment, option, value, message):
+    assert message in refused(*experiment, f"{option}={value}").replace(
         "arguments: --colour=red", "arguments: --colour red"
     )
 
 
-def test_a_device_that_is_not_there_is_refused(experiment, tmp_path):
-    line = refused(*experiment, "--device", "cuda", cwd=tmp_path, env={"CUDA_VISIBLE_DEVICES": ""})
+def test_a_device_that_is_not_there_is_refused(refused, experiment, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    line = refused(*experiment, "--device", "cuda")
     assert "--device cuda is not on this machine; choose from auto, cpu" in line
 
 
-def test_classes_of_mvtec_that_are_missing_are_named(tree, tmp_path):
-    line = refused("--data_path", tree, "--arch", "resnet18", cwd=tmp_path)
+def test_classes_of_mvtec_that_are_missing_are_named(refused, tree):
+    line = refused("--data_path", tree, "--arch", "resnet18")
     assert "lacks bottle, cable, capsule" in line
     assert "it holds bolt, weave: choose from these with --class_name" in line
 
 
-def test_a_single_training_image_is_refused(experiment, tree, tmp_path):
+def test_a_single_training_image_is_refused(refused, experiment, tree):
     for path in sorted((tree / "weave" / "train" / "good").iterdir())[1:]:
         path.unlink()
-    line = refused(*experiment, cwd=tmp_path)
+    line = refused(*experiment)
     assert "000.png is the only training image of weave; a covariance needs at least 2" in line
 
 
-def test_an_empty_folder_is_refused(experiment, tree, tmp_path):
+def test_an_empty_folder_is_refused(refused, experiment, tree):
     shutil.rmtree(tree / "weave" / "train" / "good")
     (tree / "weave" / "train" / "good").mkdir()
-    assert "no images in" in refused(*experiment, cwd=tmp_path)
+    assert "no images in" in refused(*experiment)
 
 
-def test_a_missing_mask_is_refused(experiment, tree, tmp_path):
+def test_a_missing_mask_is_refused(refused, experiment, tree):
     (tree / "weave" / "ground_truth" / "crack" / "001_mask.png").unlink()
-    assert "mask missing for" in refused(*experiment, cwd=tmp_path)
+    assert "mask missing for" in refused(*experiment)
 
 
-def test_a_mask_of_another_size_is_refused(experiment, tree, tmp_path):
+def test_a_mask_of_another_size_is_refused(refused, experiment, tree):
     mask = tree / "weave" / "ground_truth" / "crack" / "001_mask.png"
     write_image(mask, np.zeros((7, 9), dtype=np.uint8))
-    assert "is 9x7 pixels but its image" in refused(*experiment, cwd=tmp_path)
+    assert "is 9x7 pixels but its image" in refused(*experiment)
 
 
-def test_a_save_path_that_is_a_file_is_refused(experiment, tmp_path):
+def test_a_save_path_that_is_a_file_is_refused(refused, experiment, tmp_path):
     (tmp_path / "out").write_text("a file")
-    assert "cannot write in" in refused(*experiment, cwd=tmp_path)
+    assert "cannot write in" in refused(*experiment)
 
 
-def test_weights_of_another_network_are_refused(experiment, random_weights, tmp_path):
-    line = refused(*experiment, "--weights", random_weights("wide_resnet50_2"), cwd=tmp_path)
+def test_weights_of_another_network_are_refused(refused, experiment, random_weights):
+    line = refused(*experiment, "--weights", random_weights("wide_resnet50_2"))
     assert "do not fit resnet18: " in line
 
 
-def test_a_failed_download_names_the_ways_out(tree, tmp_path):
-    line = refused(
-        *("--data_path", tree, "--class_name", "bolt", "--arch", "resnet18"),
-        cwd=tmp_path,
-        env={"TORCH_HOME": str(tmp_path / "torch"), "https_proxy": "http://127.0.0.1:9"},
-    )
+def test_a_failed_download_names_the_ways_out(refused, tree, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
+    line = refused("--data_path", tree, "--class_name", "bolt", "--arch", "resnet18")
     assert "cannot download ResNet18_Weights.IMAGENET1K_V1" in line
     assert "--weights FILE" in line
     assert "--arch efficientnet_lite0" in line
