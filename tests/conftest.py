@@ -7,9 +7,11 @@ shared/ beside the repository.
 
 import os
 import shutil
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -19,6 +21,8 @@ from PIL import Image
 from threadpoolctl import threadpool_limits
 from torch import nn
 from torchvision import models
+
+import main
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 TREE_CLASSES = ("bolt", "weave")
@@ -33,6 +37,44 @@ def single_thread() -> None:
     """One thread: the matrices are small, and two threads wait for each other on a busy machine."""
     torch.set_num_threads(1)
     threadpool_limits(1)
+
+
+class Done(NamedTuple):
+    """What is left of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(tmp_path, monkeypatch, capsys):
+    """Run the command line in tmp_path, in this process: imports take seconds, and are done."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["main.py", *map(str, arguments)])
+        capsys.readouterr()
+        try:
+            main.main()
+        except SystemExit as end:
+            return Done(end.code, *capsys.readouterr())
+        return Done(0, *capsys.readouterr())
+
+    return run
+
+
+@pytest.fixture
+def refused(run):
+    """Run a command; the one line on stderr with which it refuses its arguments or data."""
+
+    def refused(*arguments):
+        done = run(*arguments)
+        assert done.returncode == 2, done.stderr
+        assert len(done.stderr.splitlines()) == 1, done.stderr
+        return done.stderr
+
+    return refused
 
 
 @pytest.fixture

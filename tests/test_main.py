@@ -9,54 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 from PIL import Image
 
-import main
 from tests.conftest import write_image
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
-
-
-class Done(NamedTuple):
-    """What is left of a command."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-@pytest.fixture
-def run(tmp_path, monkeypatch, capsys):
-    """Run the command line in tmp_path, in this process: imports take seconds, and are done."""
-    monkeypatch.chdir(tmp_path)
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", [str(MAIN), *map(str, arguments)])
-        capsys.readouterr()
-        try:
-            main.main()
-        except SystemExit as end:
-            return Done(end.code, *capsys.readouterr())
-        return Done(0, *capsys.readouterr())
-
-    return run
-
-
-@pytest.fixture
-def refused(run):
-    """Run a command; the one line on stderr with which it refuses its arguments or data."""
-
-    def refused(*arguments):
-        done = run(*arguments)
-        assert done.returncode == 2, done.stderr
-        assert len(done.stderr.splitlines()) == 1, done.stderr
-        return done.stderr
-
-    return refused
 
 
 def start(*arguments, cwd, env=None):
@@ -293,11 +253,11 @@ def test_numbers_equal_the_naive_method_on_the_same_tree(run, tree, random_weigh
 
 
 def test_help_is_there_at_once(tmp_path):
-    start = time.perf_counter()
+    began = time.perf_counter()
     done = start("--help", cwd=tmp_path)
     assert done.returncode == 0
     assert "--data_path PATH, --data-path PATH" in done.stdout
-    assert time.perf_counter() - start < 20
+    assert time.perf_counter() - began < 20
     assert list(tmp_path.iterdir()) == []
 
 

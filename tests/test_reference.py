@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.test_main import read_rows, run
+from tests.test_main import read_rows
 
 # upstream's own main.py on the same images and weights, ResNet18; AUPRO and pixel AP of its maps
 # by an independent implementation. Each with its tolerance.
@@ -13,12 +13,11 @@ UPSTREAM = {
 }
 
 
-def test_real_categories_give_upstreams_numbers(reference_data, reference_weights, tmp_path):
+def test_real_categories_give_upstreams_numbers(run, reference_data, reference_weights, tmp_path):
     done = run(
         *("--data_path", reference_data.resolve(), "--class_name", *UPSTREAM),
         *("--arch", "resnet18", "--weights", reference_weights.resolve()),
         *("--save_path", tmp_path / "out", "--figures", "none"),
-        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     rows = {row["class_name"]: row for row in read_rows(tmp_path / "out" / "resnet18")}

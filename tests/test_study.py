@@ -16,7 +16,6 @@ from datasets.mvtec import load_image, load_mask, load_splits
 from tests.conftest import write_image
 from tests.naive import naive_auroc
 from tests.test_main import MAIN, read_rows
-from tests.test_main import run as run_main
 from utils import study_methods
 from utils.backbone import draw_channels, load_network
 from utils.features import FeatureExtractor, concatenate
@@ -124,11 +123,10 @@ def test_each_study_has_its_methods(made):
             assert all(0 < float(row[metric]) <= 1 for row in rows for metric in COMPARED)
 
 
-def test_concatenation_is_the_main_run(made, drawn_tree, random_weights, tmp_path):
-    done = run_main(
+def test_concatenation_is_the_main_run(run, made, drawn_tree, random_weights, tmp_path):
+    done = run(
         *("--data_path", drawn_tree, "--class_name", "weave", "--arch", "resnet18"),
         *("--weights", random_weights("resnet18"), "--save_path", "out", "--figures", "none"),
-        cwd=tmp_path,
     )
     assert done.returncode == 0, done.stderr
     (main_row,) = read_rows(tmp_path / "out" / "resnet18")

@@ -8,7 +8,8 @@ for the covariance XᵀX / (N - 1) + eps I:
   distance² = (‖z‖² - ‖L⁻¹Xz‖²) / eps. Inner products of embeddings are sums over the layers, so
   each layer is kept, and multiplied, at its own resolution and only the products are repeated.
 
-No covariance is ever inverted.
+Cholesky factors are inverted once, by substitution, so that a distance is one product of matrices;
+no covariance ever is.
 
 Reference: Defard et al., arXiv 2011.08785, sections III-B (eq. 1) and III-C (eq. 2).
 """
@@ -22,7 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 COVARIANCE_EPS = 0.01  # paper, section III-B; upstream
-PATCH_BLOCK = 224  # four rows of a 56-wide grid: they share one row of layer3
+PATCH_BLOCK = 112  # two rows of a 56-wide grid: they share one row of layer2
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,12 @@ class PrimalGaussians:
     Attributes:
         grid: h and w of the finest layer; P = h * w patches in row-major order.
         mean: (P, d).
-        cholesky: (P, d, d) lower triangular factor of the covariance.
+        whitening: (P, d, d), L⁻¹ of the covariance, lower triangular.
     """
 
     grid: tuple[int, int]
     mean: Tensor
-    cholesky: Tensor
+    whitening: Tensor
 
     def distances(self, layers: Sequence[Tensor], block: int = PATCH_BLOCK) -> Tensor:
         """Mahalanobis distance of each patch (PaDiM, section III-C, eq. 2), not squared.
@@ -53,7 +54,7 @@ class PrimalGaussians:
         squared = self.mean.new_empty(len(self.mean), len(layers[0]))
         for rows in _blocks(len(squared), block):
             centred = _embeddings(patches, parents, rows) - self.mean[rows, None]
-            squared[rows] = _whitened_norm(self.cholesky[rows], centred.mT)
+            squared[rows] = _whitened_norm(self.whitening[rows], centred.mT)
         return _to_grid(squared.sqrt(), self.grid)
 
 
@@ -66,7 +67,7 @@ class DualGaussians:
         means: per layer (P_l, 1, d_l), for the patches of its own grid.
         samples: per layer (P_l, N, d_l), centred.
         parents: per layer (P,), the patch of its own grid that is repeated at each patch.
-        cholesky: (P, N, N), lower triangular.
+        whitening: (P, N, N), L⁻¹ of the inner products, lower triangular.
         eps: as in fit_gaussians.
     """
 
@@ -74,7 +75,7 @@ class DualGaussians:
     means: list[Tensor]
     samples: list[Tensor]
     parents: list[Tensor]
-    cholesky: Tensor
+    whitening: Tensor
     eps: float
 
     def distances(self, layers: Sequence[Tensor], block: int = PATCH_BLOCK) -> Tensor:
@@ -94,7 +95,7 @@ class DualGaussians:
         for rows in _blocks(len(squared), block):
             products = _inner_products(self.samples, centred, self.parents, rows)
             length = sum(n[p[rows]] for n, p in zip(lengths, self.parents, strict=True))
-            squared[rows] = length - _whitened_norm(self.cholesky[rows], products)
+            squared[rows] = length - _whitened_norm(self.whitening[rows], products)
         return _to_grid((squared / self.eps).clamp_(min=0).sqrt(), self.grid)
 
 
@@ -150,7 +151,7 @@ def _fit_primal(
         covariance = scatter[rows]
         covariance.baddbmm_(total[rows, :, None], total[rows, None], alpha=-1 / n_train)
         covariance.div_(n_train - 1).diagonal(dim1=1, dim2=2).add_(eps)
-        scatter[rows] = _cholesky(covariance)
+        scatter[rows] = _whiten(covariance)
     return PrimalGaussians(tuple(layers[0].shape[2:]), shift + total / n_train, scatter)
 
 
@@ -169,38 +170,42 @@ def _fit_dual(
     means = [kept.mean(dim=1, keepdim=True) for kept in samples]
     for kept, mean in zip(samples, means, strict=True):
         kept -= mean
-    cholesky = samples[0].new_empty(len(parents[0]), n_train, n_train)
-    for rows in _blocks(len(cholesky), block):
+    whitening = samples[0].new_empty(len(parents[0]), n_train, n_train)
+    for rows in _blocks(len(whitening), block):
         products = _inner_products(samples, [kept.mT for kept in samples], parents, rows)
         products.diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
-        cholesky[rows] = _cholesky(products)
-    return DualGaussians(tuple(layers[0].shape[2:]), means, samples, parents, cholesky, eps)
+        whitening[rows] = _whiten(products)
+    return DualGaussians(tuple(layers[0].shape[2:]), means, samples, parents, whitening, eps)
 
 
 def _inner_products(
     samples: list[Tensor], others: list[Tensor], parents: list[Tensor], rows: slice
 ) -> Tensor:
     """Xz at the patches in rows: (rows, N, B), from (P_l, N, d_l) and (P_l, d_l, B) per layer."""
-    products = 0
-    for kept, other, parent in zip(samples, others, parents, strict=True):
-        own, repeats = parent[rows].unique(return_inverse=True)
-        products = products + (kept[own] @ other[own])[repeats]
+    products = samples[0][rows] @ others[0][rows]
+    for kept, other, parent in zip(samples[1:], others[1:], parents[1:], strict=True):
+        first, last = parent[rows].aminmax()
+        own = slice(first, last + 1)
+        products += (kept[own] @ other[own]).index_select(0, parent[rows] - first)
     return products
 
 
-def _cholesky(matrices: Tensor) -> Tensor:
+def _whiten(matrices: Tensor) -> Tensor:
+    """L⁻¹ of every matrix LLᵀ."""
     try:
-        return torch.linalg.cholesky(matrices)
+        cholesky = torch.linalg.cholesky(matrices)
     except torch.linalg.LinAlgError as error:
         raise ValueError(
             "the features are so large that float32 loses eps beside their covariance; "
             "the weights are not those of a trained network"
         ) from error
+    identity = torch.eye(cholesky.shape[1], device=cholesky.device)
+    return torch.linalg.solve_triangular(cholesky, identity, upper=False)
 
 
-def _whitened_norm(cholesky: Tensor, columns: Tensor) -> Tensor:
+def _whitened_norm(whitening: Tensor, columns: Tensor) -> Tensor:
     """‖L⁻¹c‖² of every column c: (P, k, k) and (P, k, B) to (P, B)."""
-    return torch.linalg.solve_triangular(cholesky, columns, upper=False).square().sum(dim=1)
+    return (whitening @ columns).square().sum(dim=1)
 
 
 def _arrange(layers: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:

@@ -4,11 +4,12 @@ Reference: Defard et al., arXiv 2011.08785, section III; upstream's main.py.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from utils.features import select_channels
@@ -55,10 +56,24 @@ class PaDiM:
             (B, H, W) float32 Mahalanobis distances, higher = more anomalous.
         """
         distances = self.gaussians.distances(select_channels(features, self.channels))
-        maps = F.interpolate(
-            distances[:, None], size=tuple(size), mode="bilinear", align_corners=False
+        rows, columns = (
+            enlarging(*sides, distances.device)
+            for sides in zip(size, distances.shape[1:], strict=True)
         )
-        return gaussian_filter(maps[:, 0].cpu().numpy(), sigma=SMOOTHING_SIGMA, axes=(1, 2))
+        return (rows @ distances @ columns.mT).cpu().numpy()
+
+
+@cache
+def enlarging(to_side: int, from_side: int, device: torch.device) -> Tensor:
+    """The matrix (to_side, from_side) that enlarges an axis of distances and smooths it.
+
+    It is bilinear interpolation (align_corners False), then scipy's gaussian_filter, applied to
+    unit vectors: both are linear and work axis by axis (paper, section IV-B; upstream).
+    """
+    unit = torch.eye(from_side, dtype=torch.float64)[None, None]
+    enlarged = F.interpolate(unit, size=(to_side, from_side), mode="bilinear", align_corners=False)
+    smoothed = gaussian_filter1d(enlarged[0, 0].numpy(), SMOOTHING_SIGMA, axis=0)
+    return torch.from_numpy(smoothed).float().to(device)
 
 
 def image_scores(anomaly_maps: np.ndarray) -> np.ndarray:

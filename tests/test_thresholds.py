@@ -1,0 +1,89 @@
+import numpy as np
+import pytest
+import torch
+
+from tests.naive import naive_distances
+from tests.test_gaussian import FORMS, draw, fit
+from utils.thresholds import (
+    HELD_OUT,
+    choose_held_out,
+    find_thresholds,
+    leave_one_out,
+)
+
+
+def maps(scores):
+    """Maps (n, 2, 2) whose highest pixels are the scores and whose others are 0."""
+    found = np.zeros((len(scores), 2, 2), dtype=np.float32)
+    found[:, 1, 0] = scores
+    return found
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("n", "tolerance"), [(3, 5e-2), (6, 1e-2), (12, 2e-3), (30, 1e-4)])
+def test_leave_one_out_equals_a_fit_without_the_image(form, n, tolerance):
+    train = draw(n, 8)
+    distances = leave_one_out(fit(form, train).distances([train]), n)
+    for i in range(n):
+        others = np.delete(train.numpy(), i, axis=0)
+        expected = naive_distances(others, train[[i]].numpy(), eps=0.01 * (n - 1) / (n - 2))
+        np.testing.assert_allclose(distances[i].numpy(), expected[0], rtol=tolerance)
+
+
+def test_leave_one_out_of_an_image_that_fills_its_gaussian_is_finite():
+    # the largest share an image can have is (N - 1) / N, which leaves nothing of the others
+    n = 5
+    distances = torch.full((1, 1, 1), (n - 1) / n**0.5)
+    assert leave_one_out(distances, n).isfinite().all()
+
+
+def test_image_threshold_lets_the_rate_of_good_images_pass():
+    # 199 scores: 2 of the 200 ranks are 1 %, one of them above all; so 1 score is flagged
+    thresholds = find_thresholds(maps(np.arange(1, 200)), target_fpr=0.01)
+    assert (thresholds.good_scores >= thresholds.image).sum() == 1
+    assert thresholds.image == pytest.approx(198, rel=1e-6)
+    assert thresholds.caveat is None
+
+
+def test_too_few_images_give_their_highest_score_and_a_caveat():
+    thresholds = find_thresholds(maps(np.arange(1, 20)), target_fpr=0.01)
+    assert thresholds.image > 19
+    assert thresholds.image == pytest.approx(19, rel=1e-6)
+    assert thresholds.image_fpr == 1 / 20
+    assert thresholds.caveat == (
+        "19 good images support a rate of false alarms of 0.05, not of 0.01"
+    )
+
+
+def test_good_images_reach_the_threshold_at_the_target_rate():
+    rng = np.random.default_rng(0)
+    rates = []
+    for _ in range(300):
+        thresholds = find_thresholds(maps(rng.exponential(size=59)), target_fpr=0.05)
+        rates.append((rng.exponential(size=200) >= thresholds.image).mean())
+    assert np.mean(rates) == pytest.approx(0.05, abs=0.006)
+
+
+def test_pixel_threshold_is_reached_by_the_target_rate_of_pixels():
+    pixels = np.random.default_rng(0).permutation(400).reshape(4, 10, 10).astype(np.float32)
+    thresholds = find_thresholds(pixels, target_fpr=0.05)
+    assert (pixels >= thresholds.pixel).sum() == 20
+
+
+def test_equal_pixels_are_all_good():
+    thresholds = find_thresholds(np.full((3, 2, 2), 7, dtype=np.float32), target_fpr=0.5)
+    assert thresholds.pixel > 7
+    assert thresholds.image > 7
+
+
+def test_fraction_below_counts_good_scores():
+    thresholds = find_thresholds(maps([4, 2, 1, 3]), target_fpr=0.5)
+    assert [thresholds.fraction_below(s) for s in (0.5, 2, 2.5, 9)] == [0, 0.25, 0.5, 1]
+
+
+@pytest.mark.parametrize(("n", "count"), [(3, 3), (HELD_OUT, HELD_OUT), (1000, HELD_OUT)])
+def test_held_out_images_are_spread_evenly(n, count):
+    chosen = choose_held_out(n)
+    assert len(chosen) == len(set(chosen)) == count
+    assert (chosen[0], chosen[-1]) == (0, n - 1)
+    assert max(np.diff(chosen)) <= n // count + 1

@@ -1,0 +1,104 @@
+"""Thresholds from good images alone, at a stated rate of false alarms.
+
+Each held-out image is scored by the Gaussians of all other training images. That takes no second
+fit: with S the scatter of N images and z one of them, centred, both without it are rank-one
+updates, and the distance without it follows from the one with it.
+
+Reference: Sherman and Morrison, 1950 (the update); Vovk, Gammerman and Shafer, Algorithmic
+Learning in a Random World, 2005 (the rank of a new score among those of good images).
+"""
+
+from dataclasses import dataclass
+from math import floor, inf
+
+import numpy as np
+import torch
+from torch import Tensor
+
+HELD_OUT = 256  # images at most; their embeddings are kept until the fit is done
+TARGET_FPR = 0.01
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Where good ends; score >= threshold is anomalous.
+
+    Attributes:
+        image: for image scores; a good image reaches it with a probability of target_fpr.
+        pixel: for anomaly maps; at most target_fpr of the held-out images' pixels reach it.
+        target_fpr: the rate asked for.
+        image_fpr: the rate that so many images support, target_fpr or more.
+        good_scores: (n,) ascending float32 scores of the held-out images.
+    """
+
+    image: float
+    pixel: float
+    target_fpr: float
+    image_fpr: float
+    good_scores: np.ndarray
+
+    @property
+    def caveat(self) -> str | None:
+        """Why the image threshold is not at target_fpr, if it is not."""
+        if self.image_fpr == self.target_fpr:
+            return None
+        return (
+            f"{len(self.good_scores)} good images support a rate of false alarms of "
+            f"{self.image_fpr:.2g}, not of {self.target_fpr:g}"
+        )
+
+    def fraction_below(self, image_score: float) -> float:
+        """The fraction of held-out good images with a lower score."""
+        return float(np.searchsorted(self.good_scores, image_score) / len(self.good_scores))
+
+
+def choose_held_out(n_train: int) -> list[int]:
+    """The training images that are held out in turn: all, or HELD_OUT spread evenly."""
+    return (
+        np.unique(np.linspace(0, n_train - 1, min(n_train, HELD_OUT)).round()).astype(int).tolist()
+    )
+
+
+def leave_one_out(distances: Tensor, n_train: int) -> Tensor:
+    """Distances of training images to the Gaussians of the other n_train - 1.
+
+    Equal to a fit without the image, with eps larger by (N - 1) / (N - 2). Where N is far below
+    the number of channels and eps far below their variance, rounding costs up to some percent.
+
+    Args:
+        distances: of training images to the Gaussians of all, any shape.
+        n_train: N, at least 3.
+    """
+    n = n_train
+    share = distances.square() / (n - 1)  # zᵀ (S + eps (N - 1) I)⁻¹ z, below (N - 1) / N
+    rest = (1 - n / (n - 1) * share).clamp_(min=torch.finfo(distances.dtype).eps)
+    return (n / (n - 1)) * ((n - 2) * share / rest).sqrt()
+
+
+def find_thresholds(anomaly_maps: np.ndarray, target_fpr: float) -> Thresholds:
+    """Thresholds from the maps of held-out good images.
+
+    Args:
+        anomaly_maps: (n, H, W) float32, n >= 1.
+        target_fpr: in (0, 1).
+    """
+    image_scores = np.sort(anomaly_maps.max(axis=(1, 2)))
+    n = len(image_scores)
+    # a new good image is equally likely to rank at each of n + 1 places among the held-out ones
+    above = max(floor(target_fpr * (n + 1) * (1 + 1e-9)) - 1, 0)
+    supported = max(target_fpr, 1 / (n + 1))
+    pixels = anomaly_maps.ravel()
+    allowed = floor(target_fpr * pixels.size * (1 + 1e-9))
+    highest = np.partition(pixels, pixels.size - 1 - allowed)[pixels.size - 1 - allowed]
+    return Thresholds(
+        _just_above(image_scores[n - 1 - above]),
+        _just_above(highest),
+        target_fpr,
+        supported,
+        image_scores,
+    )
+
+
+def _just_above(score: np.float32) -> float:
+    """The smallest float32 that score does not reach."""
+    return float(np.nextafter(score, np.float32(inf)))
