@@ -20,7 +20,8 @@ from itertools import chain
 from time import perf_counter
 from typing import TYPE_CHECKING, NoReturn
 
-from datasets import demo, mvtec
+from datasets import demo, splits
+from datasets.images import Preprocessing
 from datasets.loading import Loader
 from utils import backbone
 from utils.arguments import add_option, add_shared_options, at_least, make_folder
@@ -52,13 +53,13 @@ def run_experiment(args: argparse.Namespace) -> None:
     """For every class: fit to good images, score the test images, evaluate, draw, write."""
     # whatever is wrong with the arguments or the folders is found before anything slow
     if args.demo == (args.data_path is not None):
-        raise ValueError("give either --data_path PATH, a folder in MVTec layout, or --demo")
+        raise ValueError("give either --data_path PATH, a folder of images, or --demo")
     arguments = dict(vars(args))
     if args.demo:
         use_demo(args)
     args.arch = args.arch or backbone.DEFAULT_ARCH
-    class_names = mvtec.choose_classes(args.data_path, args.class_name)
-    datasets = [mvtec.load_splits(args.data_path, class_name) for class_name in class_names]
+    preprocessing = Preprocessing(args.resize, args.crop)
+    datasets = splits.load_all(args.data_path, args.dataset, args.class_name, preprocessing)
     folder = make_folder(args.save_path / args.arch)
 
     # images are decoded from now on, while what takes seconds to import is imported

@@ -19,7 +19,7 @@ class Loader:
     and resizes. They start at once, also on the next dataset while the last one is worked on.
 
     Args:
-        datasets: have __len__, __getitem__, class_name and split, as MVTecDataset.
+        datasets: have __len__, __getitem__, class_name and split, as ImageDataset.
         batch_size: items in a batch; the last one of a dataset may be smaller.
         num_workers: threads; 0 makes each item when it is wanted.
     """

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from datasets.loading import READ_AHEAD, Loader, load_batches
-from datasets.mvtec import MVTecDataset
+from datasets.splits import load_splits
 
 MESSAGE = "cannot read item 3; replace it"
 both_worker_counts = pytest.mark.parametrize("num_workers", [0, 2])
@@ -93,7 +93,7 @@ def test_leaving_ends_the_threads_and_drops_what_is_not_read():
 
 @both_worker_counts
 def test_items_keep_shape_and_type_in_a_batch(tree, num_workers):
-    test = MVTecDataset(tree, "bolt", "test")
+    test = load_splits(tree, "bolt")[1]
     images, labels, masks = next(load_batches(test, 2, num_workers))
     np.testing.assert_array_equal(images, np.stack([test[0][0], test[1][0]]))
     np.testing.assert_array_equal(masks, np.stack([test[0][2], test[1][2]]))
@@ -117,6 +117,6 @@ def test_batches_before_an_error_are_given(num_workers):
 def test_damaged_image_is_reported_from_a_thread_in_one_line(tree):
     path = tree / "bolt/train/good/002.png"
     path.write_bytes(path.read_bytes()[:100])
-    batches = load_batches(MVTecDataset(tree, "bolt", "train"), 2, 2)
+    batches = load_batches(load_splits(tree, "bolt")[0], 2, 2)
     with pytest.raises(ValueError, match=r"^cannot read image .*002\.png: .*away$"):
         list(batches)

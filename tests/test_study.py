@@ -11,8 +11,9 @@ import torch
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from datasets.images import DEFAULT, load_image, load_mask
 from datasets.loading import load_batches
-from datasets.mvtec import load_image, load_mask, load_splits
+from datasets.splits import load_splits
 from tests.conftest import write_image
 from tests.naive import naive_auroc
 from tests.test_main import MAIN, read_rows
@@ -326,11 +327,11 @@ def test_without_turn_the_centre_crop_is_the_aligned_protocol(tmp_path, monkeypa
     for i, sample in enumerate(test.samples):
         image, label, mask = moved[i]
         assert label == sample.label
-        assert np.array_equal(image, load_image(sample.path))
-        if sample.mask_path is None:
+        assert np.array_equal(image, load_image(sample.path, DEFAULT))
+        if not sample.mask_paths:
             assert not mask.any()
         else:
-            assert np.array_equal(mask, load_mask(sample.mask_path))
+            assert np.array_equal(mask, load_mask(sample.mask_paths[0], DEFAULT))
             assert mask.any()
 
 
@@ -344,7 +345,7 @@ def test_image_and_mask_move_alike(tmp_path):
         write_image(folder / f"ground_truth/crack/{i}_mask.png", mask)
         write_image(folder / f"train/good/{i}.png", mask)
     test = load_splits(tmp_path, "bolt")[1]
-    still = load_mask(test.samples[0].mask_path)
+    still = load_mask(test.samples[0].mask_paths[0], DEFAULT)
     moved = RotatedDataset(test, 0)
     masks = []
     for i in range(6):

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datasets.images import CROP, RESIZE
+from datasets.layouts import AUTO, LAYOUTS
 from utils import backbone
 
 BATCH_SIZE = 32  # upstream
@@ -24,16 +26,40 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "data_path",
-        "folder that holds <class>/train/good/*.png and <class>/test/<defect type>/*.png",
+        "folder that holds <class>/train/good/*.png and <class>/test/<defect type>/*.png, or "
+        "good/*.png and <defect type>/*.png",
         type=Path,
         metavar="PATH",
     )
     add_option(
         parser,
+        "dataset",
+        "layout of the folder (default: auto, which is mvtec if that fits, else folder)",
+        choices=(AUTO, *LAYOUTS),
+        default=AUTO,
+    )
+    add_option(
+        parser,
         "class_name",
-        "classes to run (default: the 15 of MVTec AD; with --demo all of its own)",
+        "classes to run (default: the 15 of MVTec AD; in other layouts and with --demo all)",
         nargs="+",
         metavar="NAME",
+    )
+    add_option(
+        parser,
+        "resize",
+        "pixels of the images' shorter side; 0 keeps their size (default: %(default)s)",
+        type=at_least(0),
+        default=RESIZE,
+        metavar="N",
+    )
+    add_option(
+        parser,
+        "crop",
+        "side of the square cut from their centre; 0 cuts nothing (default: %(default)s)",
+        type=at_least(0),
+        default=CROP,
+        metavar="N",
     )
     add_option(
         parser,

@@ -60,7 +60,7 @@ def score_images(
     Args:
         model: fitted.
         batches: yields features, as FeatureExtractor gives them, and images, labels and masks, as
-            MVTecDataset gives them.
+            ImageDataset gives them.
     """
     parts = [
         (images, labels, masks, model.anomaly_maps(features, images.shape[2:]))

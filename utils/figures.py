@@ -6,7 +6,8 @@ import numpy as np
 from matplotlib.colors import Normalize
 from tqdm import tqdm
 
-from datasets.mvtec import UNLABELLED, MVTecDataset
+from datasets.mvtec import UNLABELLED
+from datasets.splits import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
 from utils.page import Gallery, GalleryItem
 from utils.plot import Localisation, plot_localisations
@@ -18,7 +19,7 @@ NO_THRESHOLD = "no threshold: it needs both normal and anomalous images"
 
 def draw_figures(
     folder: Path,
-    test: MVTecDataset,
+    test: ImageDataset,
     scored: ScoredImages,
     evaluation: Evaluation,
     figures: int | None,
@@ -75,14 +76,14 @@ def _panels(masks: bool, threshold: bool) -> list[str]:
     return names + ["predicted mask", "outline of that mask"] * threshold
 
 
-def _title(test: MVTecDataset, scored: ScoredImages, i: int) -> str:
+def _title(test: ImageDataset, scored: ScoredImages, i: int) -> str:
     sample = test.samples[i]
     score = f"image score {scored.image_scores[i]:.2f}"
     return f"{test.class_name} / {sample.defect_type} / {sample.path.name}    {score}"
 
 
 def _describe(
-    test: MVTecDataset, scored: ScoredImages, evaluation: Evaluation, i: int, path: Path
+    test: ImageDataset, scored: ScoredImages, evaluation: Evaluation, i: int, path: Path
 ) -> GalleryItem:
     sample, score = test.samples[i], float(scored.image_scores[i])
     threshold = evaluation.image_threshold

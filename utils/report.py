@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets.mvtec import MVTecDataset
+from datasets.splits import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
 from utils.figures import draw_figures
 from utils.page import Gallery, write_page
@@ -31,7 +31,7 @@ class Report:
 
     def draw(
         self,
-        test: MVTecDataset,
+        test: ImageDataset,
         scored: ScoredImages,
         evaluation: Evaluation,
         figures: int | None,
@@ -48,8 +48,8 @@ class Report:
 
     def add(
         self,
-        train: MVTecDataset,
-        test: MVTecDataset,
+        train: ImageDataset,
+        test: ImageDataset,
         seed: int,
         evaluation: Evaluation,
         seconds: Mapping[str, float],

@@ -17,7 +17,8 @@ from statistics import fmean, stdev
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from datasets import mvtec
+from datasets import splits
+from datasets.images import DEFAULT, Preprocessing
 from utils import backbone
 from utils.arguments import add_option, add_shared_options, at_least, make_folder
 from utils.files import replacing
@@ -115,9 +116,14 @@ def run(args: argparse.Namespace) -> None:
         OSError, ValueError: if an argument, the data, the weights or the folder will not do.
     """
     if args.data_path is None:
-        raise ValueError("give --data_path PATH, a folder in MVTec layout")
-    class_names = mvtec.choose_classes(args.data_path, args.class_name)
-    datasets = [mvtec.load_splits(args.data_path, class_name) for class_name in class_names]
+        raise ValueError("give --data_path PATH, a folder of images")
+    preprocessing = Preprocessing(args.resize, args.crop)
+    if "rotation" in args.study and preprocessing != DEFAULT:
+        raise ValueError(
+            f"--study rotation is defined for --resize {DEFAULT.resize} --crop {DEFAULT.crop}; "
+            "leave these out or choose other studies"
+        )
+    datasets = splits.load_all(args.data_path, args.dataset, args.class_name, preprocessing)
     folder = make_folder(args.save_path / "studies" / args.arch)
 
     # these take seconds to import

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from datasets.mvtec import CROP, RESIZE, MVTecDataset, open_image, resize, to_rgb
+from datasets.images import CROP, RESIZE, open_image, resize, to_rgb
+from datasets.splits import ImageDataset
 from utils.backbone import BACKBONES, Backbone
 from utils.evaluation import ScoredImages, evaluate, score_images
 from utils.features import FeatureExtractor, concatenate
@@ -70,7 +71,7 @@ class Setup:
 class ClassFeatures:
     """The images of a class with the network's outputs, computed once for all studies."""
 
-    def __init__(self, setup: Setup, train: MVTecDataset, test: MVTecDataset) -> None:
+    def __init__(self, setup: Setup, train: ImageDataset, test: ImageDataset) -> None:
         self.train, self.test = train, test
         extractor, load = setup.extractor, setup.load
         self.good = [extractor(images) for images, _, _ in load(train)]
@@ -287,7 +288,7 @@ class RotatedDataset:
         seed: of the version; with its class, split and name it fixes how an image is moved.
     """
 
-    def __init__(self, dataset: MVTecDataset, seed: int) -> None:
+    def __init__(self, dataset: ImageDataset, seed: int) -> None:
         self.dataset = dataset
         self.class_name, self.split = dataset.class_name, dataset.split
         self.seed = seed
@@ -308,10 +309,10 @@ class RotatedDataset:
             _square(image, Image.Resampling.LANCZOS), move, Image.Resampling.BICUBIC
         )
         mask = np.zeros((CROP, CROP), dtype=bool)
-        if sample.mask_path is not None:
+        for path in sample.mask_paths:
             nearest = Image.Resampling.NEAREST
-            marked = _square(open_image(sample.mask_path).convert("RGB"), nearest)
-            mask = np.asarray(turn_and_crop(marked, move, nearest)).any(axis=2)
+            marked = _square(open_image(path).convert("RGB"), nearest)
+            mask |= np.asarray(turn_and_crop(marked, move, nearest)).any(axis=2)
         return np.array(image).transpose(2, 0, 1), sample.label, mask
 
 
@@ -333,7 +334,7 @@ def turn_and_crop(square: Image.Image, move: Move, resample: Image.Resampling) -
 
 def _square(image: Image.Image, resample: Image.Resampling) -> Image.Image:
     """The centre of side RESIZE of the image with its shorter side at RESIZE."""
-    image = resize(image, resample)
+    image = resize(image, RESIZE, resample)
     left, top = round((image.width - RESIZE) / 2), round((image.height - RESIZE) / 2)
     return image.crop((left, top, left + RESIZE, top + RESIZE))
 

@@ -1,0 +1,169 @@
+"""One image or mask file as the array that the network sees.
+
+Reference: Defard et al., arXiv 2011.08785, section IV-B; upstream's datasets/mvtec.py.
+"""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+# shorter side after resizing, and side of the centre crop (paper, section IV-B; upstream)
+RESIZE = 256
+CROP = 224
+SMALLEST = 32  # pixels on a side: layer3 sees them as 2, with less no patch has a neighbour
+
+
+class Preprocessing(NamedTuple):
+    """What happens to every image: its shorter side is resized, then its centre is cut out.
+
+    Attributes:
+        resize: pixels of the shorter side; 0 keeps the size.
+        crop: side of the square; 0 cuts nothing, images that are not square stay so.
+    """
+
+    resize: int = RESIZE
+    crop: int = CROP
+
+
+DEFAULT = Preprocessing()
+
+
+def check_preprocessing(preprocessing: Preprocessing) -> None:
+    """Refuse sizes that suit no image.
+
+    Raises:
+        ValueError: if the crop is larger than the resized image or either is below SMALLEST.
+    """
+    resize, crop = preprocessing
+    for name, side in preprocessing._asdict().items():
+        if 0 < side < SMALLEST:
+            raise ValueError(
+                f"--{name} {side} is too small; give {SMALLEST} or more, or 0 for none"
+            )
+    if resize and crop > resize:
+        raise ValueError(
+            f"--crop {crop} is larger than --resize {resize}; "
+            "give a smaller --crop, or 0 to cut nothing"
+        )
+
+
+def preprocessed_size(
+    path: Path, size: tuple[int, int], preprocessing: Preprocessing
+) -> tuple[int, int]:
+    """Width and height as the network sees the image at path, which has this size.
+
+    Raises:
+        ValueError: if the crop is larger than the image or a side is below SMALLEST; the message
+            names the file.
+    """
+    width, height = size = _resized(size, preprocessing.resize)
+    if preprocessing.crop > min(size):
+        raise ValueError(
+            f"--crop {preprocessing.crop} is larger than {path}, {width}x{height} pixels; "
+            "give a smaller --crop, or 0 to cut nothing"
+        )
+    if preprocessing.crop:
+        return preprocessing.crop, preprocessing.crop
+    if min(size) < SMALLEST:
+        raise ValueError(
+            f"{path} has {width}x{height} pixels for the network, which needs {SMALLEST} on each "
+            "side; give a larger --resize"
+        )
+    return size
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Width and height, from the file's header.
+
+    Raises:
+        ValueError: if it cannot be read; the message names the file.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def load_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """An image file as (3, H, W) uint8 RGB.
+
+    Raises:
+        ValueError: if the file cannot be read as an image.
+    """
+    image = resize(to_rgb(open_image(path), path), preprocessing.resize, Image.Resampling.LANCZOS)
+    return np.array(_centre_crop(image, preprocessing.crop)).transpose(2, 0, 1)
+
+
+def load_mask(path: Path, preprocessing: Preprocessing) -> np.ndarray:
+    """A mask file as (H, W) bool, True where any channel is above 0.
+
+    Raises:
+        ValueError: if the file cannot be read as an image.
+    """
+    nearest = Image.Resampling.NEAREST
+    mask = resize(open_image(path).convert("RGB"), preprocessing.resize, nearest)
+    return np.asarray(_centre_crop(mask, preprocessing.crop)).any(axis=2)
+
+
+def open_image(path: Path) -> Image.Image:
+    """The decoded file, in whatever mode it has.
+
+    Raises:
+        ValueError: if it cannot be read as an image; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> ValueError:
+    reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+    return ValueError(f"cannot read image {path}: {reason}; replace the file or take it away")
+
+
+def to_rgb(image: Image.Image, path: Path) -> Image.Image:
+    """The image in 8-bit RGB; 16-bit grey is scaled, transparency is dropped.
+
+    Raises:
+        ValueError: if its pixels are floating-point; the message names path.
+    """
+    if image.mode == "F":
+        raise ValueError(
+            f"cannot read image {path}: floating-point pixels have no fixed range; "
+            "save it with 8 or 16 bits"
+        )
+    if image.mode.startswith("I"):
+        # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it
+        pixels = np.asarray(image).clip(0, 65535)
+        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+    if image.mode == "P":
+        # by way of RGBA Pillow does not warn of transparency
+        image = image.convert("RGBA")
+    return image.convert("RGB")
+
+
+def resize(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
+    """The image with its shorter side at side; 0 leaves it as it is."""
+    return image.resize(_resized(image.size, side), resample) if side else image
+
+
+def _resized(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Width and height after resize, rounded down as torchvision does."""
+    width, height = size
+    short = min(size)
+    return (side * width // short, side * height // short) if side else size
+
+
+def _centre_crop(image: Image.Image, side: int) -> Image.Image:
+    if not side:
+        return image
+    width, height = image.size
+    left, top = round((width - side) / 2), round((height - side) / 2)
+    return image.crop((left, top, left + side, top + side))
