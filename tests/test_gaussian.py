@@ -16,6 +16,7 @@ from utils.gaussian import (
     _fit_dual,
     _fit_primal,
     fit_gaussians,
+    leave_one_out,
 )
 
 FORMS = {"primal": _fit_primal, "dual": _fit_dual}
@@ -250,6 +251,24 @@ def test_square_that_rounding_makes_negative_counts_as_0():
     distances = fit("dual", train).distances([train])
     assert (distances == 0).any()
     assert distances.isfinite().all()
+
+
+@in_both_forms
+@pytest.mark.parametrize(("n", "tolerance"), [(3, 5e-2), (6, 1e-2), (12, 2e-3), (30, 1e-4)])
+def test_leave_one_out_equals_a_fit_without_the_image(form, n, tolerance):
+    train = draw(n, 8)
+    distances = leave_one_out(fit(form, train).distances([train]), n)
+    for i in range(n):
+        others = np.delete(train.numpy(), i, axis=0)
+        expected = naive_distances(others, train[[i]].numpy(), eps=0.01 * (n - 1) / (n - 2))
+        np.testing.assert_allclose(distances[i].numpy(), expected[0], rtol=tolerance)
+
+
+def test_leave_one_out_of_an_image_that_fills_its_gaussian_is_finite():
+    # the largest share an image can have is (N - 1) / N, which leaves nothing of the others
+    n = 5
+    distances = torch.full((1, 1, 1), (n - 1) / n**0.5)
+    assert leave_one_out(distances, n).isfinite().all()
 
 
 @settings(deadline=None, max_examples=40)

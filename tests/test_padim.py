@@ -171,3 +171,31 @@ def test_defect_is_found_where_it_is(extractor):
 def test_fewer_than_two_images_are_refused(extractor, n_train):
     with pytest.raises(ValueError, match=f"at least 2 training images; got {n_train}"):
         fit(extractor, FEW_CHANNELS, [random_images(1)][:n_train], n_train)
+
+
+def random_features(n: int) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sizes = {"layer1": (64, 8, 8), "layer2": (128, 4, 4), "layer3": (256, 2, 2)}
+    return {name: torch.randn(n, *size, generator=generator) for name, size in sizes.items()}
+
+
+def test_held_out_maps_are_those_of_a_fit_without_the_image():
+    features, n, size = random_features(30), 30, (32, 32)
+    channels = [3, 70, 200]
+    model = PaDiM(channels).fit([features], n, held_out=[4, 20])
+    maps = model.held_out_maps(size)
+    assert maps.shape == (2, *size)
+    for held_out, i in zip(maps, (4, 20), strict=True):
+        others = {k: torch.cat([v[:i], v[i + 1 :]]) for k, v in features.items()}
+        alone = {k: v[[i]] for k, v in features.items()}
+        expected = PaDiM(channels).fit([others], n - 1).anomaly_maps(alone, size)[0]
+        # eps of the two differs by a 28th
+        np.testing.assert_allclose(held_out, expected, rtol=2e-3)
+
+
+def test_held_out_maps_do_not_depend_on_the_batches():
+    features, n, size = random_features(12), 12, (32, 32)
+    parts = [{k: v[i : i + 5] for k, v in features.items()} for i in range(0, n, 5)]
+    whole = PaDiM([3, 70]).fit([features], n, held_out=[0, 4, 5, 11]).held_out_maps(size)
+    split = PaDiM([3, 70]).fit(parts, n, held_out=[0, 4, 5, 11]).held_out_maps(size)
+    np.testing.assert_allclose(split, whole, rtol=1e-4)

@@ -1,14 +1,10 @@
 import numpy as np
 import pytest
-import torch
 
-from tests.naive import naive_distances
-from tests.test_gaussian import FORMS, draw, fit
 from utils.thresholds import (
     HELD_OUT,
     choose_held_out,
     find_thresholds,
-    leave_one_out,
 )
 
 
@@ -17,24 +13,6 @@ def maps(scores):
     found = np.zeros((len(scores), 2, 2), dtype=np.float32)
     found[:, 1, 0] = scores
     return found
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize(("n", "tolerance"), [(3, 5e-2), (6, 1e-2), (12, 2e-3), (30, 1e-4)])
-def test_leave_one_out_equals_a_fit_without_the_image(form, n, tolerance):
-    train = draw(n, 8)
-    distances = leave_one_out(fit(form, train).distances([train]), n)
-    for i in range(n):
-        others = np.delete(train.numpy(), i, axis=0)
-        expected = naive_distances(others, train[[i]].numpy(), eps=0.01 * (n - 1) / (n - 2))
-        np.testing.assert_allclose(distances[i].numpy(), expected[0], rtol=tolerance)
-
-
-def test_leave_one_out_of_an_image_that_fills_its_gaussian_is_finite():
-    # the largest share an image can have is (N - 1) / N, which leaves nothing of the others
-    n = 5
-    distances = torch.full((1, 1, 1), (n - 1) / n**0.5)
-    assert leave_one_out(distances, n).isfinite().all()
 
 
 def test_image_threshold_lets_the_rate_of_good_images_pass():

@@ -63,7 +63,7 @@ class DualGaussians:
     """Training embeddings of every patch and the factor of their regularised inner products.
 
     Attributes:
-        grid: h and w of the finest layer; P = h * w patches in row-major order.
+        grids: h and w of each layer, finest first; P = h * w of the finest, in row-major order.
         means: per layer (P_l, 1, d_l), for the patches of its own grid.
         samples: per layer (P_l, N, d_l), centred.
         parents: per layer (P,), the patch of its own grid that is repeated at each patch.
@@ -71,7 +71,7 @@ class DualGaussians:
         eps: as in fit_gaussians.
     """
 
-    grid: tuple[int, int]
+    grids: list[tuple[int, int]]
     means: list[Tensor]
     samples: list[Tensor]
     parents: list[Tensor]
@@ -96,7 +96,10 @@ class DualGaussians:
             products = _inner_products(self.samples, centred, self.parents, rows)
             length = sum(n[p[rows]] for n, p in zip(lengths, self.parents, strict=True))
             squared[rows] = length - _whitened_norm(self.whitening[rows], products)
-        return _to_grid((squared / self.eps).clamp_(min=0).sqrt(), self.grid)
+        return _to_grid((squared / self.eps).clamp_(min=0).sqrt(), self.grids[0])
+
+
+Gaussians = PrimalGaussians | DualGaussians
 
 
 def fit_gaussians(
@@ -104,7 +107,7 @@ def fit_gaussians(
     n_train: int,
     eps: float = COVARIANCE_EPS,
     block: int = PATCH_BLOCK,
-) -> PrimalGaussians | DualGaussians:
+) -> Gaussians:
     """Fit one Gaussian to each patch position (PaDiM, section III-B, eq. 1).
 
     Args:
@@ -127,6 +130,25 @@ def fit_gaussians(
     first = next(batches)
     fit = _fit_primal if n_train > sum(layer.shape[1] for layer in first) else _fit_dual
     return fit(chain([first], batches), n_train, eps, block)
+
+
+def leave_one_out(distances: Tensor, n_train: int) -> Tensor:
+    """Distances of training images to the Gaussians of the other n_train - 1.
+
+    No second fit is needed: mean and scatter without an image are rank-one updates of those with
+    it, and by the Sherman-Morrison formula so is the distance.
+
+    Equal to a fit without the image, with eps larger by (N - 1) / (N - 2). Where N is far below
+    the number of channels and eps far below their variance, rounding costs up to some percent.
+
+    Args:
+        distances: of training images to the Gaussians of all, any shape.
+        n_train: N, at least 3.
+    """
+    n = n_train
+    share = distances.square() / (n - 1)  # zᵀ (S + eps (N - 1) I)⁻¹ z, below (N - 1) / N
+    rest = (1 - n / (n - 1) * share).clamp_(min=torch.finfo(distances.dtype).eps)
+    return (n / (n - 1)) * ((n - 2) * share / rest).sqrt()
 
 
 def _fit_primal(
@@ -175,7 +197,8 @@ def _fit_dual(
         products = _inner_products(samples, [kept.mT for kept in samples], parents, rows)
         products.diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
         whitening[rows] = _whiten(products)
-    return DualGaussians(tuple(layers[0].shape[2:]), means, samples, parents, whitening, eps)
+    grids = [tuple(layer.shape[2:]) for layer in layers]
+    return DualGaussians(grids, means, samples, parents, whitening, eps)
 
 
 def _inner_products(
@@ -212,7 +235,8 @@ def _arrange(layers: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
     """Layers (B, d_l, h_l, w_l) as patches (h_l * w_l, B, d_l), and the parents of the finest."""
     grid = layers[0].shape[2:]
     patches = [layer.permute(2, 3, 0, 1).flatten(0, 1).contiguous() for layer in layers]
-    return patches, [_parents(layer, grid) for layer in layers]
+    parents = [find_parents(layer.shape[2:], grid, layer.device) for layer in layers]
+    return patches, parents
 
 
 def _embeddings(patches: list[Tensor], parents: list[Tensor], rows: slice) -> Tensor:
@@ -225,11 +249,12 @@ def _to_grid(values: Tensor, grid: tuple[int, int]) -> Tensor:
     return values.mT.reshape(-1, *grid)
 
 
-def _parents(layer: Tensor, grid: tuple[int, int]) -> Tensor:
-    """For every patch of grid the patch of the layer that concatenate repeats there."""
-    h, w = layer.shape[2:]
-    index = torch.arange(h * w, device=layer.device, dtype=torch.float32).view(1, 1, h, w)
-    return F.interpolate(index, size=grid, mode="nearest").flatten().long()
+def find_parents(grid: Sequence[int], finest: Sequence[int], device: torch.device) -> Tensor:
+    """For every patch of the finest grid the one of grid that concatenate repeats there."""
+    height, width = grid
+    index = torch.arange(height * width, device=device, dtype=torch.float32)
+    repeated = F.interpolate(index.view(1, 1, height, width), size=tuple(finest), mode="nearest")
+    return repeated.flatten().long()
 
 
 def _blocks(total: int, size: int) -> Iterator[slice]:

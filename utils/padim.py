@@ -3,7 +3,7 @@
 Reference: Defard et al., arXiv 2011.08785, section III; upstream's main.py.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from utils.features import select_channels
-from utils.gaussian import fit_gaussians
+from utils.gaussian import Gaussians, fit_gaussians, leave_one_out
 
 SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
 
@@ -23,26 +23,68 @@ class PaDiM:
 
     Args:
         channels: indices into the concatenation of the layers.
+
+    Attributes:
+        gaussians, n_train: after fit.
     """
+
+    gaussians: Gaussians
+    n_train: int
 
     def __init__(self, channels: Sequence[int]) -> None:
         self.channels = channels
 
     @torch.inference_mode()
-    def fit(self, batches: Iterable[Mapping[str, Tensor]], n_train: int) -> "PaDiM":
+    def fit(
+        self,
+        batches: Iterable[Mapping[str, Tensor]],
+        n_train: int,
+        held_out: Collection[int] = (),
+    ) -> "PaDiM":
         """Learn the Gaussian of every patch position from good images (section III-B).
 
         Args:
             batches: yields layer outputs of some images at a time, as FeatureExtractor gives
                 them, all of the same sizes.
             n_train: images in all batches together.
+            held_out: numbers of the images whose chosen channels are kept for held_out_maps.
 
         Raises:
             ValueError: if there are fewer than 2 images or an embedding is not finite.
         """
-        layers = (select_channels(features, self.channels) for features in batches)
-        self.gaussians = fit_gaussians(layers, n_train)
+        self.n_train = n_train
+        self._held_out: list[list[Tensor]] = []
+        self.gaussians = fit_gaussians(self._select(batches, held_out), n_train)
         return self
+
+    def _select(
+        self, batches: Iterable[Mapping[str, Tensor]], held_out: Collection[int]
+    ) -> Iterator[list[Tensor]]:
+        seen = 0
+        for features in batches:
+            layers = select_channels(features, self.channels)
+            kept = [i for i in range(len(layers[0])) if seen + i in held_out]
+            if kept:
+                self._held_out.append([layer[kept] for layer in layers])
+            seen += len(layers[0])
+            yield layers
+
+    @torch.inference_mode()
+    def held_out_maps(self, size: Sequence[int]) -> np.ndarray:
+        """Maps of the held-out training images, each by the Gaussians of all other images.
+
+        Args:
+            size: H and W of the images.
+
+        Returns:
+            (n, H, W) float32, as anomaly_maps. What was kept for them is freed.
+        """
+        batches, self._held_out = self._held_out, []
+        maps = [
+            _to_maps(leave_one_out(self.gaussians.distances(layers), self.n_train), size)
+            for layers in batches
+        ]
+        return np.concatenate(maps)
 
     @torch.inference_mode()
     def anomaly_maps(self, features: Mapping[str, Tensor], size: Sequence[int]) -> np.ndarray:
@@ -56,11 +98,19 @@ class PaDiM:
             (B, H, W) float32 Mahalanobis distances, higher = more anomalous.
         """
         distances = self.gaussians.distances(select_channels(features, self.channels))
-        rows, columns = (
-            enlarging(*sides, distances.device)
-            for sides in zip(size, distances.shape[1:], strict=True)
-        )
-        return (rows @ distances @ columns.mT).cpu().numpy()
+        return _to_maps(distances, size)
+
+
+def _to_maps(distances: Tensor, size: Sequence[int]) -> np.ndarray:
+    return enlarge(distances, size).cpu().numpy()
+
+
+def enlarge(distances: Tensor, size: Sequence[int]) -> Tensor:
+    """Distances (B, h, w) as smooth maps (B, H, W) over the images."""
+    rows, columns = (
+        enlarging(*sides, distances.device) for sides in zip(size, distances.shape[1:], strict=True)
+    )
+    return rows @ distances @ columns.mT
 
 
 @cache

@@ -1,19 +1,15 @@
 """Thresholds from good images alone, at a stated rate of false alarms.
 
-Each held-out image is scored by the Gaussians of all other training images. That takes no second
-fit: with S the scatter of N images and z one of them, centred, both without it are rank-one
-updates, and the distance without it follows from the one with it.
+Held-out images are training images, each scored by the Gaussians of all others.
 
-Reference: Sherman and Morrison, 1950 (the update); Vovk, Gammerman and Shafer, Algorithmic
-Learning in a Random World, 2005 (the rank of a new score among those of good images).
+Reference: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2005 (the rank of a
+new score among those of good images).
 """
 
 from dataclasses import dataclass
 from math import floor, inf
 
 import numpy as np
-import torch
-from torch import Tensor
 
 HELD_OUT = 256  # images at most; their embeddings are kept until the fit is done
 TARGET_FPR = 0.01
@@ -57,22 +53,6 @@ def choose_held_out(n_train: int) -> list[int]:
     return (
         np.unique(np.linspace(0, n_train - 1, min(n_train, HELD_OUT)).round()).astype(int).tolist()
     )
-
-
-def leave_one_out(distances: Tensor, n_train: int) -> Tensor:
-    """Distances of training images to the Gaussians of the other n_train - 1.
-
-    Equal to a fit without the image, with eps larger by (N - 1) / (N - 2). Where N is far below
-    the number of channels and eps far below their variance, rounding costs up to some percent.
-
-    Args:
-        distances: of training images to the Gaussians of all, any shape.
-        n_train: N, at least 3.
-    """
-    n = n_train
-    share = distances.square() / (n - 1)  # zᵀ (S + eps (N - 1) I)⁻¹ z, below (N - 1) / N
-    rest = (1 - n / (n - 1) * share).clamp_(min=torch.finfo(distances.dtype).eps)
-    return (n / (n - 1)) * ((n - 2) * share / rest).sqrt()
 
 
 def find_thresholds(anomaly_maps: np.ndarray, target_fpr: float) -> Thresholds:

@@ -1,0 +1,196 @@
+"""A fitted class in a file: tensors, and all that scoring another image needs to know.
+
+The format is safetensors, which holds no code. The network's weights are not in it, their hash is.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from datasets.images import Preprocessing
+from utils.backbone import BACKBONES
+from utils.features import LAYERS
+from utils.files import replacing
+from utils.gaussian import COVARIANCE_EPS, DualGaussians, Gaussians, PrimalGaussians, find_parents
+from utils.padim import SMOOTHING_SIGMA, PaDiM
+from utils.thresholds import Thresholds
+
+FORMAT = 1
+DTYPES = {"float32": torch.float32, "float16": torch.float16}
+KEY = "padim"  # of the settings in the file's metadata
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A fitted class and how its images are to be prepared.
+
+    Attributes:
+        class_name: what it was fitted to.
+        arch: a key of BACKBONES.
+        weights_sha256: of the network, as in Network.
+        preprocessing: of every image.
+        image_size: H and W of a preprocessed image.
+        training_sha256: of the names, sizes and times of the training images.
+        padim: fitted.
+        thresholds: from its training images.
+    """
+
+    class_name: str
+    arch: str
+    weights_sha256: str
+    preprocessing: Preprocessing
+    image_size: tuple[int, int]
+    training_sha256: str
+    padim: PaDiM
+    thresholds: Thresholds
+
+
+def model_bytes(padim: PaDiM, dtype: str = "float32") -> int:
+    """Size of the file, but for some kilobytes."""
+    numbers = sum(tensor.numel() for tensor in _to_tensors(padim.gaussians).values())
+    return numbers * DTYPES[dtype].itemsize
+
+
+def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
+    """Write the model; the file appears when it is complete.
+
+    Args:
+        path: of the file, by custom <class>.safetensors.
+        model: on any device.
+        dtype: a key of DTYPES, in which the numbers are kept.
+    """
+    tensors = {
+        name: tensor.to("cpu", DTYPES[dtype]).contiguous()
+        for name, tensor in _to_tensors(model.padim.gaussians).items()
+    }
+    tensors["good_scores"] = torch.from_numpy(model.thresholds.good_scores)
+    thresholds = asdict(model.thresholds)
+    del thresholds["good_scores"]
+    settings = {
+        "format": FORMAT,
+        "class_name": model.class_name,
+        "arch": model.arch,
+        "layers": LAYERS,
+        "channels": list(model.padim.channels),
+        "weights_sha256": model.weights_sha256,
+        "preprocessing": model.preprocessing._asdict(),
+        "image_size": model.image_size,
+        "eps": COVARIANCE_EPS,
+        "smoothing_sigma": SMOOTHING_SIGMA,
+        "n_train": model.padim.n_train,
+        "training_sha256": model.training_sha256,
+        "grids": _grids(model.padim.gaussians),
+        "thresholds": thresholds,
+        "thresholds_from": "training images, each scored by the Gaussians of all others",
+    }
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, {KEY: json.dumps(settings)})
+
+
+def load_model(path: Path, device: torch.device) -> TrainedModel:
+    """Read a model written by save_model; nothing in the file is run.
+
+    Args:
+        path: of the file.
+        device: where its tensors go, as float32.
+
+    Raises:
+        FileNotFoundError: if path is no file.
+        ValueError: if it is no such model, of another format, damaged or not finite.
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; --model takes a .safetensors file of a run")
+    try:
+        with safe_open(path, "pt") as file:
+            settings = json.loads((file.metadata() or {})[KEY])
+            found = settings["format"]
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        if found == FORMAT:
+            return _from_file(settings, tensors, device)
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError) as error:
+        raise ValueError(
+            f"{path} is damaged or no model of this suite ({_first_words(error)}); "
+            "make it again with main.py"
+        ) from error
+    raise ValueError(
+        f"{path} has model format {found}, this version reads {FORMAT}; make it again with main.py"
+    )
+
+
+def _first_words(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error)[:120]}"
+
+
+def _from_file(
+    settings: Mapping[str, Any], tensors: dict[str, Tensor], device: torch.device
+) -> TrainedModel:
+    for name, tensor in tensors.items():
+        if not tensor.isfinite().all():
+            raise ValueError(f"{name} is not finite")
+    backbone = BACKBONES[settings["arch"]]
+    padim = PaDiM(settings["channels"])
+    if not all(0 <= c < sum(backbone.layer_channels) for c in padim.channels):
+        raise ValueError("channels that the network does not have")
+    good_scores = tensors.pop("good_scores").numpy()
+    if good_scores.ndim != 1 or not len(good_scores) or (np.diff(good_scores) < 0).any():
+        raise ValueError("good_scores are not in ascending order")
+    padim.n_train = settings["n_train"]
+    tensors = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
+    padim.gaussians = _to_gaussians(tensors, settings)
+    return TrainedModel(
+        settings["class_name"],
+        settings["arch"],
+        settings["weights_sha256"],
+        Preprocessing(**settings["preprocessing"]),
+        tuple(settings["image_size"]),
+        settings["training_sha256"],
+        padim,
+        Thresholds(**settings["thresholds"], good_scores=good_scores),
+    )
+
+
+def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
+    if isinstance(gaussians, PrimalGaussians):
+        return {"mean": gaussians.mean, "whitening": gaussians.whitening}
+    tensors = {"whitening": gaussians.whitening}
+    for i, (mean, samples) in enumerate(zip(gaussians.means, gaussians.samples, strict=True)):
+        tensors |= {f"mean.{i}": mean, f"samples.{i}": samples}
+    return tensors
+
+
+def _grids(gaussians: Gaussians) -> list[tuple[int, int]]:
+    """Of the layers that the tensors of _to_tensors are on, finest first."""
+    return [gaussians.grid] if isinstance(gaussians, PrimalGaussians) else gaussians.grids
+
+
+def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gaussians:
+    grids = [tuple(grid) for grid in settings["grids"]]
+    n, d = settings["n_train"], len(settings["channels"])
+    (height, width), whitening = grids[0], tensors["whitening"]
+    if "mean" in tensors:
+        _check_shape(tensors["mean"], height * width, d)
+        _check_shape(whitening, height * width, d, d)
+        return PrimalGaussians(grids[0], tensors["mean"], whitening)
+    means = [tensors[f"mean.{i}"] for i in range(len(grids))]
+    samples = [tensors[f"samples.{i}"] for i in range(len(grids))]
+    _check_shape(whitening, height * width, n, n)
+    for grid, mean, kept in zip(grids, means, samples, strict=True):
+        _check_shape(kept, grid[0] * grid[1], n, mean.shape[2])
+        _check_shape(mean, grid[0] * grid[1], 1, mean.shape[2])
+    if sum(mean.shape[2] for mean in means) != d:
+        raise ValueError(f"not {d} channels")
+    parents = [find_parents(grid, grids[0], whitening.device) for grid in grids]
+    return DualGaussians(grids, means, samples, parents, whitening, settings["eps"])
+
+
+def _check_shape(tensor: Tensor, *shape: int) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ValueError(f"a tensor has shape {tuple(tensor.shape)} instead of {shape}")
