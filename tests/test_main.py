@@ -194,6 +194,36 @@ def test_without_labels_only_scores_are_given(run, experiment, tree, tmp_path):
     assert (folder / "figures" / "bolt" / "unlabelled_000.png").exists()
 
 
+def test_a_folder_of_own_images_that_are_not_square_is_run(run, tree, random_weights, tmp_path):
+    folder = tmp_path / "my parts"
+    shutil.copytree(tree / "weave" / "train" / "good", folder / "good")
+    shutil.copytree(tree / "weave" / "test" / "crack", folder / "crack")
+    shutil.copytree(tree / "weave" / "ground_truth", folder / "ground_truth")
+    done = run(
+        *("--data_path", folder, "--arch", "resnet18", "--weights", random_weights("resnet18")),
+        *("--save_path", tmp_path / "out", "--resize", "0", "--crop", "0"),
+    )
+    assert done.returncode == 0, done.stderr
+    results = tmp_path / "out" / "resnet18"
+    (row,) = read_rows(results)
+    assert (row["class_name"], row["n_train"], row["n_test"]) == ("my parts", "4", "4")
+    assert row["image_auroc"]
+    assert row["pixel_auroc"]
+    names = sorted(path.name for path in (results / "figures" / "my parts").iterdir())
+    assert names == ["crack_000.png", "crack_001.png", "crack_002.png", "good_002.png"]
+
+
+@pytest.mark.parametrize("option", [("--resize", "240"), ("--crop", "256")])
+def test_sizes_change_the_scores(run, experiment, tmp_path, option):
+    path = tmp_path / "out" / "resnet18" / "scores.csv"
+    found = []
+    for options in ((), option):
+        done = run(*experiment, "--class_name", "bolt", "--figures", "none", *options)
+        assert done.returncode == 0, done.stderr
+        found.append(path.read_text())
+    assert found[0] != found[1]
+
+
 def test_scores_rank_the_images_as_the_metric_says(run, experiment, tmp_path):
     done = run(*experiment, "--class_name", "weave", "--figures", "none")
     assert done.returncode == 0, done.stderr
@@ -296,6 +326,12 @@ def test_exactly_one_of_data_path_and_demo_is_needed(refused, given):
         ("--weights", "nowhere.pth", "no file nowhere.pth; --weights takes"),
         ("--class_name", "botle", "unknown class 'botle' in"),
         ("--data_path", "nowhere", "no folder nowhere; --data_path must hold"),
+        ("--dataset", "coco", "invalid choice: 'coco' (choose from"),
+        ("--dataset", "btad", "--data_path must hold <class>/train/ok/*.png (--dataset btad)"),
+        ("--resize", "-1", "'-1' is not a whole number >= 0"),
+        ("--resize", "128", "--crop 224 is larger than --resize 128; give a smaller --crop"),
+        ("--crop", "300", "--crop 300 is larger than --resize 256; give a smaller --crop"),
+        ("--crop", "16", "--crop 16 is too small; give 32 or more"),
         ("--colour", "red", "unrecognized arguments: --colour red"),
     ],
 )

@@ -407,6 +407,8 @@ def test_command_line_is_read_without_the_network_packages(tmp_path):
         ("--class_name", "botle", "unknown class 'botle' in"),
         ("--data_path", "nowhere", "no folder nowhere; --data_path must hold"),
         ("--weights", "nowhere.pth", "no file nowhere.pth; --weights takes"),
+        ("--dataset", "btad", "--data_path must hold <class>/train/ok/*.png (--dataset btad)"),
+        ("--crop", "200", "--study rotation is defined for --resize 256 --crop 224; leave"),
         ("--seeds", "0", "'0' is not a whole number >= 1"),
         ("--batch_size", "0", "'0' is not a whole number >= 1"),
         ("--num_workers", "-1", "'-1' is not a whole number >= 0"),
