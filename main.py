@@ -13,21 +13,29 @@ import argparse
 import os
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from importlib import import_module
 from itertools import chain
+from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from datasets import demo, splits
 from datasets.images import Preprocessing
 from datasets.loading import Loader
 from utils import backbone
 from utils.arguments import add_option, add_shared_options, at_least, make_folder
+from utils.thresholds import TARGET_FPR
 
 if TYPE_CHECKING:
+    from datasets.splits import ImageDataset
     from utils.evaluation import Evaluation
+    from utils.features import FeatureExtractor
+    from utils.finished import FinishedClass
+    from utils.tables import Table
+    from utils.thresholds import Thresholds
 
 # everything but the reproduction itself; a module with add_arguments(parser) and run(args)
 COMMANDS = {"study": "utils.study", "tables": "utils.tables"}
@@ -50,7 +58,9 @@ def main() -> None:
 
 
 def run_experiment(args: argparse.Namespace) -> None:
-    """For every class: fit to good images, score the test images, evaluate, draw, write."""
+    """Run the method on every class that no earlier run has finished, and write the results."""
+    from utils.finished import find_finished, fingerprint_classes
+
     # whatever is wrong with the arguments or the folders is found before anything slow
     if args.demo == (args.data_path is not None):
         raise ValueError("give either --data_path PATH, a folder of images, or --demo")
@@ -61,13 +71,16 @@ def run_experiment(args: argparse.Namespace) -> None:
     preprocessing = Preprocessing(args.resize, args.crop)
     datasets = splits.load_all(args.data_path, args.dataset, args.class_name, preprocessing)
     folder = make_folder(args.save_path / args.arch)
+    fingerprints = fingerprint_classes(fingerprint_settings(args), args.data_path, datasets)
+    finished = {} if args.force else find_finished(folder, fingerprints)
+    remaining = [pair for pair in datasets if pair[1].class_name not in finished]
+    for class_name in finished:
+        print(f"{class_name} is finished with these images and settings (--force fits it again)")
 
     # images are decoded from now on, while what takes seconds to import is imported
-    with Loader(chain.from_iterable(datasets), args.batch_size, args.num_workers) as loader:
+    with Loader(chain.from_iterable(remaining), args.batch_size, args.num_workers) as loader:
         from utils import runtime
-        from utils.evaluation import evaluate, score_images
         from utils.features import FeatureExtractor
-        from utils.padim import PaDiM
         from utils.report import Report
         from utils.tables import to_text
 
@@ -78,48 +91,88 @@ def run_experiment(args: argparse.Namespace) -> None:
         seeds = range(args.seed, args.seed + args.seeds)
         draws = {seed: backbone.draw_channels(args.arch, seed) for seed in seeds}
         print(f"{args.arch} on {runtime.device_name(device)}, {len(draws[args.seed])} channels")
-        # the network runs once; what it gives is kept only if several draws look at it
-        keep = list if args.seeds > 1 else iter
 
-        report = Report(folder)
-        for train, test in datasets:
-            print(f"\n{test.class_name}: {len(train)} training images, {len(test)} test images")
-            seconds = Stopwatch()
-            with seconds("fit"):
-                good = keep(extractor(images) for images, _, _ in loader.batches(train))
-            with seconds("score"):
-                unseen = keep(
-                    (extractor(images), images, *truth) for images, *truth in loader.batches(test)
-                )
+        report = Report(folder, fingerprints, finished)
 
-            for seed, channels in draws.items():
-                if len(draws) > 1:
-                    print(f"seed {seed}")
-
-                # from good images alone: a Gaussian for each patch position
-                with seconds("fit"):
-                    model = PaDiM(channels).fit(good, len(train))
-
-                # the distance of each patch from its Gaussian, as a map over the image
-                with seconds("score"):
-                    scored = score_images(model, unseen)
-
-                with seconds("metrics"):
-                    evaluation = evaluate(scored, test.has_masks)
-                print_evaluation(evaluation)
-
-                if seed == args.seed:
-                    with seconds("figures"):
-                        report.draw(test, scored, evaluation, args.figures)
-                report.add(train, test, seed, evaluation, seconds.take())
-                del model, scored  # before the next fit takes its memory
-
-            del good, unseen
-            tables = report.write(
-                runtime.describe_run(arguments, args.arch, network, draws[args.seed], device)
+        def write_report() -> list[Table]:
+            channels = draws[args.seed]
+            return report.write(
+                runtime.describe_run(arguments, args.arch, network, channels, device)
             )
 
+        for train, test in remaining:
+            done = run_class(args, train, test, loader, extractor, draws, folder)
+            report.keep(replace(done, fingerprint=fingerprints[test.class_name]))
+            tables = write_report()
+        if not remaining:
+            tables = write_report()
+
     print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
+
+
+def run_class(
+    args: argparse.Namespace,
+    train: ImageDataset,
+    test: ImageDataset,
+    loader: Loader,
+    extractor: FeatureExtractor,
+    draws: Mapping[int, Sequence[int]],
+    folder: Path,
+) -> FinishedClass:
+    """The method, for one class: fit to good images, score the test images, evaluate, draw."""
+    from utils.evaluation import evaluate, score_images
+    from utils.padim import PaDiM
+    from utils.report import describe_class, make_result
+    from utils.saving import save_class
+    from utils.thresholds import choose_held_out, find_thresholds
+
+    print(f"\n{test.class_name}: {len(train)} training images, {len(test)} test images")
+    seconds = Stopwatch()
+    results = []
+
+    # the network runs once; what it gives is kept only if several draws look at it
+    keep = list if len(draws) > 1 else iter
+    with seconds("fit"):
+        good = keep(extractor(images) for images, _, _ in loader.batches(train))
+    with seconds("score"):
+        unseen = keep(
+            (extractor(images), images, *truth) for images, *truth in loader.batches(test)
+        )
+
+    for seed, channels in draws.items():
+        if len(draws) > 1:
+            print(f"seed {seed}")
+        first = seed == args.seed
+
+        # from good images alone: a Gaussian for each patch position
+        with seconds("fit"):
+            held_out = choose_held_out(len(train)) if first else ()
+            model = PaDiM(channels).fit(good, len(train), held_out)
+
+        # the distance of each patch from its Gaussian, as a map over the image
+        with seconds("score"):
+            scored = score_images(model, unseen)
+
+        with seconds("metrics"):
+            evaluation = evaluate(scored, test.has_masks)
+        print_evaluation(evaluation)
+
+        if first:
+            # what a user of the model needs: a threshold from good images, a file, figures
+            with seconds("fit"):
+                good_maps = model.held_out_maps(scored.images.shape[2:])
+                thresholds = find_thresholds(good_maps, args.target_fpr)
+                print_thresholds(thresholds, evaluation)
+                files = save_class(
+                    *(folder, train, args.arch, extractor, model, thresholds),
+                    *(args.save_models, args.save_dtype),
+                )
+            with seconds("figures"):
+                done = describe_class(folder, test, scored, evaluation, thresholds, args.figures)
+
+        results.append(make_result(train, test, seed, evaluation, seconds.take()))
+        del model, scored  # before the next fit takes its memory
+    return replace(done, results=results, files=[*done.files, *files])
 
 
 def use_demo(args: argparse.Namespace) -> None:
@@ -137,6 +190,33 @@ def print_evaluation(evaluation: Evaluation) -> None:
         print(f"{level} ROCAUC: {'–' if value is None else f'{value:.3f}'}")
     for note in evaluation.notes:
         print(f"({note})")
+
+
+def print_thresholds(thresholds: Thresholds | None, evaluation: Evaluation) -> None:
+    """Print the thresholds from good images beside those that the test images would choose."""
+    if thresholds is None:
+        return
+    for level in ("image", "pixel"):
+        best = getattr(evaluation, f"{level}_threshold")
+        text = "" if best is None else f" (best F1 on the test images: {best:.2f})"
+        print(
+            f"{level} threshold at a false alarm rate of {thresholds.target_fpr:g}: "
+            f"{getattr(thresholds, level):.2f}{text}"
+        )
+    if thresholds.caveat:
+        print(f"({thresholds.caveat})")
+
+
+def fingerprint_settings(args: argparse.Namespace) -> dict[str, Any]:
+    """All of the command line that the results of a class depend on."""
+    names = (
+        *("arch", "seed", "seeds", "batch_size", "device", "dataset", "resize", "crop"),
+        *("figures", "target_fpr", "save_models", "save_dtype"),
+    )
+    settings = {name: getattr(args, name) for name in names}
+    if args.weights is not None:
+        settings["weights"] = backbone.file_sha256(args.weights)
+    return settings
 
 
 class Stopwatch:
@@ -215,6 +295,34 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_option(
         parser,
+        "target_fpr",
+        "rate of false alarms at which the thresholds are set (default: %(default)s)",
+        type=rate,
+        default=TARGET_FPR,
+        metavar="X",
+    )
+    add_option(
+        parser,
+        "save_models",
+        "which models to save; auto: those up to 500 MB (default: %(default)s)",
+        choices=("auto", "all", "none"),
+        default="auto",
+    )
+    add_option(
+        parser,
+        "save_dtype",
+        "of the numbers in saved models (default: %(default)s)",
+        choices=("float32", "float16"),
+        default="float32",
+    )
+    add_option(
+        parser,
+        "force",
+        "fit again what an earlier run has finished",
+        action="store_true",
+    )
+    add_option(
+        parser,
         "figures",
         "localisation figures per class: all, none or a number (default: all)",
         type=figure_count,
@@ -228,6 +336,17 @@ def figure_count(text: str) -> int | None:
     if text in ("all", "none"):
         return None if text == "all" else 0
     return at_least(0)(text)
+
+
+def rate(text: str) -> float:
+    """A number between 0 and 1, both excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
 
 
 if __name__ == "__main__":

@@ -56,14 +56,19 @@ def test_run_writes_all_it_promises(experiment, tree, tmp_path):
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "out" / "resnet18"
     assert sorted(p.name for p in folder.iterdir()) == [
+        "classes",
         "figures",
         "index.html",
         "metrics.csv",
         "metrics.json",
+        "models",
         "roc_curve.png",
         "scores.csv",
         "tables.md",
+        "thresholds.csv",
     ]
+    models = ["bolt.safetensors", "weave.safetensors"]
+    assert sorted(p.name for p in (folder / "models").iterdir()) == models
     rows = read_rows(folder)
     assert [(r["class_name"], r["n_train"], r["n_test"]) for r in rows] == [
         ("bolt", "5", "8"),
@@ -99,8 +104,9 @@ def test_settings_say_how_to_repeat_the_run(run, experiment, tmp_path):
 def test_rerun_is_identical_and_another_seed_is_not(experiment, tmp_path):
     folder = tmp_path / "out" / "resnet18"
     found = []
+    options = [*experiment, "--figures", "none", "--save_models", "none", "--force"]
     for seed in (1024, 1024, 7):
-        done = start(*experiment, "--figures", "none", "--seed", seed, cwd=tmp_path)
+        done = start(*options, "--seed", seed, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         found.append(metrics(folder))
     assert found[0] == found[1]

@@ -3,7 +3,7 @@ import pytest
 from matplotlib.colors import Normalize
 from PIL import Image
 
-from utils.evaluation import Evaluation, RocCurve
+from utils.metrics import RocCurve
 from utils.plot import (
     COLOUR_BAR,
     MARGIN,
@@ -181,7 +181,7 @@ def test_equal_scores_have_equal_colours_in_all_figures(item, tmp_path):
 
 def test_roc_figure_is_written_at_upstreams_size(tmp_path):
     curve = RocCurve(np.array([0, 0, 1]), np.array([0, 0.5, 1]), 0.75)
-    plot_roc_curves(tmp_path / "roc.png", {"brick": Evaluation(curve, None, None, None, {}, [])})
+    plot_roc_curves(tmp_path / "roc.png", {"brick": curve}, {"brick": None})
     with Image.open(tmp_path / "roc.png") as figure:
         assert figure.size == (2000, 1000)
 

@@ -113,8 +113,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     """
     import torch
 
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; --weights takes a torchvision state dict")
+    _check_file(path)
     try:
         state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged bytes raise is not documented
@@ -129,6 +128,22 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
             f"weights {path} hold no state dict of tensors; save the model's state_dict() alone"
         )
     return state_dict
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of the bytes of a file of weights.
+
+    Raises:
+        FileNotFoundError: if path is no file.
+    """
+    _check_file(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _check_file(path: Path) -> None:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}; --weights takes a torchvision state dict")
 
 
 def _check_state_dict(

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from datasets.mvtec import UNLABELLED
 from utils import metrics
-from utils.metrics import SortedScores, UndefinedMetricError
+from utils.metrics import RocCurve, SortedScores, UndefinedMetricError
 from utils.padim import PaDiM, image_scores
 from utils.results import METRICS
 
@@ -25,14 +25,6 @@ class ScoredImages(NamedTuple):
     masks: np.ndarray
     anomaly_maps: np.ndarray
     image_scores: np.ndarray
-
-
-class RocCurve(NamedTuple):
-    """False and true positive rates, each (n,) from 0 to 1, and the area under them."""
-
-    fpr: np.ndarray
-    tpr: np.ndarray
-    auroc: float
 
 
 class Evaluation(NamedTuple):

@@ -30,6 +30,7 @@ class FeatureExtractor(nn.Module):
     def __init__(self, network: Network, device: torch.device) -> None:
         super().__init__()
         self.device = device
+        self.weights_sha256 = network.weights_sha256
         self.memory_format = (
             torch.channels_last if device.type == "cpu" else torch.contiguous_format
         )

@@ -23,7 +23,7 @@ def draw_figures(
     scored: ScoredImages,
     evaluation: Evaluation,
     figures: int | None,
-) -> Gallery:
+) -> tuple[Gallery, list[Path]]:
     """Draw test images under folder/figures/<class>.
 
     Args:
@@ -34,8 +34,8 @@ def draw_figures(
         figures: how many, spread evenly over the test images; None draws all.
 
     Returns:
-        The gallery of what was drawn, its paths relative to folder; empty for unlabelled images,
-        of which there is no right or wrong to show.
+        The gallery of what was drawn, empty for unlabelled images, of which there is no right or
+        wrong to show; and all files. Paths are relative to folder.
     """
     chosen = np.arange(len(test))
     if figures is not None:
@@ -61,13 +61,14 @@ def draw_figures(
         for i, path in paths.items()
         if test.samples[i].label != UNLABELLED
     ]
-    return Gallery(
+    gallery = Gallery(
         test.class_name,
         items,
         evaluation.image_threshold,
         NO_THRESHOLD if evaluation.image_threshold is None else THRESHOLD_SOURCE,
         _panels(test.has_masks, evaluation.pixel_threshold is not None),
     )
+    return gallery, list(paths.values())
 
 
 def _panels(masks: bool, threshold: bool) -> list[str]:

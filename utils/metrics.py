@@ -28,6 +28,14 @@ class SortedScores(NamedTuple):
     anomalous: np.ndarray
 
 
+class RocCurve(NamedTuple):
+    """False and true positive rates, each (n,) from 0 to 1, and the area under them."""
+
+    fpr: np.ndarray
+    tpr: np.ndarray
+    auroc: float
+
+
 def sort_scores(labels: np.ndarray, scores: np.ndarray, of: str = "images") -> SortedScores:
     """Scores split by label and sorted.
 

@@ -92,7 +92,11 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         "thresholds_from": "training images, each scored by the Gaussians of all others",
     }
     with replacing(path) as temporary:
+        # the writer would make a file for its owner alone
+        temporary.touch()
+        mode = temporary.stat().st_mode
         save_file(tensors, temporary, {KEY: json.dumps(settings)})
+        temporary.chmod(mode)
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:

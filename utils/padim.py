@@ -84,7 +84,7 @@ class PaDiM:
             _to_maps(leave_one_out(self.gaussians.distances(layers), self.n_train), size)
             for layers in batches
         ]
-        return np.concatenate(maps)
+        return np.concatenate(maps) if maps else np.empty((0, *size), dtype=np.float32)
 
     @torch.inference_mode()
     def anomaly_maps(self, features: Mapping[str, Tensor], size: Sequence[int]) -> np.ndarray:

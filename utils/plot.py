@@ -20,8 +20,8 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.morphology import disk, opening
 from skimage.segmentation import find_boundaries
 
-from utils.evaluation import Evaluation, RocCurve
 from utils.files import replacing
+from utils.metrics import RocCurve
 
 DPI = 100
 FONT_SIZE = 10  # points
@@ -48,21 +48,30 @@ class Localisation(NamedTuple):
     mask: np.ndarray | None
 
 
-def plot_roc_curves(path: Path, evaluations: Mapping[str, Evaluation]) -> None:
+Curves = Mapping[str, RocCurve | None]
+
+
+def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> None:
     """Write the ROC curves of all classes, image level left and pixel level right.
 
     Args:
         path: of the PNG file.
-        evaluations: by class name; a curve that is not defined is left out.
+        image_curves: by class name; what is None is left out.
+        pixel_curves: as image_curves.
     """
-    image_curves = {name: evaluation.image_curve for name, evaluation in evaluations.items()}
-    pixel_curves = {name: evaluation.pixel_curve for name, evaluation in evaluations.items()}
     figure = Figure(figsize=(20, 10), layout="constrained")
     left, right = figure.subplots(1, 2)
     _plot_roc_panel(left, "image", image_curves)
     _plot_roc_panel(right, "pixel", pixel_curves)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
+
+
+def thin(curve: RocCurve) -> RocCurve:
+    """The curve without the points that fall on the same spot of a figure as their neighbour."""
+    spots = np.round(np.stack([curve.fpr, curve.tpr]) * ROC_STEPS)
+    keep = np.append(True, np.any(np.diff(spots) != 0, axis=0))
+    return curve._replace(fpr=curve.fpr[keep], tpr=curve.tpr[keep])
 
 
 def plot_localisations(
@@ -165,11 +174,10 @@ def _black_and_white(mask: np.ndarray) -> np.ndarray:
     return (mask[..., None] * 255).astype(np.uint8)
 
 
-def _plot_roc_panel(axes: Axes, level: str, curves: Mapping[str, RocCurve | None]) -> None:
+def _plot_roc_panel(axes: Axes, level: str, curves: Curves) -> None:
     defined = {name: curve for name, curve in curves.items() if curve is not None}
     for class_name, curve in defined.items():
-        fpr, tpr = _thin(curve)
-        axes.plot(fpr, tpr, label=f"{class_name} {level} ROCAUC: {curve.auroc:.3f}")
+        axes.plot(curve.fpr, curve.tpr, label=f"{class_name} {level} ROCAUC: {curve.auroc:.3f}")
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="chance")
     mean = np.mean([curve.auroc for curve in defined.values()]) if defined else np.nan
     axes.set(
@@ -179,10 +187,3 @@ def _plot_roc_panel(axes: Axes, level: str, curves: Mapping[str, RocCurve | None
         aspect="equal",
     )
     axes.legend(loc="lower right")
-
-
-def _thin(curve: RocCurve) -> tuple[np.ndarray, np.ndarray]:
-    """The curve without the points that fall on the same spot of a figure as their neighbour."""
-    spots = np.round(np.stack([curve.fpr, curve.tpr]) * ROC_STEPS)
-    keep = np.append(True, np.any(np.diff(spots) != 0, axis=0))
-    return curve.fpr[keep], curve.tpr[keep]

@@ -69,6 +69,26 @@ def write_run(folder: Path, run: Run) -> None:
         path.write_text(json.dumps(content, indent=2, default=str) + "\n")
 
 
+class ClassThresholds(NamedTuple):
+    """Thresholds of a class from good training images, beside the best ones on the test images.
+
+    image_fpr is the rate of false alarms that n_held_out images support; test_fpr and test_tpr
+    are the rates of good and of anomalous test images that reach image_threshold. None where the
+    test images do not tell.
+    """
+
+    class_name: str
+    n_held_out: int
+    target_fpr: float
+    image_fpr: float
+    image_threshold: float
+    pixel_threshold: float
+    best_f1_image_threshold: float | None
+    best_f1_pixel_threshold: float | None
+    test_fpr: float | None
+    test_tpr: float | None
+
+
 class ImageScore(NamedTuple):
     """A test image's score; label as in datasets.mvtec.Sample."""
 
@@ -81,10 +101,23 @@ class ImageScore(NamedTuple):
 
 def write_scores(folder: Path, scores: Sequence[ImageScore]) -> None:
     """Write scores.csv, a row per test image, raw and unrounded."""
-    with replacing(folder / "scores.csv") as path, path.open("w", newline="") as file:
+    _write_rows(folder / "scores.csv", ImageScore._fields, scores)
+
+
+def write_thresholds(folder: Path, thresholds: Sequence[ClassThresholds]) -> None:
+    """Write thresholds.csv, a row per class that has them."""
+    _write_rows(folder / "thresholds.csv", ClassThresholds._fields, thresholds)
+
+
+def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    # a file name need not be valid text: its bytes are written as they are
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.writer(file)
-        writer.writerow(ImageScore._fields)
-        writer.writerows(scores)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def read_run(path: Path) -> Run:

@@ -49,19 +49,26 @@ class Thresholds:
 
 
 def choose_held_out(n_train: int) -> list[int]:
-    """The training images that are held out in turn: all, or HELD_OUT spread evenly."""
+    """The training images that are held out in turn: all, or HELD_OUT spread evenly.
+
+    Without one of two images there is no covariance, so with fewer than three there are none.
+    """
+    if n_train < 3:
+        return []
     return (
         np.unique(np.linspace(0, n_train - 1, min(n_train, HELD_OUT)).round()).astype(int).tolist()
     )
 
 
-def find_thresholds(anomaly_maps: np.ndarray, target_fpr: float) -> Thresholds:
-    """Thresholds from the maps of held-out good images.
+def find_thresholds(anomaly_maps: np.ndarray, target_fpr: float) -> Thresholds | None:
+    """Thresholds from the maps of held-out good images; None without any.
 
     Args:
-        anomaly_maps: (n, H, W) float32, n >= 1.
+        anomaly_maps: (n, H, W) float32.
         target_fpr: in (0, 1).
     """
+    if not len(anomaly_maps):
+        return None
     image_scores = np.sort(anomaly_maps.max(axis=(1, 2)))
     n = len(image_scores)
     # a new good image is equally likely to rank at each of n + 1 places among the held-out ones

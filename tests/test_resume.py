@@ -1,0 +1,148 @@
+"""Runs that find classes finished by an earlier one."""
+
+import csv
+import json
+import os
+import shutil
+
+import pytest
+
+from tests.conftest import write_image
+
+
+@pytest.fixture
+def command(tree, random_weights, tmp_path):
+    """Arguments of a run over two classes, with a figure and a model of each."""
+    return [
+        *("--data_path", tree, "--class_name", "bolt", "weave", "--arch", "resnet18"),
+        *("--weights", random_weights("resnet18"), "--save_path", tmp_path / "out"),
+        *("--figures", "1"),
+    ]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return tmp_path / "out" / "resnet18"
+
+
+def outputs(folder):
+    """The bytes of all files, without the times and the memory that a run took."""
+    found = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = str(path.relative_to(folder))
+        if name in ("metrics.csv", "index.html", "tables.md"):
+            continue
+        found[name] = path.read_bytes()
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found["rows"] = [{k: v for k, v in r.items() if "seconds" not in k} for r in rows]
+    content = json.loads(found.pop("metrics.json"))
+    found["notes"] = [result["notes"] for result in content["results"]]
+    for name in ("classes/bolt.json", "classes/weave.json"):
+        content = json.loads(found.pop(name))
+        for result in content["results"]:
+            del result["seconds"]
+        found[name] = content
+    assert len(rows) == 2
+    return found
+
+
+def test_second_run_fits_nothing_and_changes_nothing(run, command, folder):
+    run(*command)
+    before, numbers = outputs(folder), (folder / "metrics.csv").read_bytes()
+    page = (folder / "index.html").read_text().count("<img")
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    for class_name in ("bolt", "weave"):
+        assert f"{class_name} is finished with these images and settings" in done.stdout
+    assert "ROCAUC: " not in done.stdout
+    assert outputs(folder) == before
+    assert (folder / "metrics.csv").read_bytes() == numbers
+    assert (folder / "index.html").read_text().count("<img") == page
+
+
+def test_run_goes_on_behind_the_finished_class(run, command, folder, tree):
+    run(*command)
+    undisturbed = outputs(folder)
+    shutil.rmtree(folder)
+    # an image of the second class cannot be read: the first one is finished
+    path = tree / "weave/test/good/001.png"
+    whole, times = path.read_bytes(), path.stat()
+    path.write_bytes(whole[:100])
+    assert run(*command).returncode == 2
+    path.write_bytes(whole)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = run(*command)
+    assert "bolt is finished" in done.stdout
+    assert "weave is finished" not in done.stdout
+    assert outputs(folder) == undisturbed
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--seed", "7"],
+        ["--seeds", "2"],
+        ["--crop", "192"],
+        ["--resize", "240"],
+        ["--figures", "2"],
+        ["--target_fpr", "0.2"],
+        ["--save_dtype", "float16"],
+        ["--save_models", "none"],
+        ["--force"],
+    ],
+)
+def test_other_settings_fit_again(run, command, options):
+    command = [*command, "--class_name", "bolt"]
+    run(*command)
+    assert "finished" not in run(*command, *options).stdout
+
+
+def test_changed_image_fits_its_class_again(run, command, tree, folder):
+    run(*command)
+    path = tree / "weave/train/good/000.png"
+    os.utime(path, ns=(1, 1))
+    done = run(*command)
+    assert "bolt is finished" in done.stdout
+    assert "weave is finished" not in done.stdout
+
+
+def test_other_weights_fit_again(run, command, random_weights, tmp_path):
+    run(*command)
+    import torch
+
+    state_dict = torch.load(random_weights("resnet18"), weights_only=True)
+    state_dict["conv1.weight"] += 0.01
+    torch.save(state_dict, tmp_path / "other.pth")
+    assert "finished" not in run(*command, "--weights", tmp_path / "other.pth").stdout
+
+
+@pytest.mark.parametrize("name", ["models/bolt.safetensors", "figures/bolt/crack_000.png"])
+def test_class_of_which_a_file_is_gone_is_fitted_again(run, command, folder, name):
+    run(*command)
+    (folder / name).unlink()
+    done = run(*command)
+    assert "bolt is finished" not in done.stdout
+    assert "weave is finished" in done.stdout
+    assert (folder / name).is_file()
+
+
+@pytest.mark.parametrize("damage", ["", "{}", "[1, 2", '{"fingerprint": 3}'])
+def test_damaged_record_is_said_and_its_class_fitted_again(run, command, folder, damage):
+    run(*command)
+    before = outputs(folder)
+    (folder / "classes/bolt.json").write_text(damage)
+    done = run(*command)
+    assert done.returncode == 0
+    assert "weave is finished" in done.stdout
+    assert ("classes/bolt.json is damaged" in done.stdout) == ("3" not in damage)
+    assert outputs(folder) == before
+
+
+def test_new_image_is_part_of_the_fingerprint(run, command, tree):
+    import numpy as np
+
+    command = [*command, "--class_name", "bolt"]
+    run(*command)
+    write_image(tree / "bolt/train/good/999.png", np.zeros((48, 48, 3), dtype=np.uint8))
+    assert "finished" not in run(*command).stdout

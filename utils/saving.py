@@ -1,0 +1,64 @@
+"""Whether and where the model of a class is saved."""
+
+from pathlib import Path
+
+from datasets.splits import ImageDataset
+from utils.features import FeatureExtractor
+from utils.finished import make_fingerprint
+from utils.model_file import TrainedModel, model_bytes, save_model
+from utils.padim import PaDiM
+from utils.thresholds import Thresholds
+
+FOLDER = "models"
+AUTO_BYTES = 500_000_000  # what is saved without asking
+
+
+def save_class(
+    folder: Path,
+    train: ImageDataset,
+    arch: str,
+    extractor: FeatureExtractor,
+    padim: PaDiM,
+    thresholds: Thresholds | None,
+    when: str,
+    dtype: str,
+) -> list[str]:
+    """Save a class under folder/models, or say why not.
+
+    Args:
+        folder: of the run.
+        train: the images it was fitted to.
+        arch: of the network.
+        extractor: the network.
+        padim: fitted.
+        thresholds: None where the images are too few.
+        when: "all", "none", or "auto" for models up to AUTO_BYTES.
+        dtype: of the numbers in the file.
+
+    Returns:
+        The file's path relative to folder, if there is one.
+    """
+    size = model_bytes(padim, dtype)
+    if when == "none":
+        return []
+    if thresholds is None:
+        print("(no model is saved: a threshold needs at least 3 training images)")
+        return []
+    if when == "auto" and size > AUTO_BYTES:
+        print(f"(no model is saved: it takes {size / 1e6:.0f} MB; --save_models all saves it)")
+        return []
+    name = f"{FOLDER}/{train.class_name}.safetensors"
+    paths = [sample.path for sample in train.samples]
+    model = TrainedModel(
+        train.class_name,
+        arch,
+        extractor.weights_sha256,
+        train.preprocessing,
+        train[0][0].shape[1:],
+        make_fingerprint({}, paths[0].parent, paths),
+        padim,
+        thresholds,
+    )
+    save_model(folder / name, model, dtype)
+    print(f"model: {folder / name} ({size / 1e6:.0f} MB)")
+    return [name]
