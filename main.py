@@ -38,7 +38,12 @@ if TYPE_CHECKING:
     from utils.thresholds import Thresholds
 
 # everything but the reproduction itself; a module with add_arguments(parser) and run(args)
-COMMANDS = {"study": "utils.study", "tables": "utils.tables"}
+COMMANDS = {
+    "download": "datasets.download",
+    "check": "datasets.check",
+    "study": "utils.study",
+    "tables": "utils.tables",
+}
 
 
 def main() -> None:

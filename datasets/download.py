@@ -1,0 +1,372 @@
+"""Download MVTec AD, verify it and unpack it.
+
+    python main.py download --data_path mvtec_ad --accept_license
+    python main.py download --data_path mvtec_ad --accept_license --archive mvtec.tar.xz
+
+An interrupted download goes on where it was when the command is repeated. Nothing is unpacked
+before the archive's sha256 is right, and a class is in its place only when it is complete.
+"""
+
+import argparse
+import hashlib
+import lzma
+import os
+import shutil
+import tarfile
+import time
+import zlib
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPException, HTTPMessage, HTTPResponse
+from pathlib import Path, PurePosixPath
+from tempfile import TemporaryDirectory
+from typing import IO, NamedTuple
+from urllib.error import HTTPError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from tqdm import tqdm
+
+from datasets.check import COUNTS, Counts, describe_difference
+from utils.arguments import add_option, make_folder
+
+PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
+LICENSE = f"""MVTec AD, copyright 2019 MVTec Software GmbH, licensed under CC BY-NC-SA 4.0:
+not for commercial use, to be named as the source, shared under the same licence only.
+{PAGE}
+https://creativecommons.org/licenses/by-nc-sa/4.0/"""
+
+PART = "mvtec_anomaly_detection.tar.xz.part"
+TIMEOUT = 30.0  # seconds without a byte
+ATTEMPTS = 5  # in a row that bring nothing new
+PAUSE = 3.0  # seconds between two attempts
+CHUNK = 2**20
+RETRIED_STATUS = (408, 429)  # time-out and too many requests; so are all of the server's own, 5xx
+
+
+class Release(NamedTuple):
+    """An archive: where it is, what it must be, and the images of each class in it."""
+
+    url: str
+    sha256: str
+    archive_size: int
+    unpacked_size: int
+    counts: Mapping[str, Counts]
+
+
+MVTEC_AD = Release(
+    url=(
+        "https://www.mydrive.ch/shares/150996/b52ecdcbf521176e9db9c731f2304b27/"
+        "download/420938113-1629960298/mvtec_anomaly_detection.tar.xz"
+    ),
+    sha256="cf4313b13603bec67abb49ca959488f7eedce2a9f7795ec54446c649ac98cd3d",
+    # the server's Content-Length: 4.9 GiB, as MVTec's page says
+    archive_size=5_264_982_680,
+    # an estimate: PNG files are compressed already, so xz can have saved only a few percent
+    unpacked_size=5_600_000_000,
+    counts=COUNTS,
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_option(
+        parser,
+        "data_path",
+        "folder for the classes; made if need be",
+        type=Path,
+        required=True,
+        metavar="PATH",
+    )
+    add_option(
+        parser,
+        "accept_license",
+        "accept the licence of MVTec AD, CC BY-NC-SA 4.0: not for commercial use",
+        action="store_true",
+    )
+    source = parser.add_mutually_exclusive_group()
+    source.add_argument("--url", help="another address of the same file", default=MVTEC_AD.url)
+    source.add_argument(
+        "--archive",
+        help="the file, downloaded by hand; it is left where it is",
+        type=Path,
+        metavar="FILE",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Put MVTec AD into data_path, unless it is there.
+
+    Raises:
+        ValueError: if the licence is not accepted, or files are not those of MVTec AD.
+        OSError: if the download fails, or the disk is full.
+    """
+    print(LICENSE)
+    release = MVTEC_AD._replace(url=args.url)
+    there = find_complete(args.data_path, release.counts)
+    if len(there) == len(release.counts):
+        print(f"{args.data_path} holds all {len(there)} classes: nothing to download")
+        return
+    if not args.accept_license:
+        raise ValueError(f"the licence of MVTec AD ({PAGE}) is to be accepted: --accept_license")
+    install(args.data_path, release, args.archive, there)
+
+
+def find_complete(data_path: Path, counts: Mapping[str, Counts]) -> list[str]:
+    """The classes that data_path holds already.
+
+    Raises:
+        ValueError: if one of them is not complete.
+    """
+    names = [name for name in counts if (data_path / name).exists()]
+    for name in names:
+        difference = describe_difference(data_path, name, counts[name])
+        if difference:
+            raise ValueError(
+                f"{data_path / name} is there, but not as MVTec AD has it: {difference}; "
+                "move it away or choose another --data_path"
+            )
+    return names
+
+
+def install(
+    data_path: Path, release: Release, archive: Path | None = None, there: Collection[str] = ()
+) -> None:
+    """Put the classes that are not there into data_path, from the archive or the release's URL.
+
+    Raises:
+        FileNotFoundError: if there is no archive.
+        ValueError: if the archive is not the right one.
+        OSError: if the download fails, or the disk is full.
+    """
+    make_folder(data_path, "--data_path")
+    source = archive or data_path / PART
+    if archive is None:
+        arrived = source.stat().st_size if source.exists() else 0
+        check_space(data_path, release.unpacked_size + max(release.archive_size - arrived, 0))
+        if arrived != release.archive_size:
+            fetch(release.url, source)
+    else:
+        if not archive.is_file():
+            raise FileNotFoundError(f"no file {archive}; --archive takes the one from {PAGE}")
+        check_space(data_path, release.unpacked_size)
+
+    found = file_sha256(source)
+    if found != release.sha256:
+        if archive is None:
+            source.unlink()
+        raise ValueError(
+            f"{archive or release.url} is not the archive of MVTec AD: expected sha256 "
+            f"{release.sha256}, found {found}; {'' if archive else 'it was deleted; '}"
+            f"give another address with --url, or a file from {PAGE} with --archive"
+        )
+    unpack(source, data_path, release.counts, there)
+    if archive is None:
+        source.unlink()
+    print(f"{data_path} holds all {len(release.counts)} classes, checked against their counts")
+
+
+def check_space(folder: Path, needed: int) -> None:
+    """Check that folder's disk has room.
+
+    Raises:
+        OSError: if it has not.
+    """
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed; "
+            "make room or choose another --data_path"
+        )
+
+
+def fetch(url: str, path: Path, timeout: float = TIMEOUT, pause: float = PAUSE) -> None:
+    """Download url to path, going on behind the bytes that path already holds.
+
+    Raises:
+        ValueError: if url is no web address, or leads away from https.
+        OSError: if the server refuses, or ATTEMPTS in a row bring nothing new.
+    """
+    if urlsplit(url).scheme not in ("http", "https"):
+        raise ValueError(f"--url {url} is no web address; it must start with https:// or http://")
+    failures = 0
+    with path.open("ab") as file:
+        most = file.tell()
+        while True:
+            try:
+                return _receive(url, file, timeout)
+            except ConnectionError as error:
+                arrived = file.seek(0, os.SEEK_END)
+                # not arrived > 0: a server that starts anew each time would never end
+                failures = 0 if arrived > most else failures + 1
+                most = max(most, arrived)
+                if failures == ATTEMPTS:
+                    raise _failure(url, error) from error
+            time.sleep(pause)
+
+
+def _receive(url: str, file: IO[bytes], timeout: float) -> None:
+    """Append what file lacks; ConnectionError if it should be tried again."""
+    offset = file.seek(0, os.SEEK_END)
+    with _open(url, offset, timeout) as response:
+        length = response.headers.get("Content-Length")
+        content_range = response.headers.get("Content-Range", "")
+        if offset and _is_complete(response.status, offset, length, content_range):
+            return
+        if offset and not content_range.startswith(f"bytes {offset}-"):
+            # the whole file, although its end was asked for, or another part
+            file.truncate(0)
+            if response.status != 200:
+                raise ConnectionError(f"the server cannot go on behind byte {offset}")
+            offset = file.seek(0)
+        total = None if length is None else offset + int(length)
+        _copy(response, file, offset, total)
+        if total is not None and file.tell() != total:
+            raise ConnectionError(f"it ended after {file.tell()} of {total} bytes")
+
+
+def _is_complete(status: int, offset: int, length: str | None, content_range: str) -> bool:
+    """Whether the file has no more than the offset bytes that are there."""
+    # "range not satisfiable" gives the size; a server that ignores Range sends the whole file
+    if status == 416:
+        return content_range == f"bytes */{offset}"
+    return status == 200 and length == str(offset)
+
+
+def _copy(response: HTTPResponse, file: IO[bytes], offset: int, total: int | None) -> None:
+    with tqdm(
+        desc="download",
+        initial=offset,
+        total=total,
+        unit="B",
+        unit_scale=True,
+        disable=None,
+    ) as bar:
+        while chunk := _read(response):
+            file.write(chunk)
+            bar.update(len(chunk))
+
+
+def _read(response: HTTPResponse) -> bytes:
+    with _retriable():
+        # read1 gives what is there: read would lose the beginning of a chunk that stalls
+        return response.read1(CHUNK)
+
+
+def _open(url: str, offset: int, timeout: float) -> HTTPResponse | HTTPError:
+    """The server's answer; "range not satisfiable" is one as well."""
+    # S310 is about other schemes than fetch and _Redirects let through
+    request = Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})  # noqa: S310 (see above)
+    with _retriable():
+        try:
+            return build_opener(_Redirects).open(request, timeout=timeout)
+        except HTTPError as error:
+            if error.code == 416 and offset:
+                return error
+            if error.code >= 500 or error.code in RETRIED_STATUS:
+                raise
+            refusal = _failure(url, error)
+    raise refusal
+
+
+@contextmanager
+def _retriable() -> Iterator[None]:
+    """Whatever goes wrong with the network, as ConnectionError; not what goes wrong on disk."""
+    try:
+        yield
+    except (OSError, HTTPException) as error:
+        raise ConnectionError(str(error) or type(error).__name__) from error
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follows redirects, except from https to anything else."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        """The request to newurl.
+
+        Raises:
+            ValueError: if req is https and newurl is not.
+        """
+        if req.type == "https" and urlsplit(newurl).scheme != "https":
+            raise ValueError(
+                f"{req.full_url} redirects from https to {newurl}, which anyone could change on "
+                "its way; give another address with --url"
+            )
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
+def _failure(url: str, error: Exception) -> OSError:
+    return OSError(
+        f"cannot download {url} ({error}); what has arrived is kept: repeat the command to go on, "
+        f"give another address of the file with --url, or get it by hand from {PAGE} and give it "
+        "with --archive"
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with _open_with_bar(path, "verify") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+@contextmanager
+def _open_with_bar(path: Path, description: str) -> Iterator[IO[bytes]]:
+    """The file, with a bar that says how much of it has been read."""
+    size = path.stat().st_size
+    with (
+        path.open("rb") as file,
+        tqdm.wrapattr(file, "read", size, desc=description, disable=None) as wrapped,
+    ):
+        yield wrapped
+
+
+def unpack(
+    archive: Path, data_path: Path, counts: Mapping[str, Counts], there: Collection[str] = ()
+) -> None:
+    """Unpack the classes that are not there; each gets its name when all are complete.
+
+    Raises:
+        ValueError: if the archive is damaged, is not what counts say, or holds anything but
+            folders and files inside of it.
+    """
+    with TemporaryDirectory(prefix=".unpack_", dir=data_path) as temporary:
+        folder = Path(temporary)
+        _extract(archive, folder, there)
+        for name in counts.keys() - there:
+            difference = describe_difference(folder, name, counts[name])
+            if difference:
+                raise ValueError(
+                    f"{archive} unpacks to a {name} that is not MVTec AD's: {difference}; "
+                    f"get the archive from {PAGE}"
+                )
+        for path in sorted(folder.iterdir()):
+            if not (data_path / path.name).exists():
+                path.rename(data_path / path.name)
+
+
+def _extract(archive: Path, folder: Path, skipped: Collection[str]) -> None:
+    try:
+        with (
+            _open_with_bar(archive, "unpack") as file,
+            # a stream: compressed files are slow to go back in
+            tarfile.open(fileobj=file, mode="r|*") as tar,
+        ):
+            for member in tar:
+                path = PurePosixPath(member.name)
+                # stricter than the filter, which strips a leading / and lets links inside pass
+                plain = member.isfile() or member.isdir()
+                if not plain or path.is_absolute() or ".." in path.parts:
+                    raise tarfile.TarError(
+                        f"{member.name!r} is not a plain file or folder inside it"
+                    )
+                if path.parts and path.parts[0] not in skipped:
+                    tar.extract(member, folder, filter="data")
+    except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(
+            f"cannot unpack {archive}: {error}; nothing of it was kept, get it from {PAGE}"
+        ) from error
