@@ -16,7 +16,6 @@ from utils.gaussian import (
     _fit_dual,
     _fit_primal,
     fit_gaussians,
-    leave_one_out,
 )
 
 FORMS = {"primal": _fit_primal, "dual": _fit_dual}
@@ -46,6 +45,13 @@ def fit(
     """Fit all images at once in the form wanted, whatever their number."""
     layers = [train] if isinstance(train, Tensor) else train
     return FORMS[form]([layers], len(layers[0]), eps, block)
+
+
+def leave_one_out(form: str, train: Tensor) -> Tensor:
+    gaussians = fit(form, train)
+    if form == "primal":
+        return gaussians.leave_one_out([train], len(train))
+    return gaussians.leave_one_out(range(len(train)))
 
 
 def assert_close(distances: Tensor, expected: np.ndarray | Tensor, tolerance: float = TOLERANCE):
@@ -257,18 +263,33 @@ def test_square_that_rounding_makes_negative_counts_as_0():
 @pytest.mark.parametrize(("n", "tolerance"), [(3, 5e-2), (6, 1e-2), (12, 2e-3), (30, 1e-4)])
 def test_leave_one_out_equals_a_fit_without_the_image(form, n, tolerance):
     train = draw(n, 8)
-    distances = leave_one_out(fit(form, train).distances([train]), n)
+    distances = leave_one_out(form, train)
     for i in range(n):
         others = np.delete(train.numpy(), i, axis=0)
         expected = naive_distances(others, train[[i]].numpy(), eps=0.01 * (n - 1) / (n - 2))
         np.testing.assert_allclose(distances[i].numpy(), expected[0], rtol=tolerance)
 
 
-def test_leave_one_out_of_an_image_that_fills_its_gaussian_is_finite():
-    # the largest share an image can have is (N - 1) / N, which leaves nothing of the others
-    n = 5
-    distances = torch.full((1, 1, 1), (n - 1) / n**0.5)
-    assert leave_one_out(distances, n).isfinite().all()
+@in_both_forms
+def test_leave_one_out_where_eps_is_nothing_beside_the_variance_is_finite(form):
+    distances = leave_one_out(form, 30 * draw(6, 12))
+    assert distances.isfinite().all()
+    assert (distances > 0).all()
+
+
+def test_leave_one_out_of_far_images_keeps_its_digits():
+    # with 12 channels and 6 images each image is almost all there is in its own direction
+    train = 20 * draw(6, 12)
+    for i, distances in enumerate(leave_one_out("dual", train)):
+        others = np.delete(train.numpy(), i, axis=0)
+        expected = naive_distances(others, train[[i]].numpy(), eps=0.01 * 5 / 4)
+        np.testing.assert_allclose(distances.numpy(), expected[0], rtol=1e-2)
+
+
+def test_leave_one_out_of_equal_images_is_0():
+    train = torch.full((4, 8, 2, 1), 7.0)
+    assert (leave_one_out("dual", train) == 0).all()
+    assert (leave_one_out("primal", train) == 0).all()
 
 
 @settings(deadline=None, max_examples=40)
@@ -301,8 +322,11 @@ def test_embedding_that_is_not_finite_is_refused(value, n):
         fit_gaussians(batches, n)
 
 
-def test_features_that_drown_eps_are_refused():
-    generator = torch.Generator().manual_seed(0)
-    embeddings = 300 * torch.randn(3, 5, 8, 8, generator=generator)
+@pytest.mark.parametrize(("n", "d"), [(9, 4), (5, 8)])
+def test_features_that_drown_eps_are_refused(n, d):
+    # two equal channels and two equal images: without eps neither form has a Cholesky factor
+    embeddings = 3000 * draw(n, d, (8, 8))
+    embeddings[:, 1] = embeddings[:, 0]
+    embeddings[1] = embeddings[0]
     with pytest.raises(ValueError, match="the features are so large that float32 loses eps"):
-        fit_gaussians([[embeddings]], 3)
+        fit_gaussians([[embeddings]], n)

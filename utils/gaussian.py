@@ -57,6 +57,25 @@ class PrimalGaussians:
             squared[rows] = _whitened_norm(self.whitening[rows], centred.mT)
         return _to_grid(squared.sqrt(), self.grid)
 
+    def leave_one_out(self, layers: Sequence[Tensor], n_train: int) -> Tensor:
+        """Distances of training images to the Gaussians of the other n_train - 1.
+
+        No second fit is needed: mean and scatter without an image are rank-one updates of those
+        with it, and by the Sherman-Morrison formula so is the distance. Equal to a fit without
+        the image, with eps larger by (N - 1) / (N - 2).
+
+        Args:
+            layers: of training images, as in distances.
+            n_train: N, at least 3.
+
+        Returns:
+            (B, h, w) float32.
+        """
+        # zᵀ (S + eps (N - 1) I)⁻¹ z, with S the scatter, is below (N - 1) / N
+        share = self.distances(layers).square() / (n_train - 1)
+        left = 1 - n_train / (n_train - 1) * share
+        return _without(left.clamp_(min=torch.finfo(left.dtype).eps), n_train)
+
 
 @dataclass(frozen=True)
 class DualGaussians:
@@ -98,6 +117,27 @@ class DualGaussians:
             squared[rows] = length - _whitened_norm(self.whitening[rows], products)
         return _to_grid((squared / self.eps).clamp_(min=0).sqrt(), self.grids[0])
 
+    def leave_one_out(self, images: Sequence[int]) -> Tensor:
+        """Distances of training images to the Gaussians of all others, as in the primal form.
+
+        With G the inverse of the regularised inner products, 1 - zᵀ (S + eps (N - 1) I)⁻¹ z is
+        eps (N - 1) times an entry of G's diagonal.
+
+        Args:
+            images: numbers of training images, N >= 3 of them in all.
+
+        Returns:
+            (B, h, w) float32.
+        """
+        n = self.whitening.shape[1]
+        ridge = self.eps * (n - 1)
+        inverse = torch.stack([w.square().sum(dim=0)[images] for w in self.whitening])
+        # less what the raised constant vector adds
+        level = _raise_constant(self.samples, self.parents)
+        inverse -= 1 / (n * (ridge + n * level[:, None]))
+        left = (n * ridge / (n - 1) * inverse).clamp_(torch.finfo(inverse.dtype).eps, 1)
+        return _to_grid(_without(left, n), self.grids[0])
+
 
 Gaussians = PrimalGaussians | DualGaussians
 
@@ -128,27 +168,14 @@ def fit_gaussians(
         raise ValueError(f"a covariance needs at least 2 training images; got {n_train}")
     batches = (_check_finite(layers) for layers in batches)
     first = next(batches)
-    fit = _fit_primal if n_train > sum(layer.shape[1] for layer in first) else _fit_dual
+    primal = is_primal(n_train, sum(layer.shape[1] for layer in first))
+    fit = _fit_primal if primal else _fit_dual
     return fit(chain([first], batches), n_train, eps, block)
 
 
-def leave_one_out(distances: Tensor, n_train: int) -> Tensor:
-    """Distances of training images to the Gaussians of the other n_train - 1.
-
-    No second fit is needed: mean and scatter without an image are rank-one updates of those with
-    it, and by the Sherman-Morrison formula so is the distance.
-
-    Equal to a fit without the image, with eps larger by (N - 1) / (N - 2). Where N is far below
-    the number of channels and eps far below their variance, rounding costs up to some percent.
-
-    Args:
-        distances: of training images to the Gaussians of all, any shape.
-        n_train: N, at least 3.
-    """
-    n = n_train
-    share = distances.square() / (n - 1)  # zᵀ (S + eps (N - 1) I)⁻¹ z, below (N - 1) / N
-    rest = (1 - n / (n - 1) * share).clamp_(min=torch.finfo(distances.dtype).eps)
-    return (n / (n - 1)) * ((n - 2) * share / rest).sqrt()
+def is_primal(n_train: int, n_features: int) -> bool:
+    """Whether the primal form is the smaller one."""
+    return n_train > n_features
 
 
 def _fit_primal(
@@ -192,13 +219,30 @@ def _fit_dual(
     means = [kept.mean(dim=1, keepdim=True) for kept in samples]
     for kept, mean in zip(samples, means, strict=True):
         kept -= mean
+    level = _raise_constant(samples, parents)
     whitening = samples[0].new_empty(len(parents[0]), n_train, n_train)
     for rows in _blocks(len(whitening), block):
         products = _inner_products(samples, [kept.mT for kept in samples], parents, rows)
-        products.diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
+        products.add_(level[rows, None, None]).diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
         whitening[rows] = _whiten(products)
     grids = [tuple(layer.shape[2:]) for layer in layers]
     return DualGaussians(grids, means, samples, parents, whitening, eps)
+
+
+def _raise_constant(samples: list[Tensor], parents: list[Tensor]) -> Tensor:
+    """What is added to all inner products of a patch: the mean square length, (P,).
+
+    Samples are centred, so the constant vector is no part of any product Xz and no distance
+    changes. Left at eps, its eigenvalue would swamp the diagonal that leave_one_out reads.
+    """
+    lengths = [kept.square().sum(dim=2).mean(dim=1) for kept in samples]
+    return sum(length[parent] for length, parent in zip(lengths, parents, strict=True))
+
+
+def _without(left: Tensor, n_train: int) -> Tensor:
+    """Distances without an image from 1 - N / (N - 1) zᵀ (S + eps (N - 1) I)⁻¹ z with it."""
+    n = n_train
+    return ((n - 2) * n / (n - 1) * (1 - left) / left).clamp_(min=0).sqrt()
 
 
 def _inner_products(

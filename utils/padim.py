@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from utils.features import select_channels
-from utils.gaussian import Gaussians, fit_gaussians, leave_one_out
+from utils.gaussian import DualGaussians, Gaussians, fit_gaussians, is_primal
 
 SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
 
@@ -47,25 +47,26 @@ class PaDiM:
             batches: yields layer outputs of some images at a time, as FeatureExtractor gives
                 them, all of the same sizes.
             n_train: images in all batches together.
-            held_out: numbers of the images whose chosen channels are kept for held_out_maps.
+            held_out: numbers of the images that held_out_maps is for.
 
         Raises:
             ValueError: if there are fewer than 2 images or an embedding is not finite.
         """
         self.n_train = n_train
-        self._held_out: list[list[Tensor]] = []
-        self.gaussians = fit_gaussians(self._select(batches, held_out), n_train)
+        self._held_out = list(held_out)
+        self._held_out_layers: list[list[Tensor]] = []
+        self.gaussians = fit_gaussians(self._select(batches), n_train)
         return self
 
-    def _select(
-        self, batches: Iterable[Mapping[str, Tensor]], held_out: Collection[int]
-    ) -> Iterator[list[Tensor]]:
+    def _select(self, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[list[Tensor]]:
+        # the dual form keeps all images anyway
+        wanted = self._held_out if is_primal(self.n_train, len(self.channels)) else ()
         seen = 0
         for features in batches:
             layers = select_channels(features, self.channels)
-            kept = [i for i in range(len(layers[0])) if seen + i in held_out]
+            kept = [i for i in range(len(layers[0])) if seen + i in wanted]
             if kept:
-                self._held_out.append([layer[kept] for layer in layers])
+                self._held_out_layers.append([layer[kept] for layer in layers])
             seen += len(layers[0])
             yield layers
 
@@ -79,12 +80,13 @@ class PaDiM:
         Returns:
             (n, H, W) float32, as anomaly_maps. What was kept for them is freed.
         """
-        batches, self._held_out = self._held_out, []
-        maps = [
-            _to_maps(leave_one_out(self.gaussians.distances(layers), self.n_train), size)
-            for layers in batches
-        ]
-        return np.concatenate(maps) if maps else np.empty((0, *size), dtype=np.float32)
+        if not self._held_out:
+            return np.empty((0, *size), dtype=np.float32)
+        if isinstance(self.gaussians, DualGaussians):
+            return _to_maps(self.gaussians.leave_one_out(self._held_out), size)
+        batches, self._held_out_layers = self._held_out_layers, []
+        distances = [self.gaussians.leave_one_out(layers, self.n_train) for layers in batches]
+        return _to_maps(torch.cat(distances), size)
 
     @torch.inference_mode()
     def anomaly_maps(self, features: Mapping[str, Tensor], size: Sequence[int]) -> np.ndarray:
