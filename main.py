@@ -39,8 +39,10 @@ if TYPE_CHECKING:
 
 # everything but the reproduction itself; a module with add_arguments(parser) and run(args)
 COMMANDS = {
-    "download": "datasets.download",
     "check": "datasets.check",
+    "download": "datasets.download",
+    "export": "utils.export",
+    "predict": "utils.predict",
     "study": "utils.study",
     "tables": "utils.tables",
 }
@@ -48,11 +50,11 @@ COMMANDS = {
 
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
-    parser, run, words = choose_command(sys.argv[1:])
-    args = parser.parse_args(words)
     # threads that wait for work spin for microseconds, then sleep: for milliseconds, as is the
     # default, they take the cores from those that decode; at once, small matrices take 6 x longer
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    parser, run, words = choose_command(sys.argv[1:])
+    args = parser.parse_args(words)
     try:
         run(args)
     except (OSError, ValueError) as error:

@@ -1,0 +1,212 @@
+"""A fitted class as one ONNX file, for programs without Python.
+
+    python main.py export --model bottle.safetensors --onnx bottle.onnx
+
+The graph takes `images` (B, 3, H, W) float32, H x W as fitted, prepared as in training: RGB in
+[0, 1], minus the network's mean, divided by its std (ImageNet's). It gives `scores` (B,) and
+`anomaly_maps` (B, H, W), both raw, and is compared with this suite before it is written.
+"""
+
+import argparse
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from utils.arguments import add_option
+from utils.backbone import load_network
+from utils.features import LAYERS, FeatureExtractor, select_channels
+from utils.files import replacing
+from utils.gaussian import DualGaussians, PrimalGaussians, find_parents
+from utils.model_file import TrainedModel, load_model, model_bytes
+from utils.padim import enlarging, image_scores
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+OPSET = 20  # torch's default; ONNX Runtime reads it since 1.17
+TOLERANCE = 1e-3  # largest relative difference from the suite
+BATCH_SIZES = (1, 3)  # that are compared
+MAX_BYTES = 2 * 10**9  # of Gaussians: a single ONNX file ends at 2 GiB, and networks take 0.1 GB
+CPU = torch.device("cpu")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    for name, help in (("model", "fitted class (.safetensors)"), ("onnx", "file to write (.onnx)")):
+        add_option(parser, name, help, type=Path, required=True, metavar="FILE")
+    add_option(
+        parser,
+        "weights",
+        "local state dict that the model was fitted with, instead of the published weights",
+        type=Path,
+        metavar="FILE",
+    )
+
+
+def run(args: argparse.Namespace) -> None:
+    """Export, compare, write.
+
+    Raises:
+        ValueError: if packages are missing, the model cannot be exported, its weights are others,
+            or the graph's results differ; nothing is written then.
+        OSError: if a file cannot be read or written.
+    """
+    check_packages()
+    if args.onnx.suffix != ".onnx":
+        raise ValueError(f"--onnx takes a file name that ends in .onnx; got {args.onnx}")
+    model = load_model(args.model, CPU)
+    check_size(model)
+    extractor = load_extractor(model, args.weights)
+    with replacing(args.onnx) as temporary:
+        export(ExportedModel(extractor, model), model.image_size, temporary)
+        difference = compare(temporary, extractor, model)
+        if not difference <= TOLERANCE:
+            raise ValueError(
+                f"ONNX Runtime differs from the suite by {difference:.1e}, relative; at most "
+                f"{TOLERANCE:.0e} is accepted, so {args.onnx} was not written; try other "
+                f"versions of {', '.join(PACKAGES)}"
+            )
+    print(f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.1f} MB, opset {OPSET}")
+    print(f"largest relative difference from the suite: {difference:.1e}")
+
+
+def check_packages() -> None:
+    """Import what exporting needs beyond requirements.txt.
+
+    Raises:
+        ValueError: if some of it is not installed.
+    """
+    try:
+        for name in PACKAGES:
+            import_module(name)
+    except ImportError as error:
+        raise ValueError(
+            f"export needs more packages ({error}); pip install {' '.join(PACKAGES)}"
+        ) from error
+
+
+def check_size(model: TrainedModel) -> None:
+    """Refuse what a single ONNX file cannot hold.
+
+    Raises:
+        ValueError: if the Gaussians are too large.
+    """
+    size = model_bytes(model.padim)
+    if size > MAX_BYTES:
+        raise ValueError(
+            f"the model has {size / 1e9:.1f} GB, an ONNX file holds {MAX_BYTES / 1e9:.0f} GB; "
+            "fit it to fewer or smaller images, or use a smaller --arch"
+        )
+
+
+def load_extractor(model: TrainedModel, weights: Path | None) -> FeatureExtractor:
+    """The network that the model was fitted with, on the CPU.
+
+    Raises:
+        ValueError: if the weights are others.
+    """
+    network = load_network(model.arch, weights)
+    if network.weights_sha256 != model.weights_sha256:
+        raise ValueError(
+            f"{weights or 'the published weights'} have sha256 {network.weights_sha256}, the model "
+            f"was fitted with {model.weights_sha256}; give that state dict with --weights FILE"
+        )
+    return FeatureExtractor(network, CPU)
+
+
+class ExportedModel(nn.Module):
+    """Images to scores and anomaly maps, all patches at once, in operators that ONNX has.
+
+    Args:
+        extractor: of the model's network, on the CPU.
+        model: on the CPU.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, model: TrainedModel) -> None:
+        super().__init__()
+        self.stages = extractor.stages
+        self.channels = model.padim.channels
+        blank = np.zeros((1, 3, *model.image_size), dtype=np.uint8)
+        grids = [layer.shape[2:] for layer in select_channels(extractor(blank), self.channels)]
+        self.grid = tuple(grids[0])
+        self.parents = [find_parents(grid, self.grid, CPU) for grid in grids]
+        self.gaussians = model.padim.gaussians
+        for name, *sides in zip(("rows", "columns"), model.image_size, self.grid, strict=True):
+            self.register_buffer(name, enlarging(*sides, CPU))
+        self.eval()
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Scores (B,) and anomaly maps (B, H, W) of normalised images (B, 3, H, W)."""
+        stem, *stages = self.stages
+        output, features = stem(images), {}
+        for name, stage in zip(LAYERS, stages, strict=True):
+            output = features[name] = stage(output)
+        # (B, d_l, h_l, w_l) to (h_l * w_l, d_l, B)
+        layers = select_channels(features, self.channels)
+        patches = [layer.flatten(2).permute(2, 1, 0) for layer in layers]
+        primal = isinstance(self.gaussians, PrimalGaussians)
+        measure = primal_distances if primal else dual_distances
+        distances = measure(self.gaussians, patches, self.parents).mT.unflatten(1, self.grid)
+        anomaly_maps = self.rows @ distances @ self.columns.mT
+        return anomaly_maps.amax(dim=(1, 2)), anomaly_maps
+
+
+def primal_distances(
+    gaussians: PrimalGaussians, patches: Sequence[Tensor], parents: Sequence[Tensor]
+) -> Tensor:
+    """As PrimalGaussians.distances, of patches (P_l, d_l, B) per layer: (P, B)."""
+    repeated = [z.index_select(0, own) for z, own in zip(patches, parents, strict=True)]
+    centred = torch.cat(repeated, dim=1) - gaussians.mean[:, :, None]
+    return (gaussians.whitening @ centred).square().sum(dim=1).sqrt()
+
+
+def dual_distances(
+    gaussians: DualGaussians, patches: Sequence[Tensor], parents: Sequence[Tensor]
+) -> Tensor:
+    """As DualGaussians.distances, of patches (P_l, d_l, B) per layer: (P, B)."""
+    products, lengths = [], []
+    layers = zip(patches, gaussians.means, gaussians.samples, parents, strict=True)
+    for z, mean, samples, own in layers:
+        centred = z - mean.mT
+        products.append((samples @ centred).index_select(0, own))
+        lengths.append(centred.square().sum(dim=1).index_select(0, own))
+    explained = (gaussians.whitening @ sum(products)).square().sum(dim=1)
+    return ((sum(lengths) - explained) / gaussians.eps).clamp(min=0).sqrt()
+
+
+def export(module: nn.Module, size: Sequence[int], path: Path) -> None:
+    """Write the module's graph, for any number of images of H x W = size, as a single file."""
+    import onnx
+
+    program = torch.onnx.export(
+        module,
+        (torch.zeros(2, 3, *size),),  # with one image, B would be taken for a constant
+        input_names=["images"],
+        output_names=["scores", "anomaly_maps"],
+        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+        opset_version=OPSET,
+        verbose=False,
+    )
+    onnx.save(program.model_proto, path)
+
+
+def compare(path: Path, extractor: FeatureExtractor, model: TrainedModel) -> float:
+    """The largest relative difference of the file's scores and maps from the suite's.
+
+    Measured on images of noise. Not a number if one of the values is not.
+    """
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    rng = np.random.default_rng(0)
+    differences = []
+    for batch_size in BATCH_SIZES:
+        images = rng.integers(0, 256, (batch_size, 3, *model.image_size), dtype=np.uint8)
+        maps = model.padim.anomaly_maps(extractor(images), model.image_size)
+        normalised = (torch.from_numpy(images).float() / 255 - extractor.mean) / extractor.std
+        results = session.run(["scores", "anomaly_maps"], {"images": normalised.numpy()})
+        for found, expected in zip(results, (image_scores(maps), maps), strict=True):
+            differences.append(np.abs(found / expected - 1).max())
+    return float(np.max(differences))
