@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from utils.evaluation import Evaluation
 
 # everything but the reproduction itself; a module with add_arguments(parser) and run(args)
-COMMANDS = {"study": "utils.study", "tables": "utils.tables"}
+COMMANDS = {"predict": "utils.predict", "study": "utils.study", "tables": "utils.tables"}
 
 
 def main() -> None:

@@ -124,8 +124,8 @@ def count_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def make_folder(path: Path) -> Path:
-    """The folder, made if need be, in which files can be written.
+def make_folder(path: Path, option: str = "--save_path") -> Path:
+    """The folder that an option names, made if need be, in which files can be written.
 
     Raises:
         OSError: if they cannot.
@@ -136,5 +136,5 @@ def make_folder(path: Path) -> Path:
             return path
     except OSError as error:
         raise OSError(
-            f"cannot write in {path}: {error.strerror}; choose another --save_path"
+            f"cannot write in {path}: {error.strerror}; choose another {option}"
         ) from error
