@@ -392,5 +392,5 @@ def writing_rows(path: Path) -> Iterator[csv.DictWriter]:
 
 
 def printable(text: Path | str) -> str:
-    r"""The text with bytes of a file name that are not UTF-8 as \udc.. in plain letters."""
+    """The text, with bytes of a file name that are not UTF-8 spelled out."""
     return str(text).encode("utf-8", "backslashreplace").decode()
