@@ -1,8 +1,9 @@
-"""One image or mask file as the array that the network sees.
+"""One image or mask file as the array that the network sees, and the way back from there.
 
 Reference: Defard et al., arXiv 2011.08785, section IV-B; upstream's datasets/mvtec.py.
 """
 
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,7 +52,7 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
 
 
 def preprocessed_size(
-    path: Path, size: tuple[int, int], preprocessing: Preprocessing
+    path: Path | str, size: tuple[int, int], preprocessing: Preprocessing
 ) -> tuple[int, int]:
     """Width and height as the network sees the image at path, which has this size.
 
@@ -59,7 +60,7 @@ def preprocessed_size(
         ValueError: if the crop is larger than the image or a side is below SMALLEST; the message
             names the file.
     """
-    width, height = size = _resized(size, preprocessing.resize)
+    width, height = size = resized_size(size, preprocessing.resize)
     if preprocessing.crop > min(size):
         raise ValueError(
             f"--crop {preprocessing.crop} is larger than {path}, {width}x{height} pixels; "
@@ -94,7 +95,21 @@ def load_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     Raises:
         ValueError: if the file cannot be read as an image.
     """
-    image = resize(to_rgb(open_image(path), path), preprocessing.resize, Image.Resampling.LANCZOS)
+    return prepare(open_image(path), preprocessing, path)
+
+
+def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) -> np.ndarray:
+    """A decoded image as (3, H, W) uint8 RGB.
+
+    Args:
+        image: of any size and mode.
+        preprocessing: of it.
+        path: what the image is called in errors.
+
+    Raises:
+        ValueError: if its pixels are floating-point.
+    """
+    image = resize(to_rgb(image, path), preprocessing.resize, Image.Resampling.LANCZOS)
     return np.array(_centre_crop(image, preprocessing.crop)).transpose(2, 0, 1)
 
 
@@ -128,7 +143,7 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(f"cannot read image {path}: {reason}; replace the file or take it away")
 
 
-def to_rgb(image: Image.Image, path: Path) -> Image.Image:
+def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
     """The image in 8-bit RGB; 16-bit grey is scaled, transparency is dropped.
 
     Raises:
@@ -151,10 +166,10 @@ def to_rgb(image: Image.Image, path: Path) -> Image.Image:
 
 def resize(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
     """The image with its shorter side at side; 0 leaves it as it is."""
-    return image.resize(_resized(image.size, side), resample) if side else image
+    return image.resize(resized_size(image.size, side), resample) if side else image
 
 
-def _resized(size: tuple[int, int], side: int) -> tuple[int, int]:
+def resized_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     """Width and height after resize, rounded down as torchvision does."""
     width, height = size
     short = min(size)
@@ -162,8 +177,68 @@ def _resized(size: tuple[int, int], side: int) -> tuple[int, int]:
 
 
 def _centre_crop(image: Image.Image, side: int) -> Image.Image:
+    return image.crop(_centre(image.size, side)) if side else image
+
+
+def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
+    """Left, top, right and bottom of the centre crop."""
+    width, height = size
     if not side:
-        return image
-    width, height = image.size
+        return 0, 0, width, height
     left, top = round((width - side) / 2), round((height - side) / 2)
-    return image.crop((left, top, left + side, top + side))
+    return left, top, left + side, top + side
+
+
+class Box(NamedTuple):
+    """A part of an image by its edges, in pixels of the image, whole or not."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def crop_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
+    """The part of an image of this width and height that the network sees.
+
+    The inverse of resizing and cropping: the edges of the crop in pixels of the original image.
+    """
+    resized = resized_size(size, preprocessing.resize)
+    edges = _centre(resized, preprocessing.crop)
+    return Box(*(edge * size[i % 2] / resized[i % 2] for i, edge in enumerate(edges)))
+
+
+def uncrop(anomaly_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
+    """A map of what the network sees as a map of the original image.
+
+    Args:
+        anomaly_map: (H, W) float32.
+        size: width w and height h of the original image.
+        box: where the map lies in it, as crop_box gives it.
+
+    Returns:
+        (h, w) float32, bilinear between the pixels of the map; NaN where the centre of a pixel is
+        outside the box.
+    """
+    width, height = size
+    rows, ys = _positions(box.top, box.bottom, anomaly_map.shape[0])
+    columns, xs = _positions(box.left, box.right, anomaly_map.shape[1])
+    whole = np.full((height, width), np.nan, dtype=np.float32)
+    whole[rows, columns] = _interpolate(_interpolate(anomaly_map, ys).T, xs).T
+    return whole
+
+
+def _positions(low: float, high: float, n: int) -> tuple[slice, np.ndarray]:
+    """The pixels with centres from low to high, and where these are among n pixels over there."""
+    first, last = ceil(low - 0.5), ceil(high - 0.5)
+    centres = np.arange(first, last) + 0.5
+    return slice(first, last), (centres - low) * n / (high - low) - 0.5
+
+
+def _interpolate(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
+    """Rows of values (n, m) at fractional positions (k,): (k, m); beyond an end, the row there."""
+    last = len(values) - 1
+    positions = positions.clip(0, last)
+    below = positions.astype(int).clip(0, last - 1)
+    weights = (positions - below).astype(np.float32)[:, None]
+    return values[below] * (1 - weights) + values[below + 1] * weights

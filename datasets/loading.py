@@ -22,10 +22,18 @@ class Loader:
         datasets: have __len__, __getitem__, class_name and split, as ImageDataset.
         batch_size: items in a batch; the last one of a dataset may be smaller.
         num_workers: threads; 0 makes each item when it is wanted.
+        read_ahead: items that may wait to be used.
     """
 
-    def __init__(self, datasets: Iterable[Any], batch_size: int, num_workers: int) -> None:
+    def __init__(
+        self,
+        datasets: Iterable[Any],
+        batch_size: int,
+        num_workers: int,
+        read_ahead: int = READ_AHEAD,
+    ) -> None:
         self.batch_size = batch_size
+        self.read_ahead = read_ahead
         self._pool = ThreadPoolExecutor(num_workers) if num_workers else None
         self._tasks = (partial(one.__getitem__, i) for one in datasets for i in range(len(one)))
         self._ahead: deque[Callable[[], tuple]] = deque()
@@ -53,13 +61,18 @@ class Loader:
             items = [self._next() for _ in range(min(self.batch_size, len(dataset) - start))]
             yield [np.stack(values) for values in zip(*items, strict=True)]
 
+    def items(self, dataset: Any) -> Iterator[tuple]:
+        """Yield the next dataset's items in order, one by one; as batches otherwise."""
+        for _ in range(len(dataset)):
+            yield self._next()
+
     def _next(self) -> tuple:
         item = self._ahead.popleft()()
         self._read_ahead()
         return item
 
     def _read_ahead(self) -> None:
-        while len(self._ahead) < READ_AHEAD and (task := next(self._tasks, None)) is not None:
+        while len(self._ahead) < self.read_ahead and (task := next(self._tasks, None)) is not None:
             self._ahead.append(self._pool.submit(task).result if self._pool else task)
 
 

@@ -125,7 +125,7 @@ def count_cores() -> int:
 
 
 def make_folder(path: Path, option: str = "--save_path") -> Path:
-    """The folder, made if need be, in which files can be written; option is where it came from.
+    """The folder that an option names, made if need be, in which files can be written.
 
     Raises:
         OSError: if they cannot.

@@ -29,6 +29,7 @@ HEAT_MAP = "jet"  # upstream
 HEAT_MAP_ALPHA = 0.5  # upstream
 OPENING = disk(4)  # upstream; takes specks out of the drawn mask, not out of any metric
 BOUNDARY_COLOUR = (255, 0, 0)  # upstream
+STRIP = 256  # rows of an overlay that are coloured at once. Memory only
 ROC_STEPS = 2000  # resolution of a drawn curve, in x and in y
 # figure pixels around and between the panels
 MARGIN, TITLES, COLOUR_BAR = 12, 52, 84
@@ -98,6 +99,29 @@ def plot_localisations(
     frame = _draw_frame(names, items[0].anomaly_map.shape, norm, threshold)
     with ThreadPoolExecutor() as pool:
         yield from pool.map(partial(_write, frame, norm, threshold), items)
+
+
+def plot_overlay(
+    path: Path, image: np.ndarray, anomaly_map: np.ndarray, norm: Normalize, threshold: float
+) -> None:
+    """Write the image under the colours of its map, with anomaly_map >= threshold outlined.
+
+    Args:
+        path: of the PNG file.
+        image: (H, W, 3) uint8.
+        anomaly_map: (H, W) float32; where it is NaN the image stays bare.
+        norm: colour scale of the map.
+        threshold: in units of the map.
+    """
+    pixels = image.copy()
+    for top in range(0, len(image), STRIP):
+        strip = slice(top, top + STRIP)
+        there = np.isfinite(anomaly_map[strip])
+        # a mask as index makes of the pixels a row of them, which _overlay takes as well
+        pixels[strip][there] = _overlay(image[strip][there], anomaly_map[strip][there], norm)
+    pixels[find_boundaries(anomaly_map >= threshold, mode="inner")] = BOUNDARY_COLOUR
+    with replacing(path) as temporary:
+        Image.fromarray(pixels).save(temporary, compress_level=1)
 
 
 def _write(frame: np.ndarray, norm: Normalize, threshold: float | None, item: Localisation) -> Path:

@@ -1,0 +1,214 @@
+"""Fit, score, save and load in a few lines of Python: a network together with a fitted class.
+
+    detector = Detector.fit(images, arch="resnet18")
+    score, anomaly_map = detector.score(image)
+
+Reference: Defard et al., arXiv 2011.08785.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.images import (
+    DEFAULT,
+    Preprocessing,
+    check_preprocessing,
+    prepare,
+    preprocessed_size,
+    resized_size,
+)
+from utils.arguments import BATCH_SIZE
+from utils.backbone import BACKBONES, SEED, draw_channels, load_network
+from utils.features import FeatureExtractor
+from utils.model_file import TrainedModel, load_model, save_model
+from utils.padim import PaDiM
+from utils.runtime import choose_device
+from utils.thresholds import TARGET_FPR, choose_held_out, find_thresholds
+
+FEWEST = 3  # good images: one is held out, and a covariance of the others needs two
+
+
+class Detector:
+    """Tells how anomalous an image is, and where.
+
+    Args:
+        extractor: of the network that the model was fitted with.
+        model: fitted.
+    """
+
+    def __init__(self, extractor: FeatureExtractor, model: TrainedModel) -> None:
+        self.extractor = extractor
+        self.model = model
+
+    @classmethod
+    def fit(
+        cls,
+        images: Iterable[Image.Image | np.ndarray],
+        arch: str = "resnet18",
+        weights: Path | str | None = None,
+        preprocessing: Preprocessing = DEFAULT,
+        seed: int = SEED,
+        target_fpr: float = TARGET_FPR,
+        device: str = "auto",
+        name: str = "images",
+    ) -> "Detector":
+        """Learn from good images, and choose thresholds by them.
+
+        Args:
+            images: 3 or more, each a PIL image or (H, W, 3) uint8 RGB. They may come from a
+                generator: each is kept only as the network sees it, in 150 kB by default.
+            arch: a key of BACKBONES.
+            weights: state dict file; without it the published weights are taken.
+            preprocessing: of every image, also of those to be scored.
+            seed: of the draw of channels.
+            target_fpr: the rate of good images above the image threshold, in (0, 1).
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            name: of the class, in errors and in the file. The model's training_sha256 is that of
+                the images as the network sees them.
+
+        Raises:
+            OSError: if the weights cannot be had.
+            ValueError: if an argument or an image does not do.
+        """
+        if arch not in BACKBONES:
+            raise ValueError(f"unknown arch {arch!r}; choose from {', '.join(BACKBONES)}")
+        if not 0 < target_fpr < 1:
+            raise ValueError(f"target_fpr {target_fpr} is no rate; give one between 0 and 1")
+        check_preprocessing(preprocessing)
+        extractor, weights_sha256 = _load_extractor(arch, weights, device)
+        prepared = _prepare_all(images, preprocessing, name)
+        n, size = len(prepared), prepared[0].shape[1:]
+        held_out = choose_held_out(n)
+        padim = PaDiM(draw_channels(arch, seed))
+        padim.fit(map(extractor, _batches(prepared)), n, held_out)
+        thresholds = find_thresholds(padim.held_out_maps(size), target_fpr)
+        digest = hashlib.sha256()
+        for image in prepared:
+            digest.update(np.ascontiguousarray(image))
+        sha256 = digest.hexdigest()
+        model = TrainedModel(
+            name, arch, weights_sha256, preprocessing, size, sha256, padim, thresholds
+        )
+        return cls(extractor, model)
+
+    @classmethod
+    def load(
+        cls, path: Path | str, weights: Path | str | None = None, device: str = "auto"
+    ) -> "Detector":
+        """Read a model file; the network's weights are not in it.
+
+        Args:
+            path: of the file.
+            weights: those that the model was made with; without them the published ones.
+            device: as in fit.
+
+        Raises:
+            OSError: if the file or the weights cannot be had.
+            ValueError: if the file is damaged or was made with other weights.
+        """
+        model = load_model(Path(path), choose_device(device))
+        extractor, weights_sha256 = _load_extractor(model.arch, weights, device)
+        if weights_sha256 != model.weights_sha256:
+            given = "the published weights" if weights is None else weights
+            raise ValueError(
+                f"{path} was made with other weights of {model.arch} than {given} (sha256 "
+                f"{model.weights_sha256[:12]}…, not {weights_sha256[:12]}…); give --weights "
+                "(weights=) the file that it was made with, or none for the published ones"
+            )
+        return cls(extractor, model)
+
+    def save(self, path: Path | str, dtype: str = "float32") -> None:
+        """Write the model, by custom to <class>.safetensors; "float16" halves the file."""
+        save_model(Path(path), self.model, dtype)
+
+    def score(self, image: Image.Image | np.ndarray) -> tuple[float, np.ndarray]:
+        """The raw score of an image, which is the maximum of its anomaly map, and the map.
+
+        Args:
+            image: PIL image or (h, w, 3) uint8 RGB.
+
+        Returns:
+            The score, and (H, W) float32 distances over the image as the network sees it;
+            datasets.images.uncrop lays them over the original.
+
+        Raises:
+            ValueError: if the image has another type or size than the model takes.
+        """
+        anomaly_map = self.score_batch(self.prepare(image)[None])[0]
+        return float(anomaly_map.max()), anomaly_map
+
+    def score_batch(self, images: np.ndarray) -> np.ndarray:
+        """The anomaly maps (B, H, W) float32 of (B, 3, H, W) uint8 images that prepare gave."""
+        return self.model.padim.anomaly_maps(self.extractor(images), self.model.image_size)
+
+    def prepare(
+        self, image: Image.Image | np.ndarray, name: Path | str = "the image"
+    ) -> np.ndarray:
+        """An image as the network sees it, (3, H, W) uint8.
+
+        Args:
+            image: as in score.
+            name: what it is called in errors.
+
+        Raises:
+            ValueError: as in score.
+        """
+        image = _to_image(image, name)
+        resize, crop = self.model.preprocessing
+        width, height = resized_size(image.size, resize)
+        rows, columns = (crop, crop) if crop else self.model.image_size
+        if min(width, height) < crop or (not crop and (height, width) != (rows, columns)):
+            raise ValueError(
+                f"{name} has {image.width}x{image.height} pixels, for the network "
+                f"{width}x{height}; this model takes {columns}x{rows}{' or more' if crop else ''}"
+            )
+        return prepare(image, self.model.preprocessing, name)
+
+
+def _load_extractor(
+    arch: str, weights: Path | str | None, device: str
+) -> tuple[FeatureExtractor, str]:
+    network = load_network(arch, None if weights is None else Path(weights))
+    return FeatureExtractor(network, choose_device(device)), network.weights_sha256
+
+
+def _prepare_all(
+    images: Iterable[Image.Image | np.ndarray], preprocessing: Preprocessing, name: str
+) -> list[np.ndarray]:
+    """All images as the network sees them, of one size."""
+    prepared = []
+    for i, given in enumerate(images):
+        title = f"image {i} of {name}"
+        image = _to_image(given, title)
+        preprocessed_size(title, image.size, preprocessing)
+        prepared.append(prepare(image, preprocessing, title))
+        if prepared[i].shape != prepared[0].shape:
+            raise ValueError(
+                f"{title} is {_size(prepared[i])} for the network, image 0 is "
+                f"{_size(prepared[0])}; give images of one shape, or a preprocessing with a crop"
+            )
+    if len(prepared) < FEWEST:
+        raise ValueError(f"{name} has {len(prepared)} good images; give {FEWEST} or more")
+    return prepared
+
+
+def _batches(prepared: list[np.ndarray]) -> Iterator[np.ndarray]:
+    for start in range(0, len(prepared), BATCH_SIZE):
+        yield np.stack(prepared[start : start + BATCH_SIZE])
+
+
+def _to_image(image: Image.Image | np.ndarray, name: Path | str) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+        raise ValueError(f"{name} is {kind}; give a PIL image or an array (H, W, 3) of uint8 RGB")
+    return Image.fromarray(image)
+
+
+def _size(prepared: np.ndarray) -> str:
+    return f"{prepared.shape[2]}x{prepared.shape[1]}"
