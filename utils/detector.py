@@ -79,7 +79,7 @@ class Detector:
         if not 0 < target_fpr < 1:
             raise ValueError(f"target_fpr {target_fpr} is no rate; give one between 0 and 1")
         check_preprocessing(preprocessing)
-        extractor, weights_sha256 = _load_extractor(arch, weights, device)
+        extractor = _load_extractor(arch, weights, device)
         prepared = _prepare_all(images, preprocessing, name)
         n, size = len(prepared), prepared[0].shape[1:]
         held_out = choose_held_out(n)
@@ -91,7 +91,8 @@ class Detector:
             digest.update(np.ascontiguousarray(image))
         sha256 = digest.hexdigest()
         model = TrainedModel(
-            name, arch, weights_sha256, preprocessing, size, sha256, padim, thresholds
+            *(name, arch, extractor.weights_sha256),
+            *(preprocessing, size, sha256, padim, thresholds),
         )
         return cls(extractor, model)
 
@@ -111,13 +112,13 @@ class Detector:
             ValueError: if the file is damaged or was made with other weights.
         """
         model = load_model(Path(path), choose_device(device))
-        extractor, weights_sha256 = _load_extractor(model.arch, weights, device)
-        if weights_sha256 != model.weights_sha256:
+        extractor = _load_extractor(model.arch, weights, device)
+        if extractor.weights_sha256 != model.weights_sha256:
             given = "the published weights" if weights is None else weights
             raise ValueError(
                 f"{path} was made with other weights of {model.arch} than {given} (sha256 "
-                f"{model.weights_sha256[:12]}…, not {weights_sha256[:12]}…); give --weights "
-                "(weights=) the file that it was made with, or none for the published ones"
+                f"{model.weights_sha256[:12]}…, not {extractor.weights_sha256[:12]}…); give "
+                "--weights (weights=) the file that it was made with, or none for the published ones"
             )
         return cls(extractor, model)
 
@@ -169,11 +170,9 @@ class Detector:
         return prepare(image, self.model.preprocessing, name)
 
 
-def _load_extractor(
-    arch: str, weights: Path | str | None, device: str
-) -> tuple[FeatureExtractor, str]:
+def _load_extractor(arch: str, weights: Path | str | None, device: str) -> FeatureExtractor:
     network = load_network(arch, None if weights is None else Path(weights))
-    return FeatureExtractor(network, choose_device(device)), network.weights_sha256
+    return FeatureExtractor(network, choose_device(device))
 
 
 def _prepare_all(

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from utils.arguments import add_option
-from utils.backbone import load_network
+from utils.detector import Detector
 from utils.features import LAYERS, FeatureExtractor, select_channels
 from utils.files import replacing
 from utils.gaussian import DualGaussians, PrimalGaussians, find_parents
-from utils.model_file import TrainedModel, load_model, model_bytes
+from utils.model_file import TrainedModel, model_bytes
 from utils.padim import enlarging, image_scores
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -56,9 +56,9 @@ def run(args: argparse.Namespace) -> None:
     check_packages()
     if args.onnx.suffix != ".onnx":
         raise ValueError(f"--onnx takes a file name that ends in .onnx; got {args.onnx}")
-    model = load_model(args.model, CPU)
+    detector = Detector.load(args.model, args.weights, "cpu")
+    extractor, model = detector.extractor, detector.model
     check_size(model)
-    extractor = load_extractor(model, args.weights)
     with replacing(args.onnx) as temporary:
         export(ExportedModel(extractor, model), model.image_size, temporary)
         difference = compare(temporary, extractor, model)
@@ -99,21 +99,6 @@ def check_size(model: TrainedModel) -> None:
             f"the model has {size / 1e9:.1f} GB, an ONNX file holds {MAX_BYTES / 1e9:.0f} GB; "
             "fit it to fewer or smaller images, or use a smaller --arch"
         )
-
-
-def load_extractor(model: TrainedModel, weights: Path | None) -> FeatureExtractor:
-    """The network that the model was fitted with, on the CPU.
-
-    Raises:
-        ValueError: if the weights are others.
-    """
-    network = load_network(model.arch, weights)
-    if network.weights_sha256 != model.weights_sha256:
-        raise ValueError(
-            f"{weights or 'the published weights'} have sha256 {network.weights_sha256}, the model "
-            f"was fitted with {model.weights_sha256}; give that state dict with --weights FILE"
-        )
-    return FeatureExtractor(network, CPU)
 
 
 class ExportedModel(nn.Module):
