@@ -118,7 +118,7 @@ class Detector:
             raise ValueError(
                 f"{path} was made with other weights of {model.arch} than {given} (sha256 "
                 f"{model.weights_sha256[:12]}…, not {extractor.weights_sha256[:12]}…); give "
-                "--weights (weights=) the file that it was made with, or none for the published ones"
+                "--weights (weights=) the file that it was made with, none for the published ones"
             )
         return cls(extractor, model)
 
