@@ -3,16 +3,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.ndimage import binary_erosion
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from datasets.images import (
     DEFAULT,
     Preprocessing,
     check_preprocessing,
+    crop_box,
     load_image,
     load_mask,
+    prepare,
     preprocessed_size,
     read_size,
+    uncrop,
 )
 from tests.conftest import write_image
 
@@ -225,3 +229,71 @@ def test_file_without_a_header_is_reported(tmp_path):
     (tmp_path / "image.png").write_text("not an image")
     with pytest.raises(ValueError, match=r"cannot read image .*image\.png: not an image; replace"):
         read_size(tmp_path / "image.png")
+
+
+def test_decoded_image_is_prepared_as_the_file(tmp_path):
+    path = write_image(tmp_path / "image.png", noise(101, 67))
+    with Image.open(path) as image:
+        np.testing.assert_array_equal(prepare(image, DEFAULT, path), load_image(path, DEFAULT))
+
+
+@pytest.mark.parametrize(
+    ("size", "preprocessing", "box"),
+    [
+        ((256, 256), (256, 224), (16, 16, 240, 240)),
+        ((512, 1024), (256, 224), (32, 288, 480, 736)),
+        ((60, 40), (0, 0), (0, 0, 60, 40)),
+        ((61, 41), (0, 32), (14, 4, 46, 36)),  # round(14.5), round(4.5): to even
+        ((300, 200), (100, 0), (0, 0, 300, 200)),
+        # 53 / 37 of 64 is 91.7, rounded down to 91: an axis has its own scale
+        ((37, 53), (64, 48), (8 * 37 / 64, 22 * 53 / 91, 56 * 37 / 64, 70 * 53 / 91)),
+    ],
+)
+def test_box_of_the_crop_is_in_pixels_of_the_original(size, preprocessing, box):
+    assert crop_box(size, Preprocessing(*preprocessing)) == pytest.approx(box)
+
+
+@pytest.mark.parametrize("size", [(61, 41), (40, 61), (401, 300), (97, 97)])
+@pytest.mark.parametrize("preprocessing", [(0, 0), (0, 32), (64, 48), (97, 0), (200, 177)])
+def test_map_of_coordinates_comes_back_as_coordinates(size, preprocessing):
+    preprocessing = Preprocessing(*preprocessing)
+    box = crop_box(size, preprocessing)
+    width, height = preprocessed_size(Path("a"), size, preprocessing)
+    # where the centre of each pixel of the map is in the original
+    across = box.left + (np.arange(width) + 0.5) * (box.right - box.left) / width
+    down = box.top + (np.arange(height) + 0.5) * (box.bottom - box.top) / height
+    anomaly_map = (down[:, None] * 1000 + across).astype(np.float32)
+    whole = uncrop(anomaly_map, size, box)
+    assert (whole.shape, whole.dtype) == ((size[1], size[0]), np.float32)
+    x, y = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
+    inside = ((y >= box.top) & (y < box.bottom))[:, None] & ((x >= box.left) & (x < box.right))
+    np.testing.assert_array_equal(np.isfinite(whole), inside)
+    assert inside.any()
+    # beyond the outermost centres the map goes on as it is there
+    expected = y.clip(down[0], down[-1])[:, None] * 1000 + x.clip(across[0], across[-1])
+    np.testing.assert_allclose(whole[inside], expected[inside], rtol=1e-5)
+
+
+def test_map_of_what_is_neither_resized_nor_cut_comes_back_as_it_is():
+    anomaly_map = np.random.default_rng(0).random((41, 60), dtype=np.float32)
+    box = crop_box((60, 41), Preprocessing(0, 0))
+    np.testing.assert_array_equal(uncrop(anomaly_map, (60, 41), box), anomaly_map)
+
+
+def test_crop_between_the_centres_of_all_pixels_leaves_nothing():
+    box = crop_box((2, 2), Preprocessing(256, 32))
+    assert np.isnan(uncrop(np.ones((32, 32), np.float32), (2, 2), box)).all()
+
+
+@pytest.mark.parametrize("size", [(61, 41), (41, 61), (301, 200)])
+def test_shape_in_the_original_comes_back_where_it_was(tmp_path, size):
+    """What the loader did to an image, uncrop undoes, to within the blur of resizing."""
+    width, height = size
+    y, x = np.mgrid[:height, :width]
+    pixels = (127 + 60 * np.sin(x / 9) + 60 * np.cos(y / 7)).round().astype(np.uint8)
+    path = write_image(tmp_path / "image.png", pixels)
+    seen = load_image(path, Preprocessing(128, 112))[0].astype(np.float32)
+    whole = uncrop(seen, size, crop_box(size, Preprocessing(128, 112)))
+    inside = binary_erosion(np.isfinite(whole))  # the outermost are not between centres
+    assert inside.mean() > 0.4
+    assert np.abs(whole - pixels)[inside].max() < 2.5

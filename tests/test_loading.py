@@ -120,3 +120,24 @@ def test_damaged_image_is_reported_from_a_thread_in_one_line(tree):
     batches = load_batches(load_splits(tree, "bolt")[0], 2, 2)
     with pytest.raises(ValueError, match=r"^cannot read image .*002\.png: .*away$"):
         list(batches)
+
+
+@both_worker_counts
+def test_items_come_one_by_one_as_they_are(num_workers):
+    numbers = Numbers()
+    with Loader([numbers], 3, num_workers) as loader:
+        items = list(loader.items(numbers))
+    assert [index for _, index in items] == list(range(7))
+    assert items[5][0].shape == (2, 2)
+
+
+def test_less_can_be_read_ahead():
+    numbers = Numbers(length=50)
+    with Loader([numbers], 10, 2, read_ahead=4) as loader:
+        wait_for(numbers, 4)
+        time.sleep(0.05)
+        assert len(numbers.asked) == 4
+        next(loader.items(numbers))
+        wait_for(numbers, 5)
+        time.sleep(0.05)
+        assert len(numbers.asked) == 5

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from PIL import Image
 
@@ -11,6 +12,7 @@ from utils.plot import (
     Localisation,
     _panel_pixels,
     plot_localisations,
+    plot_overlay,
     plot_roc_curves,
 )
 
@@ -189,3 +191,26 @@ def test_roc_figure_is_written_at_upstreams_size(tmp_path):
 def test_nothing_temporary_is_left(item):
     draw([item], SCALE, threshold=3.0)
     assert [p.name for p in item.path.parent.iterdir()] == [item.path.name]
+
+
+def test_overlay_is_coloured_where_there_is_a_map_and_outlined_from_the_threshold_on(tmp_path):
+    image = np.random.default_rng(0).integers(0, 255, (600, 40, 3), dtype=np.uint8)
+    anomaly_map = np.full((600, 40), np.nan, np.float32)
+    anomaly_map[100:550, 5:35] = 1
+    anomaly_map[250:260, 10:20] = 3
+    copies = image.copy(), anomaly_map.copy()
+    plot_overlay(tmp_path / "overlay.png", image, anomaly_map, SCALE, threshold=3.0)
+    overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
+
+    outline = np.zeros((600, 40), bool)
+    outline[250:260, 10:20] = True
+    outline[251:259, 11:19] = False
+    assert (overlay[outline] == (255, 0, 0)).all()
+    bare = np.isnan(anomaly_map)
+    np.testing.assert_array_equal(overlay[bare], image[bare])
+    for score in (1, 3):
+        colour = np.array(colormaps["jet"](score / 6, bytes=True)[:3])
+        there = (anomaly_map == score) & ~outline
+        assert np.abs(overlay[there] - (image[there] / 2 + colour / 2)).max() <= 0.5
+    np.testing.assert_array_equal(image, copies[0])
+    np.testing.assert_array_equal(anomaly_map, copies[1])
