@@ -108,7 +108,7 @@ def test_other_weights_are_refused(model, words, refused, tmp_path):
     words[4] = "other.pth"
     message = refused(*words)
     assert "was made with other weights of resnet18 than other.pth" in message
-    assert message.endswith("give that state dict with --weights FILE\n")
+    assert "give --weights" in message
 
 
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])

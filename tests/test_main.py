@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -101,12 +102,13 @@ def test_settings_say_how_to_repeat_the_run(run, experiment, tmp_path):
     assert [row["class_name"] for row in content["results"]] == ["bolt", "weave"]
 
 
-def test_rerun_is_identical_and_another_seed_is_not(experiment, tmp_path):
+def test_rerun_is_identical_and_another_seed_is_not(run, experiment, tmp_path):
     folder = tmp_path / "out" / "resnet18"
     found = []
     options = [*experiment, "--figures", "none", "--save_models", "none", "--force"]
-    for seed in (1024, 1024, 7):
-        done = start(*options, "--seed", seed, cwd=tmp_path)
+    again = partial(start, cwd=tmp_path)
+    for command, seed in ((again, 1024), (again, 1024), (run, 7)):
+        done = command(*options, "--seed", seed)
         assert done.returncode == 0, done.stderr
         found.append(metrics(folder))
     assert found[0] == found[1]

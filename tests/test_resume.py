@@ -8,16 +8,31 @@ import shutil
 import pytest
 
 from tests.conftest import write_image
+from tests.test_main import start
+
+
+def arguments(data_path, random_weights, save_path):
+    """Of a run over two classes, with a figure and a model of each."""
+    return [
+        *("--data_path", data_path, "--class_name", "bolt", "weave", "--arch", "resnet18"),
+        *("--weights", random_weights("resnet18"), "--save_path", save_path, "--figures", "1"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def finished(drawn_tree, random_weights, tmp_path_factory):
+    """The folder of a finished run on drawn_tree."""
+    folder = tmp_path_factory.mktemp("finished")
+    done = start(*arguments(drawn_tree, random_weights, folder), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder
 
 
 @pytest.fixture
-def command(tree, random_weights, tmp_path):
-    """Arguments of a run over two classes, with a figure and a model of each."""
-    return [
-        *("--data_path", tree, "--class_name", "bolt", "weave", "--arch", "resnet18"),
-        *("--weights", random_weights("resnet18"), "--save_path", tmp_path / "out"),
-        *("--figures", "1"),
-    ]
+def command(tree, random_weights, finished, tmp_path):
+    """Arguments of the same run again; the copy of the tree has the times of the original."""
+    shutil.copytree(finished, tmp_path / "out")
+    return arguments(tree, random_weights, tmp_path / "out")
 
 
 @pytest.fixture
@@ -48,7 +63,6 @@ def outputs(folder):
 
 
 def test_second_run_fits_nothing_and_changes_nothing(run, command, folder):
-    run(*command)
     before, numbers = outputs(folder), (folder / "metrics.csv").read_bytes()
     page = (folder / "index.html").read_text().count("<img")
     done = run(*command)
@@ -62,7 +76,6 @@ def test_second_run_fits_nothing_and_changes_nothing(run, command, folder):
 
 
 def test_run_goes_on_behind_the_finished_class(run, command, folder, tree):
-    run(*command)
     undisturbed = outputs(folder)
     shutil.rmtree(folder)
     # an image of the second class cannot be read: the first one is finished
@@ -94,12 +107,10 @@ def test_run_goes_on_behind_the_finished_class(run, command, folder, tree):
 )
 def test_other_settings_fit_again(run, command, options):
     command = [*command, "--class_name", "bolt"]
-    run(*command)
     assert "finished" not in run(*command, *options).stdout
 
 
 def test_changed_image_fits_its_class_again(run, command, tree, folder):
-    run(*command)
     path = tree / "weave/train/good/000.png"
     os.utime(path, ns=(1, 1))
     done = run(*command)
@@ -108,7 +119,6 @@ def test_changed_image_fits_its_class_again(run, command, tree, folder):
 
 
 def test_other_weights_fit_again(run, command, random_weights, tmp_path):
-    run(*command)
     import torch
 
     state_dict = torch.load(random_weights("resnet18"), weights_only=True)
@@ -119,7 +129,6 @@ def test_other_weights_fit_again(run, command, random_weights, tmp_path):
 
 @pytest.mark.parametrize("name", ["models/bolt.safetensors", "figures/bolt/crack_000.png"])
 def test_class_of_which_a_file_is_gone_is_fitted_again(run, command, folder, name):
-    run(*command)
     (folder / name).unlink()
     done = run(*command)
     assert "bolt is finished" not in done.stdout
@@ -129,7 +138,6 @@ def test_class_of_which_a_file_is_gone_is_fitted_again(run, command, folder, nam
 
 @pytest.mark.parametrize("damage", ["", "{}", "[1, 2", '{"fingerprint": 3}'])
 def test_damaged_record_is_said_and_its_class_fitted_again(run, command, folder, damage):
-    run(*command)
     before = outputs(folder)
     (folder / "classes/bolt.json").write_text(damage)
     done = run(*command)
@@ -143,6 +151,5 @@ def test_new_image_is_part_of_the_fingerprint(run, command, tree):
     import numpy as np
 
     command = [*command, "--class_name", "bolt"]
-    run(*command)
     write_image(tree / "bolt/train/good/999.png", np.zeros((48, 48, 3), dtype=np.uint8))
     assert "finished" not in run(*command).stdout

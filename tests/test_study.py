@@ -179,7 +179,7 @@ def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
         name = f"layer{number}"
         only = [{name: batch[name]} for batch in features.good]
         model = PaDiM(range(n_channels)).fit(only, 5)
-        assert model.gaussians.grid == (112 // 2**number,) * 2
+        assert model.gaussians.grids == [(112 // 2**number,) * 2]
         maps = np.concatenate(
             [model.anomaly_maps({name: b[name]}, (224, 224)) for b, *_ in features.unseen]
         )
