@@ -10,6 +10,7 @@ Reference: Defard et al., arXiv 2011.08785; xiahaifeng1995/PaDiM-Anomaly-Detecti
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 from collections import Counter
@@ -53,6 +54,8 @@ def main() -> None:
     # threads that wait for work spin for microseconds, then sleep: for milliseconds, as is the
     # default, they take the cores from those that decode; at once, small matrices take 6 x longer
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # imports make a million objects, none of them garbage: looking for it takes most of a second
+    gc.set_threshold(100_000)
     parser, run, words = choose_command(sys.argv[1:])
     args = parser.parse_args(words)
     try:
@@ -62,6 +65,9 @@ def main() -> None:
     except KeyboardInterrupt:
         print("interrupted; the classes finished so far are in the results", file=sys.stderr)
         sys.exit(130)
+    finally:
+        # at the end of the program, looking for garbage among torch's modules takes a second
+        gc.freeze()
 
 
 def run_experiment(args: argparse.Namespace) -> None:
