@@ -72,7 +72,7 @@ def main() -> None:
 
 def run_experiment(args: argparse.Namespace) -> None:
     """Run the method on every class that no earlier run has finished, and write the results."""
-    from utils.finished import find_finished, fingerprint_classes
+    from utils.finished import discard_finished, find_finished, fingerprint_classes
 
     # whatever is wrong with the arguments or the folders is found before anything slow
     if args.demo == (args.data_path is not None):
@@ -114,6 +114,7 @@ def run_experiment(args: argparse.Namespace) -> None:
             )
 
         for train, test in remaining:
+            discard_finished(folder, test.class_name)
             done = run_class(args, train, test, loader, extractor, draws, folder)
             report.keep(replace(done, fingerprint=fingerprints[test.class_name]))
             tables = write_report()

@@ -147,6 +147,26 @@ def test_damaged_record_is_said_and_its_class_fitted_again(run, command, folder,
     assert outputs(folder) == before
 
 
+def test_class_that_other_settings_began_to_replace_is_not_taken_for_finished(
+    run, command, folder, monkeypatch
+):
+    command = [*command, "--class_name", "bolt"]
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    # the model of the other settings is written, their figures are not
+    monkeypatch.setattr("utils.report.describe_class", fail)
+    model = (folder / "models/bolt.safetensors").read_bytes()
+    assert run(*command, "--seed", "7").returncode == 2
+    assert (folder / "models/bolt.safetensors").read_bytes() != model
+    monkeypatch.undo()
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
+    assert "finished" not in done.stdout
+    assert (folder / "models/bolt.safetensors").read_bytes() == model
+
+
 def test_new_image_is_part_of_the_fingerprint(run, command, tree):
     import numpy as np
 

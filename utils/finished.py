@@ -109,6 +109,11 @@ def read_finished(folder: Path, class_name: str, fingerprint: str) -> FinishedCl
     return finished if all((folder / name).is_file() for name in finished.files) else None
 
 
+def discard_finished(folder: Path, class_name: str) -> None:
+    """Forget that a class was finished, before its files are replaced one by one."""
+    _path(folder, class_name).unlink(missing_ok=True)
+
+
 def _path(folder: Path, class_name: str) -> Path:
     return folder / FOLDER / f"{class_name}.json"
 
