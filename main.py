@@ -174,11 +174,11 @@ def run_class(
         if first:
             # what a user of the model needs: a threshold from good images, a file, figures
             with seconds("fit"):
-                good_maps = model.held_out_maps(scored.images.shape[2:])
-                thresholds = find_thresholds(good_maps, args.target_fpr)
+                size = scored.images.shape[2:]
+                thresholds = find_thresholds(model.held_out_maps(size), args.target_fpr)
                 print_thresholds(thresholds, evaluation)
                 files = save_class(
-                    *(folder, train, args.arch, extractor, model, thresholds),
+                    *(folder, train, args.arch, extractor, model, thresholds, size),
                     *(args.save_models, args.save_dtype),
                 )
             with seconds("figures"):

@@ -145,6 +145,11 @@ def test_good_scores_out_of_order_are_refused(path, scores):
         load_model(path, CPU)
 
 
+def test_unknown_dtype_is_refused(model, tmp_path):
+    with pytest.raises(ValueError, match="unknown dtype 'int8'; choose from float32, float16"):
+        save_model(tmp_path / "x.safetensors", model, "int8")
+
+
 def test_failed_write_leaves_the_old_file(model, path, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))

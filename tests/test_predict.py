@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import colormaps
 from PIL import Image
 
 from datasets.images import Preprocessing, crop_box
+from datasets.loading import Loader
 from tests.conftest import write_image
 from tests.test_detector import SMALL, defective, good_images
 from utils import predict
@@ -114,6 +116,33 @@ def test_overlay_has_the_images_size_and_is_bare_outside_the_crop(run, command, 
     np.testing.assert_array_equal(overlay[outside], image[outside])
     assert (overlay != image).any(axis=2)[~outside].mean() > 0.95
     assert (overlay == RED).all(axis=2).sum() > 20
+
+
+def test_colours_are_those_of_a_scale_up_to_twice_the_pixel_threshold(
+    run, command, model, weights, new
+):
+    run(*command, "--maps", "npy", new / "good.png")
+    anomaly_map = np.load("predictions/maps/good.npy")
+    threshold = Detector.load(model, weights).model.thresholds.pixel
+    share = (anomaly_map / (2 * threshold)).clip(0, 1)
+    expected = colormaps["jet"](share, bytes=True)[..., :3] / 2 + pixels(new / "good.png") / 2
+    drawn = pixels("predictions/overlays/good.png").astype(float)
+    inside = ~np.isnan(anomaly_map) & (drawn != RED).any(axis=2)
+    assert inside.mean() > 0.3
+    np.testing.assert_allclose(drawn[inside], expected[inside], atol=1)
+
+
+def test_only_a_batch_is_read_ahead(run, command, new, monkeypatch):
+    asked = []
+
+    class Spy(Loader):
+        def __init__(self, *arguments):
+            asked.append(arguments[3])
+            super().__init__(*arguments)
+
+    monkeypatch.setattr(predict, "Loader", Spy)
+    run(*command, "--batch_size", "3", new)
+    assert asked == [3]
 
 
 def test_maps_are_of_the_images_size(run, command, new):

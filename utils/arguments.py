@@ -22,7 +22,29 @@ def add_option(parser: argparse.ArgumentParser, name: str, help: str, **settings
 
 
 def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on which images and how the network runs."""
+    """Add what an experiment and a study have in common."""
+    add_data_options(parser)
+    add_option(
+        parser,
+        "save_path",
+        "folder for the results (default: %(default)s)",
+        type=Path,
+        default=Path("results"),
+        metavar="PATH",
+    )
+    add_option(
+        parser,
+        "seed",
+        "of the draw of channels (default: %(default)s)",
+        type=int,
+        default=backbone.SEED,
+        metavar="N",
+    )
+    add_network_options(parser, BATCH_SIZE)
+
+
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options on which images there are and how they are prepared."""
     add_option(
         parser,
         "data_path",
@@ -61,14 +83,10 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         default=CROP,
         metavar="N",
     )
-    add_option(
-        parser,
-        "save_path",
-        "folder for the results (default: %(default)s)",
-        type=Path,
-        default=Path("results"),
-        metavar="PATH",
-    )
+
+
+def add_network_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """Add the options on how the network runs; batch_size is the default."""
     add_option(
         parser,
         "weights",
@@ -78,18 +96,10 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
     )
     add_option(
         parser,
-        "seed",
-        "of the draw of channels (default: %(default)s)",
-        type=int,
-        default=backbone.SEED,
-        metavar="N",
-    )
-    add_option(
-        parser,
         "batch_size",
         "images in a batch (default: %(default)s)",
         type=at_least(1),
-        default=BATCH_SIZE,
+        default=batch_size,
         metavar="N",
     )
     add_option(

@@ -66,7 +66,13 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         path: of the file, by custom <class>.safetensors.
         model: on any device.
         dtype: a key of DTYPES, in which the numbers are kept.
+
+    Raises:
+        ValueError: if dtype is another.
+        OSError: if the file cannot be written.
     """
+    if dtype not in DTYPES:
+        raise ValueError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     tensors = {
         name: tensor.to("cpu", DTYPES[dtype]).contiguous()
         for name, tensor in _to_tensors(model.padim.gaussians).items()

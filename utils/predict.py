@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from datasets.images import IMAGE_SUFFIXES, Box, crop_box, open_image, to_rgb, uncrop
 from datasets.loading import Loader
-from utils.arguments import MAX_WORKERS, add_option, at_least, count_cores, make_folder
+from utils.arguments import add_network_options, add_option, make_folder
 from utils.files import replacing
 
 if TYPE_CHECKING:
@@ -109,40 +109,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add_option(
         parser,
-        "weights",
-        "state dict that the model was made with (default: the published ImageNet weights)",
-        type=Path,
-        metavar="FILE",
-    )
-    add_option(
-        parser,
         "maps",
         "write anomaly maps too: npy (float32) or png (16 bits, hundredths) (default: none)",
         choices=("none", "png", "npy"),
         default="none",
     )
-    add_option(
-        parser,
-        "batch_size",
-        "images in a batch (default: %(default)s)",
-        type=at_least(1),
-        default=BATCH_SIZE,
-        metavar="N",
-    )
-    add_option(
-        parser,
-        "num_workers",
-        f"threads that decode and draw (default: one per core, at most {MAX_WORKERS})",
-        type=at_least(0),
-        default=min(count_cores(), MAX_WORKERS),
-        metavar="N",
-    )
-    add_option(
-        parser,
-        "device",
-        "auto (CUDA where there is one), cpu, cuda or cuda:N (default: %(default)s)",
-        default="auto",
-    )
+    add_network_options(parser, BATCH_SIZE)
 
 
 def finite(text: str) -> float:

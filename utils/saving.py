@@ -20,6 +20,7 @@ def save_class(
     extractor: FeatureExtractor,
     padim: PaDiM,
     thresholds: Thresholds | None,
+    image_size: tuple[int, int],
     when: str,
     dtype: str,
 ) -> list[str]:
@@ -32,6 +33,7 @@ def save_class(
         extractor: the network.
         padim: fitted.
         thresholds: None where the images are too few.
+        image_size: H and W of the preprocessed images.
         when: "all", "none", or "auto" for models up to AUTO_BYTES.
         dtype: of the numbers in the file.
 
@@ -54,7 +56,7 @@ def save_class(
         arch,
         extractor.weights_sha256,
         train.preprocessing,
-        train[0][0].shape[1:],
+        image_size,
         make_fingerprint({}, paths[0].parent, paths),
         padim,
         thresholds,
