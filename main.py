@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
-from itertools import chain
+from itertools import chain, compress
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -28,10 +28,13 @@ from datasets.images import Preprocessing
 from datasets.loading import Loader
 from utils import backbone
 from utils.arguments import add_option, add_shared_options, at_least, make_folder
+from utils.distributed import World
 from utils.thresholds import TARGET_FPR
 
 if TYPE_CHECKING:
-    from datasets.splits import ImageDataset
+    import torch
+
+    from datasets.splits import ImageDataset, Splits
     from utils.evaluation import Evaluation
     from utils.features import FeatureExtractor
     from utils.finished import FinishedClass
@@ -60,20 +63,45 @@ def main() -> None:
     args = parser.parse_args(words)
     try:
         run(args)
-    except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:
         print("interrupted; the classes finished so far are in the results", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        message = explain(error)
+        if message is None:  # not the user's mistake, and nothing the user can mend
+            raise
+        parser.exit(2, f"{parser.prog}: error: {message}\n")
     finally:
         # at the end of the program, looking for garbage among torch's modules takes a second
         gc.freeze()
 
 
-def run_experiment(args: argparse.Namespace) -> None:
-    """Run the method on every class that no earlier run has finished, and write the results."""
-    from utils.finished import discard_finished, find_finished, fingerprint_classes
+def explain(error: Exception) -> str | None:
+    """What went wrong in one line, if it is a mistake or a lack that the user can mend."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (OSError, ValueError)):
+        return text
+    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+        return (
+            f"memory is full ({text[:120]}); lower --batch_size, --n_features or --crop, or share "
+            "the work with torchrun; the classes finished so far are in the results"
+        )
+    if type(error).__name__ == "AcceleratorError":  # torch is not imported for its name
+        return (
+            f"the device failed ({text[:120]}); repeat the command to go on behind the classes "
+            "finished so far, or give --device cpu"
+        )
+    return None
 
+
+def run_experiment(args: argparse.Namespace) -> None:
+    """Run the experiment in this process, or in all that torchrun has started."""
+    with World.from_environment().joined() as world:
+        run_classes(args, world)
+
+
+def run_classes(args: argparse.Namespace, world: World) -> None:
+    """Run the method on every class that no earlier run has finished, and write the results."""
     # whatever is wrong with the arguments or the folders is found before anything slow
     if args.demo == (args.data_path is not None):
         raise ValueError("give either --data_path PATH, a folder of images, or --demo")
@@ -81,47 +109,52 @@ def run_experiment(args: argparse.Namespace) -> None:
     if args.demo:
         use_demo(args)
     args.arch = args.arch or backbone.DEFAULT_ARCH
+    seeds = range(args.seed, args.seed + args.seeds)
+    draws = {seed: backbone.draw_channels(args.arch, seed, args.n_features) for seed in seeds}
     preprocessing = Preprocessing(args.resize, args.crop)
     datasets = splits.load_all(args.data_path, args.dataset, args.class_name, preprocessing)
-    folder = make_folder(args.save_path / args.arch)
-    fingerprints = fingerprint_classes(fingerprint_settings(args), args.data_path, datasets)
-    finished = {} if args.force else find_finished(folder, fingerprints)
-    remaining = [pair for pair in datasets if pair[1].class_name not in finished]
-    for class_name in finished:
-        print(f"{class_name} is finished with these images and settings (--force fits it again)")
+    folder = args.save_path / args.arch
+    fingerprints, finished = {}, {}
+    if world.leads:
+        fingerprints, finished = find_finished_classes(args, folder, datasets)
+    unfinished = world.agree([test.class_name not in finished for _, test in datasets])
+    remaining = list(compress(datasets, unfinished))
 
     # images are decoded from now on, while what takes seconds to import is imported
-    with Loader(chain.from_iterable(remaining), args.batch_size, args.num_workers) as loader:
+    every_image = chain.from_iterable(remaining)
+    with Loader(every_image, args.batch_size, args.num_workers, world=world) as loader:
         from utils import runtime
         from utils.features import FeatureExtractor
+        from utils.finished import discard_finished
         from utils.report import Report
         from utils.tables import to_text
 
         # a frozen ImageNet network, and random draws of its channels, the same for all classes
-        device = runtime.choose_device(args.device)
+        device = runtime.choose_device(args.device, world)
         network = backbone.load_network(args.arch, args.weights)
-        extractor = FeatureExtractor(network, device)
-        seeds = range(args.seed, args.seed + args.seeds)
-        draws = {seed: backbone.draw_channels(args.arch, seed) for seed in seeds}
+        gc.collect(1)  # torch's reader leaves a second copy of the weights in a cycle
+        extractor = FeatureExtractor(network, device, args.precision)
         print(f"{args.arch} on {runtime.device_name(device)}, {len(draws[args.seed])} channels")
+        check_memory_of(args, remaining, draws[args.seed], device, world)
 
         report = Report(folder, fingerprints, finished)
 
         def write_report() -> list[Table]:
             channels = draws[args.seed]
             return report.write(
-                runtime.describe_run(arguments, args.arch, network, channels, device)
+                runtime.describe_run(arguments, args.arch, network, channels, device, world)
             )
 
         for train, test in remaining:
-            discard_finished(folder, test.class_name)
-            done = run_class(args, train, test, loader, extractor, draws, folder)
-            report.keep(replace(done, fingerprint=fingerprints[test.class_name]))
-            tables = write_report()
-        if not remaining:
-            tables = write_report()
-
-    print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
+            if world.leads:
+                discard_finished(folder, test.class_name)
+            done = run_class(args, train, test, loader, extractor, draws, folder, world)
+            if world.leads:
+                report.keep(replace(done, fingerprint=fingerprints[test.class_name]))
+                tables = write_report()
+        if world.leads:
+            tables = tables if remaining else write_report()
+            print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
 
 
 def run_class(
@@ -132,17 +165,22 @@ def run_class(
     extractor: FeatureExtractor,
     draws: Mapping[int, Sequence[int]],
     folder: Path,
-) -> FinishedClass:
-    """The method, for one class: fit to good images, score the test images, evaluate, draw."""
+    world: World,
+) -> FinishedClass | None:
+    """The method, for one class: fit to good images, score the test images, evaluate, draw.
+
+    Of several processes all fit and score, each its share; the one that leads does the rest.
+    """
     from utils.evaluation import evaluate, score_images
+    from utils.figures import choose_drawn
     from utils.padim import PaDiM
     from utils.report import describe_class, make_result
-    from utils.saving import save_class
+    from utils.saving import is_saved, save_class
     from utils.thresholds import choose_held_out, find_thresholds
 
     print(f"\n{test.class_name}: {len(train)} training images, {len(test)} test images")
     seconds = Stopwatch()
-    results = []
+    results, files = [], []
 
     # the network runs once; what it gives is kept only if several draws look at it
     keep = list if len(draws) > 1 else iter
@@ -161,32 +199,73 @@ def run_class(
         # from good images alone: a Gaussian for each patch position
         with seconds("fit"):
             held_out = choose_held_out(len(train)) if first else ()
-            model = PaDiM(channels).fit(good, len(train), held_out)
+            model = PaDiM(channels, world).fit(good, len(train), held_out)
 
         # the distance of each patch from its Gaussian, as a map over the image
         with seconds("score"):
-            scored = score_images(model, unseen)
+            drawn = choose_drawn(len(test), args.figures) if first else ()
+            scored = score_images(model, unseen, len(test), test.has_masks, drawn)
 
-        with seconds("metrics"):
-            evaluation = evaluate(scored, test.has_masks)
-        print_evaluation(evaluation)
-
+        # what a user of the model needs: a threshold from good images, and all of it to save
         if first:
-            # what a user of the model needs: a threshold from good images, a file, figures
             with seconds("fit"):
-                size = scored.images.shape[2:]
-                thresholds = find_thresholds(model.held_out_maps(size), args.target_fpr)
-                print_thresholds(thresholds, evaluation)
-                files = save_class(
-                    *(folder, train, args.arch, extractor, model, thresholds, size),
-                    *(args.save_models, args.save_dtype),
-                )
-            with seconds("figures"):
-                done = describe_class(folder, test, scored, evaluation, thresholds, args.figures)
+                held_out_maps = model.held_out_maps(train.image_size)
+                thresholds = find_thresholds(held_out_maps, args.target_fpr)
+                saved = is_saved(model, args.save_models, args.save_dtype)
+                whole = model.gather() if saved else None
 
-        results.append(make_result(train, test, seed, evaluation, seconds.take()))
-        del model, scored  # before the next fit takes its memory
-    return replace(done, results=results, files=[*done.files, *files])
+        if world.leads:
+            with seconds("metrics"):
+                evaluation = evaluate(scored, test.has_masks)
+            print_evaluation(evaluation)
+            if first:
+                print_thresholds(thresholds, evaluation)
+                if saved:
+                    with seconds("fit"):
+                        known = (train, args.arch, extractor, whole, thresholds)
+                        files.append(save_class(folder, *known, args.save_dtype))
+                with seconds("figures"):
+                    done = describe_class(folder, test, scored, evaluation, thresholds)
+            results.append(make_result(train, test, seed, evaluation, seconds.take()))
+        model = scored = whole = None  # before the next fit takes its memory
+    return replace(done, results=results, files=[*done.files, *files]) if world.leads else None
+
+
+def find_finished_classes(
+    args: argparse.Namespace, folder: Path, datasets: Sequence[Splits]
+) -> tuple[dict[str, str], dict[str, FinishedClass]]:
+    """The fingerprints of all classes, and those that an earlier run into folder has finished."""
+    from utils.finished import find_finished, fingerprint_classes
+
+    make_folder(folder)
+    fingerprints = fingerprint_classes(fingerprint_settings(args), args.data_path, datasets)
+    finished = {} if args.force else find_finished(folder, fingerprints)
+    for class_name in finished:
+        print(f"{class_name} is finished with these images and settings (--force fits it again)")
+    return fingerprints, finished
+
+
+def check_memory_of(
+    args: argparse.Namespace,
+    remaining: Sequence[Splits],
+    channels: Sequence[int],
+    device: torch.device,
+    world: World,
+) -> None:
+    """Refuse a class that does not fit into memory, before the first is begun.
+
+    Raises:
+        ValueError: if there is one.
+    """
+    from utils.memory import Work, check_memory
+
+    for train, test in remaining:
+        n_drawn = len(test) if args.figures is None else min(args.figures, len(test))
+        work = Work(
+            *(args.arch, channels, train.image_size, len(train), len(test), args.batch_size),
+            *(args.seeds > 1, test.has_masks, n_drawn),
+        )
+        check_memory(test.class_name, work, device, world)
 
 
 def use_demo(args: argparse.Namespace) -> None:
@@ -225,7 +304,7 @@ def fingerprint_settings(args: argparse.Namespace) -> dict[str, Any]:
     """All of the command line that the results of a class depend on."""
     names = (
         *("arch", "seed", "seeds", "batch_size", "device", "dataset", "resize", "crop"),
-        *("figures", "target_fpr", "save_models", "save_dtype"),
+        *("n_features", "precision", "figures", "target_fpr", "save_models", "save_dtype"),
     )
     settings = {name: getattr(args, name) for name in names}
     if args.weights is not None:
@@ -258,6 +337,10 @@ def choose_command(
     """The parser, the function and the words that are left for it: a command's or the run's."""
     if not words or words[0] not in COMMANDS:
         return make_parser(), run_experiment, words
+    if World.from_environment().size > 1:
+        OneLineParser(prog=f"main.py {words[0]}").error(
+            "torchrun is for the experiment; start this command with python"
+        )
     command = import_module(COMMANDS[words[0]])
     parser = OneLineParser(
         prog=f"main.py {words[0]}",
@@ -274,7 +357,8 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message without the usage and exit with status 2."""
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        # of several processes with the same arguments one says it
+        self.exit(2, f"{self.prog}: error: {message}\n" if World.from_environment().leads else None)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -298,6 +382,13 @@ def make_parser() -> argparse.ArgumentParser:
         "arch",
         f"network (default: {backbone.DEFAULT_ARCH}; with --demo {backbone.DEMO_ARCH})",
         choices=backbone.BACKBONES,
+    )
+    add_option(
+        parser,
+        "n_features",
+        "channels to draw (default: the network's of the published results)",
+        type=at_least(1),
+        metavar="D",
     )
     add_option(
         parser,

@@ -13,6 +13,7 @@ from datasets.images import (
     load_mask,
     preprocessed_size,
     read_size,
+    resized_size,
 )
 from datasets.layouts import AUTO, LAYOUTS, Layout, find_classes
 from datasets.mvtec import CLASS_NAMES, Sample
@@ -47,6 +48,19 @@ class ImageDataset:
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """H and W of the preprocessed images.
+
+        Raises:
+            ValueError: if the first image cannot be read.
+        """
+        resize, crop = self.preprocessing
+        if crop:
+            return crop, crop
+        width, height = resized_size(read_size(self.samples[0].path), resize)
+        return height, width
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, np.ndarray]:
         """The image (3, H, W) uint8 RGB, its label and its mask (H, W) bool.

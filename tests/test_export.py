@@ -39,7 +39,8 @@ def model(request, random_weights, extractor):
     thresholds = find_thresholds(padim.held_out_maps(SIZE), 0.01)
     sha256 = load_network("resnet18", random_weights("resnet18")).weights_sha256
     return TrainedModel(
-        "bolt", "resnet18", sha256, Preprocessing(0, 0), SIZE, "cd" * 32, padim, thresholds
+        *("bolt", "resnet18", sha256, "float32"),
+        *(Preprocessing(0, 0), SIZE, "cd" * 32, padim, thresholds),
     )
 
 

@@ -17,6 +17,7 @@ from utils.gaussian import (
     _fit_primal,
     fit_gaussians,
 )
+from utils.patches import arrange
 
 FORMS = {"primal": _fit_primal, "dual": _fit_dual}
 in_both_forms = pytest.mark.parametrize("form", FORMS)
@@ -44,13 +45,13 @@ def fit(
 ) -> PrimalGaussians | DualGaussians:
     """Fit all images at once in the form wanted, whatever their number."""
     layers = [train] if isinstance(train, Tensor) else train
-    return FORMS[form]([layers], len(layers[0]), eps, block)
+    return FORMS[form]([arrange(layers)], len(layers[0]), eps, block)
 
 
 def leave_one_out(form: str, train: Tensor) -> Tensor:
     gaussians = fit(form, train)
     if form == "primal":
-        return gaussians.leave_one_out([train], len(train))
+        return gaussians.leave_one_out(arrange([train]), len(train))
     return gaussians.leave_one_out(range(len(train)))
 
 
@@ -62,19 +63,19 @@ def assert_close(distances: Tensor, expected: np.ndarray | Tensor, tolerance: fl
     ("n", "form"), [(5, DualGaussians), (12, DualGaussians), (13, PrimalGaussians)]
 )
 def test_form_is_the_smaller_one(n, form):
-    assert type(fit_gaussians([[draw(n, 12)]], n)) is form
+    assert type(fit_gaussians([arrange([draw(n, 12)])], n)) is form
 
 
 def test_form_counts_the_channels_of_all_layers():
     # 4 + 5 + 6 = 15 channels
     pyramid = draw_pyramid(10, [(4, 4), (2, 2), (1, 1)])
-    assert type(fit_gaussians([pyramid], 10)) is DualGaussians
+    assert type(fit_gaussians([arrange(pyramid)], 10)) is DualGaussians
 
 
 @pytest.mark.parametrize("n", [2, 5, 12, 13, 40])
 def test_distances_equal_the_naive_ones(n):
     train, test = draw(n, 12), draw(4, 12, seed=1)
-    distances = fit_gaussians([[train]], n).distances([test])
+    distances = fit_gaussians([arrange([train])], n).distances(arrange([test]))
     assert distances.shape == (4, 3, 2)
     assert_close(distances, naive_distances(train.numpy(), test.numpy()))
 
@@ -83,7 +84,7 @@ def test_distances_equal_the_naive_ones(n):
 @pytest.mark.parametrize("n", [5, 12, 40])
 def test_both_forms_equal_the_naive_one_at_any_size(form, n):
     train, test = draw(n, 12), draw(4, 12, seed=1)
-    distances = fit(form, train).distances([test])
+    distances = fit(form, train).distances(arrange([test]))
     assert_close(distances, naive_distances(train.numpy(), test.numpy()))
 
 
@@ -93,7 +94,9 @@ def test_large_means_and_tiny_variances_lose_no_digits(form, sizes):
     # float32 holds 1000 to 6e-5: the inputs are rounded alike for both
     train, test = 1000 + 0.1 * draw(9, 8), 1000 + 0.1 * draw(3, 8, seed=1)
     batches = [[images] for images in train.split(sizes)]
-    distances = FORMS[form](batches, 9, COVARIANCE_EPS, PATCH_BLOCK).distances([test])
+    distances = FORMS[form](map(arrange, batches), 9, COVARIANCE_EPS, PATCH_BLOCK).distances(
+        arrange([test])
+    )
     expected = naive_distances(train.numpy(), test.numpy())
     np.testing.assert_allclose(distances.numpy(), expected, rtol=2e-3)
 
@@ -102,7 +105,7 @@ def test_large_means_and_tiny_variances_lose_no_digits(form, sizes):
 @pytest.mark.parametrize("eps", [0.001, 0.1, 10])
 def test_eps_is_added_to_the_diagonal(form, eps):
     train, test = draw(9, 5), draw(3, 5, seed=1)
-    distances = fit(form, train, eps).distances([test])
+    distances = fit(form, train, eps).distances(arrange([test]))
     assert_close(distances, naive_distances(train.numpy(), test.numpy(), eps), 1e-3)
 
 
@@ -122,8 +125,8 @@ def test_eps_is_that_of_the_paper():
 )
 def test_pyramid_equals_its_layers_in_one_piece(form, grids):
     train, test = draw_pyramid(10, grids), draw_pyramid(3, grids, seed=1)
-    whole = fit(form, concatenate(train)).distances([concatenate(test)])
-    assert_close(fit(form, train).distances(test), whole)
+    whole = fit(form, concatenate(train)).distances(arrange([concatenate(test)]))
+    assert_close(fit(form, train).distances(arrange(test)), whole)
 
 
 @in_both_forms
@@ -135,15 +138,15 @@ def test_pyramid_equals_the_naive_distances_of_nearest_repeats(form):
         for layers in (train, test)
     ]
     expected = naive_distances(repeated[0].numpy(), repeated[1].numpy())
-    assert_close(fit(form, train).distances(test), expected)
+    assert_close(fit(form, train).distances(arrange(test)), expected)
 
 
 @in_both_forms
 @pytest.mark.parametrize("block", [1, 5, 1000])
 def test_block_size_of_the_fit_has_no_effect(form, block):
     train, test = (draw_pyramid(n, [(6, 4), (3, 2)], seed=n) for n in (9, 3))
-    distances = fit(form, train, block=block).distances(test)
-    assert_close(distances, fit(form, train).distances(test), 1e-5)
+    distances = fit(form, train, block=block).distances(arrange(test))
+    assert_close(distances, fit(form, train).distances(arrange(test)), 1e-5)
 
 
 @in_both_forms
@@ -151,7 +154,9 @@ def test_block_size_of_the_fit_has_no_effect(form, block):
 def test_block_size_of_the_distances_has_no_effect(form, block):
     train, test = (draw_pyramid(n, [(6, 4), (3, 2)], seed=n) for n in (9, 3))
     gaussians = fit(form, train)
-    assert_close(gaussians.distances(test, block), gaussians.distances(test), 1e-5)
+    assert_close(
+        gaussians.distances(arrange(test), block), gaussians.distances(arrange(test)), 1e-5
+    )
 
 
 @in_both_forms
@@ -161,16 +166,20 @@ def test_batch_size_of_the_fit_has_no_effect(form, sizes):
     parts = [layer.split(sizes) for layer in train]
     batches = [list(layers) for layers in zip(*parts, strict=True)]
     assert len(batches) == len(sizes)
-    gaussians = FORMS[form](iter(batches), 9, COVARIANCE_EPS, PATCH_BLOCK)
-    assert_close(gaussians.distances(test), fit(form, train).distances(test), 1e-5)
+    gaussians = FORMS[form](map(arrange, batches), 9, COVARIANCE_EPS, PATCH_BLOCK)
+    assert_close(
+        gaussians.distances(arrange(test)), fit(form, train).distances(arrange(test)), 1e-5
+    )
 
 
 @in_both_forms
 def test_batch_size_of_the_distances_has_no_effect(form):
     train, test = (draw_pyramid(n, [(6, 4), (3, 2)], seed=n) for n in (9, 3))
     gaussians = fit(form, train)
-    alone = torch.cat([gaussians.distances([layer[[i]] for layer in test]) for i in range(3)])
-    assert_close(gaussians.distances(test), alone, 1e-5)
+    alone = torch.cat(
+        [gaussians.distances(arrange([layer[[i]] for layer in test])) for i in range(3)]
+    )
+    assert_close(gaussians.distances(arrange(test)), alone, 1e-5)
 
 
 @in_both_forms
@@ -179,7 +188,7 @@ def test_distance_to_an_identity_covariance_is_euclidean(form):
     a = (2.5 * (1 - COVARIANCE_EPS)) ** 0.5
     train = torch.cat([a * torch.eye(3), -a * torch.eye(3)])[:, :, None, None]
     test = torch.tensor([[1.0, 2, 2], [3, 0, 4], [0, 0, 0]])[:, :, None, None]
-    distances = fit(form, train).distances([test])
+    distances = fit(form, train).distances(arrange([test]))
     np.testing.assert_allclose(distances.flatten(), [3, 5, 0], rtol=1e-5)
 
 
@@ -188,7 +197,7 @@ def test_distance_to_equal_images_is_euclidean_over_the_root_of_eps(form):
     # no variance: the covariance is eps, its root 0.1
     train = torch.full((4, 2, 1, 1), 7.0)
     test = torch.tensor([10.0, 11.0]).view(1, 2, 1, 1)
-    assert fit(form, train).distances([test]).item() == pytest.approx(50, rel=1e-5)
+    assert fit(form, train).distances(arrange([test])).item() == pytest.approx(50, rel=1e-5)
 
 
 @in_both_forms
@@ -196,22 +205,22 @@ def test_distance_is_not_squared(form):
     train, test = draw(9, 5), draw(3, 5, seed=1)
     mean = train.mean(dim=0)
     gaussians = fit(form, train)
-    near, far = (gaussians.distances([mean + k * (test - mean)]) for k in (1, 3))
+    near, far = (gaussians.distances(arrange([mean + k * (test - mean)])) for k in (1, 3))
     assert_close(far, 3 * near)
 
 
 @in_both_forms
 def test_distance_to_the_mean_is_0(form):
     train = draw(9, 5)
-    distances = fit(form, train).distances([train.mean(dim=0, keepdim=True)])
+    distances = fit(form, train).distances(arrange([train.mean(dim=0, keepdim=True)]))
     np.testing.assert_allclose(distances.numpy(), 0, atol=1e-5)
 
 
 @in_both_forms
 def test_translation_has_no_effect(form):
     train, test, shift = draw(9, 5), draw(3, 5, seed=1), draw(1, 5, seed=2)
-    moved = fit(form, train + shift).distances([test + shift])
-    assert_close(moved, fit(form, train).distances([test]))
+    moved = fit(form, train + shift).distances(arrange([test + shift]))
+    assert_close(moved, fit(form, train).distances(arrange([test])))
 
 
 @in_both_forms
@@ -219,14 +228,17 @@ def test_rotation_has_no_effect(form):
     train, test = draw(9, 5), draw(3, 5, seed=1)
     rotation = torch.linalg.qr(torch.from_numpy(np.random.default_rng(2).normal(size=(5, 5)))).Q
     turned = [torch.einsum("ce,nehw->nchw", rotation.float(), x) for x in (train, test)]
-    assert_close(fit(form, turned[0]).distances([turned[1]]), fit(form, train).distances([test]))
+    assert_close(
+        fit(form, turned[0]).distances(arrange([turned[1]])),
+        fit(form, train).distances(arrange([test])),
+    )
 
 
 @in_both_forms
 def test_every_patch_has_its_own_gaussian(form):
     train, test = draw(9, 5), draw(3, 5, seed=1)
-    distances = fit(form, train).distances([test])
-    own = fit(form, train[:, :, 2:, 1:]).distances([test[:, :, 2:, 1:]])
+    distances = fit(form, train).distances(arrange([test]))
+    own = fit(form, train[:, :, 2:, 1:]).distances(arrange([test[:, :, 2:, 1:]]))
     assert_close(distances[:, 2:, 1:], own, 1e-5)
 
 
@@ -234,7 +246,7 @@ def test_every_patch_has_its_own_gaussian(form):
 def test_test_embeddings_are_not_modified(form):
     train, test = draw(9, 5), draw(3, 5, seed=1)
     before = test.clone()
-    fit(form, train).distances([test])
+    fit(form, train).distances(arrange([test]))
     assert torch.equal(test, before)
 
 
@@ -248,13 +260,13 @@ def test_training_embeddings_are_not_modified(form):
 
 @in_both_forms
 def test_distances_are_float32(form):
-    assert fit(form, draw(9, 5)).distances([draw(3, 5)]).dtype == torch.float32
+    assert fit(form, draw(9, 5)).distances(arrange([draw(3, 5)])).dtype == torch.float32
 
 
 def test_square_that_rounding_makes_negative_counts_as_0():
     # squares near 2e5 over 0.01, of which all but about 3 cancel, are more than float32 holds
     train = 70 * draw(5, 40, grid=(8, 8))
-    distances = fit("dual", train).distances([train])
+    distances = fit("dual", train).distances(arrange([train]))
     assert (distances == 0).any()
     assert distances.isfinite().all()
 
@@ -303,14 +315,14 @@ def test_leave_one_out_of_equal_images_is_0():
 )
 def test_distances_of_any_shape_equal_the_naive_ones(form, n, d, grid, n_test, seed):
     train, test = draw(n, d, grid, seed), draw(n_test, d, grid, seed + 1)
-    distances = fit(form, train, block=3).distances([test])
+    distances = fit(form, train, block=3).distances(arrange([test]))
     assert_close(distances, naive_distances(train.numpy(), test.numpy()), 1e-3)
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_fewer_than_two_images_are_refused(n):
     with pytest.raises(ValueError, match=f"covariance needs at least 2 training images; got {n}"):
-        fit_gaussians([[draw(n, 5)]], n)
+        fit_gaussians([arrange([draw(n, 5)])], n)
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
@@ -319,7 +331,7 @@ def test_embedding_that_is_not_finite_is_refused(value, n):
     batches = [draw_pyramid(2, [(4, 4), (2, 2)]), draw_pyramid(n - 2, [(4, 4), (2, 2)])]
     batches[1][1][0, 0, 0, 0] = value
     with pytest.raises(ValueError, match="an embedding is not finite; the weights or the images"):
-        fit_gaussians(batches, n)
+        fit_gaussians(map(arrange, batches), n)
 
 
 @pytest.mark.parametrize(("n", "d"), [(9, 4), (5, 8)])
@@ -329,4 +341,4 @@ def test_features_that_drown_eps_are_refused(n, d):
     embeddings[:, 1] = embeddings[:, 0]
     embeddings[1] = embeddings[0]
     with pytest.raises(ValueError, match="the features are so large that float32 loses eps"):
-        fit_gaussians([[embeddings]], n)
+        fit_gaussians([arrange([embeddings])], n)

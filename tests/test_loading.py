@@ -4,8 +4,9 @@ import time
 import numpy as np
 import pytest
 
-from datasets.loading import READ_AHEAD, Loader, load_batches
+from datasets.loading import Loader, load_batches
 from datasets.splits import load_splits
+from utils.distributed import World
 
 MESSAGE = "cannot read item 3; replace it"
 both_worker_counts = pytest.mark.parametrize("num_workers", [0, 2])
@@ -71,24 +72,26 @@ def test_without_workers_an_item_is_made_when_it_is_wanted():
 
 
 def test_no_more_is_read_ahead_than_the_limit():
-    numbers = Numbers(length=READ_AHEAD + 50)
-    with Loader([numbers], 10, 2) as loader:
-        wait_for(numbers, READ_AHEAD)
+    # 4 bytes each
+    numbers = Numbers(length=300)
+    with Loader([numbers], 10, 2, read_ahead=800) as loader:
+        wait_for(numbers, 200)
         time.sleep(0.05)
-        assert len(numbers.asked) == READ_AHEAD
+        assert len(numbers.asked) == 200
         next(loader.batches(numbers))
-        wait_for(numbers, READ_AHEAD + 10)
+        wait_for(numbers, 210)
         time.sleep(0.05)
-        assert len(numbers.asked) == READ_AHEAD + 10
+        assert len(numbers.asked) == 210
 
 
 def test_leaving_ends_the_threads_and_drops_what_is_not_read():
     before = threading.active_count()
     numbers = Numbers(ValueError, length=100_000)
-    with pytest.raises(ValueError, match=MESSAGE), Loader([numbers], 2, 2) as loader:
+    raises = pytest.raises(ValueError, match=MESSAGE)
+    with raises, Loader([numbers], 2, 2, read_ahead=400) as loader:
         list(loader.batches(numbers))
     assert threading.active_count() == before
-    assert len(numbers.asked) <= READ_AHEAD + 4
+    assert len(numbers.asked) <= 100 + 4
 
 
 @both_worker_counts
@@ -131,13 +134,28 @@ def test_items_come_one_by_one_as_they_are(num_workers):
     assert items[5][0].shape == (2, 2)
 
 
-def test_less_can_be_read_ahead():
+def test_a_batch_is_always_read_ahead():
     numbers = Numbers(length=50)
-    with Loader([numbers], 10, 2, read_ahead=4) as loader:
-        wait_for(numbers, 4)
+    with Loader([numbers], 10, 2, read_ahead=0) as loader:
+        wait_for(numbers, 10)
         time.sleep(0.05)
-        assert len(numbers.asked) == 4
+        assert len(numbers.asked) == 10
         next(loader.items(numbers))
-        wait_for(numbers, 5)
+        wait_for(numbers, 11)
         time.sleep(0.05)
-        assert len(numbers.asked) == 5
+        assert len(numbers.asked) == 11
+
+
+@both_worker_counts
+@pytest.mark.parametrize(("size", "length"), [(2, 7), (3, 7), (3, 1), (4, 9)])
+def test_processes_share_every_batch(size, length, num_workers):
+    batches = []
+    for rank in range(size):
+        numbers = Numbers(length=length)
+        with Loader([numbers], 3, num_workers, world=World(rank, size)) as loader:
+            batches.append([values for values, _ in loader.batches(numbers)])
+    assert {len(of_rank) for of_rank in batches} == {-(-length // 3)}
+    # an empty share has the shape of an item
+    assert all(values.shape[1:] == (2, 2) for of_rank in batches for values in of_rank)
+    shared = [np.concatenate(shares)[:, 0, 0] for shares in zip(*batches, strict=True)]
+    assert np.concatenate(shared).tolist() == list(range(length))

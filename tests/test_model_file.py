@@ -27,7 +27,8 @@ def fit(n):
     padim = PaDiM(CHANNELS).fit([features(n)], n, held_out=range(n))
     thresholds = find_thresholds(padim.held_out_maps(SIZE), 0.01)
     return TrainedModel(
-        "bolt", "resnet18", "ab" * 32, Preprocessing(0, 0), SIZE, "cd" * 32, padim, thresholds
+        *("bolt", "resnet18", "ab" * 32, "float32"),
+        *(Preprocessing(0, 0), SIZE, "cd" * 32, padim, thresholds),
     )
 
 

@@ -83,7 +83,7 @@ def test_single_image_has_a_map_of_its_own():
 
 def test_maps_are_float32():
     model = model_with_distances(torch.ones(1, 4, 4))
-    assert model.anomaly_maps({"layer1": torch.zeros(1, 1, 4, 4)}, (64, 64)).dtype == np.float32
+    assert model.anomaly_maps({"layer1": torch.zeros(1, 1, 4, 4)}, (64, 64)).dtype == torch.float32
 
 
 def test_image_score_is_the_maximum_of_the_map():

@@ -136,13 +136,13 @@ def test_only_a_batch_is_read_ahead(run, command, new, monkeypatch):
     asked = []
 
     class Spy(Loader):
-        def __init__(self, *arguments):
-            asked.append(arguments[3])
-            super().__init__(*arguments)
+        def __init__(self, *arguments, read_ahead):
+            asked.append((arguments[1], read_ahead))
+            super().__init__(*arguments, read_ahead=read_ahead)
 
     monkeypatch.setattr(predict, "Loader", Spy)
     run(*command, "--batch_size", "3", new)
-    assert asked == [3]
+    assert asked == [(3, 0)]
 
 
 def test_maps_are_of_the_images_size(run, command, new):

@@ -22,6 +22,7 @@ from utils.backbone import draw_channels, load_network
 from utils.features import FeatureExtractor, concatenate
 from utils.gaussian import fit_gaussians
 from utils.padim import PaDiM
+from utils.patches import arrange
 from utils.study import STUDIES, accuracy_table, cost_table, plot_studies
 from utils.study_methods import (
     ClassFeatures,
@@ -29,7 +30,6 @@ from utils.study_methods import (
     RotatedDataset,
     Setup,
     draw_move,
-    gaussians_bytes,
     principal_axes,
     project,
     sum_maps,
@@ -179,7 +179,7 @@ def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
         name = f"layer{number}"
         only = [{name: batch[name]} for batch in features.good]
         model = PaDiM(range(n_channels)).fit(only, 5)
-        assert model.gaussians.grids == [(112 // 2**number,) * 2]
+        assert model.gaussians.pyramid.grids == ((112 // 2**number,) * 2,)
         maps = np.concatenate(
             [model.anomaly_maps({name: b[name]}, (224, 224)) for b, *_ in features.unseen]
         )
@@ -223,25 +223,14 @@ def test_principal_axes_are_those_of_all_patches(layers):
 def test_all_principal_components_leave_the_distances_as_they_are(layers):
     """A rotation of the embeddings changes no distance: it takes eps I to itself."""
     rotated = project(layers, principal_axes([layers]))
-    plain = fit_gaussians([list(layers.values())], 12)
-    turned = fit_gaussians([list(rotated.values())], 12)
+    plain = fit_gaussians([arrange(list(layers.values()))], 12)
+    turned = fit_gaussians([arrange(list(rotated.values()))], 12)
     unseen = {name: layer.flip(0) * 1.5 for name, layer in layers.items()}
-    distances = plain.distances(list(unseen.values()))
-    again = turned.distances(list(project(unseen, principal_axes([layers])).values()))
+    distances = plain.distances(arrange(list(unseen.values())))
+    again = turned.distances(arrange(list(project(unseen, principal_axes([layers])).values())))
     assert torch.allclose(distances, again, rtol=1e-3)
     fewer = project(unseen, principal_axes([layers])[:, :6])
     assert fewer["components"].shape == (12, 6, 8, 8)
-
-
-@pytest.mark.parametrize(("n_train", "form"), [(12, "dual"), (30, "primal")])
-def test_bytes_are_those_of_the_tensors(n_train, form):
-    torch.manual_seed(0)
-    layers = [torch.randn(n_train, 10, 4, 4), torch.randn(n_train, 6, 2, 2)]
-    gaussians = fit_gaussians([layers], n_train)
-    primal = 16 * (16 + 16 * 16) * 4
-    # means and samples of each layer, which patch of its grid is at each of the 16, the factor
-    dual = (1 + n_train) * (16 * 10 + 4 * 6) * 4 + 2 * 16 * 8 + 16 * n_train**2 * 4
-    assert gaussians_bytes(gaussians) == (primal if form == "primal" else dual)
 
 
 def test_cost_is_measured(made):

@@ -10,9 +10,11 @@ from typing import Any
 from datasets.images import CROP, RESIZE
 from datasets.layouts import AUTO, LAYOUTS
 from utils import backbone
+from utils.distributed import World
 
 BATCH_SIZE = 32  # upstream
 MAX_WORKERS = 8
+PRECISIONS = ("float32", "bf16", "fp16")
 
 
 def add_option(parser: argparse.ArgumentParser, name: str, help: str, **settings: Any) -> None:
@@ -41,6 +43,13 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         metavar="N",
     )
     add_network_options(parser, BATCH_SIZE)
+    add_option(
+        parser,
+        "precision",
+        "in which the network computes; all else is float32 (default: %(default)s)",
+        choices=PRECISIONS,
+        default=PRECISIONS[0],
+    )
 
 
 def add_data_options(parser: argparse.ArgumentParser) -> None:
@@ -97,7 +106,7 @@ def add_network_options(parser: argparse.ArgumentParser, batch_size: int) -> Non
     add_option(
         parser,
         "batch_size",
-        "images in a batch (default: %(default)s)",
+        "images in a batch, of all processes together (default: %(default)s)",
         type=at_least(1),
         default=batch_size,
         metavar="N",
@@ -107,7 +116,7 @@ def add_network_options(parser: argparse.ArgumentParser, batch_size: int) -> Non
         "num_workers",
         f"threads that decode images (default: one per core, at most {MAX_WORKERS})",
         type=at_least(0),
-        default=min(count_cores(), MAX_WORKERS),
+        default=count_workers(),
         metavar="N",
     )
     add_option(
@@ -132,6 +141,11 @@ def at_least(smallest: int) -> Callable[[str], int]:
 def count_cores() -> int:
     """The cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def count_workers() -> int:
+    """Threads to decode with: a core each, of this process's share of the machine."""
+    return min(max(count_cores() // World.from_environment().local_size, 1), MAX_WORKERS)
 
 
 def make_folder(path: Path, option: str = "--save_path") -> Path:

@@ -56,14 +56,29 @@ class Network:
     weights_sha256: str
 
 
-def draw_channels(arch: str, seed: int = SEED) -> list[int]:
+def draw_channels(arch: str, seed: int = SEED, n_features: int | None = None) -> list[int]:
     """The random channels of the concatenated layers, in the order drawn (paper, section III-A).
 
-    With SEED it is the list that upstream draws.
+    With SEED and without n_features it is the list that upstream draws.
+
+    Args:
+        arch: a key of BACKBONES.
+        seed: of the draw.
+        n_features: how many; None takes the backbone's.
+
+    Raises:
+        ValueError: if the network has fewer channels.
     """
     backbone = BACKBONES[arch]
+    total = sum(backbone.layer_channels)
+    count = backbone.n_features if n_features is None else n_features
+    if not 0 < count <= total:
+        raise ValueError(
+            f"--n_features {count} cannot be drawn from the {total} channels of {arch}; "
+            f"give 1 to {total}"
+        )
     draw = random.Random(seed)  # noqa: S311 (upstream draws with this generator)
-    return draw.sample(range(sum(backbone.layer_channels)), backbone.n_features)
+    return draw.sample(range(total), count)
 
 
 def channels_sha256(channels: Sequence[int]) -> str:

@@ -23,7 +23,7 @@ from datasets.images import (
 )
 from utils.arguments import BATCH_SIZE
 from utils.backbone import BACKBONES, SEED, draw_channels, load_network
-from utils.features import FeatureExtractor
+from utils.features import PRECISIONS, FeatureExtractor
 from utils.model_file import TrainedModel, load_model, save_model
 from utils.padim import PaDiM
 from utils.runtime import choose_device
@@ -52,6 +52,8 @@ class Detector:
         weights: Path | str | None = None,
         preprocessing: Preprocessing = DEFAULT,
         seed: int = SEED,
+        n_features: int | None = None,
+        precision: str = "float32",
         target_fpr: float = TARGET_FPR,
         device: str = "auto",
         name: str = "images",
@@ -65,6 +67,8 @@ class Detector:
             weights: state dict file; without it the published weights are taken.
             preprocessing: of every image, also of those to be scored.
             seed: of the draw of channels.
+            n_features: channels drawn; None draws as many as upstream.
+            precision: in which the network computes, a key of PRECISIONS.
             target_fpr: the rate of good images above the image threshold, in (0, 1).
             device: "auto", "cpu", "cuda" or "cuda:N".
             name: of the class, in errors and in the file. The model's training_sha256 is that of
@@ -78,12 +82,17 @@ class Detector:
             raise ValueError(f"unknown arch {arch!r}; choose from {', '.join(BACKBONES)}")
         if not 0 < target_fpr < 1:
             raise ValueError(f"target_fpr {target_fpr} is no rate; give one between 0 and 1")
+        if precision not in PRECISIONS:
+            raise ValueError(
+                f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}"
+            )
         check_preprocessing(preprocessing)
-        extractor = _load_extractor(arch, weights, device)
+        channels = draw_channels(arch, seed, n_features)
+        extractor = _load_extractor(arch, weights, device, precision)
         prepared = _prepare_all(images, preprocessing, name)
         n, size = len(prepared), prepared[0].shape[1:]
         held_out = choose_held_out(n)
-        padim = PaDiM(draw_channels(arch, seed))
+        padim = PaDiM(channels)
         padim.fit(map(extractor, _batches(prepared)), n, held_out)
         thresholds = find_thresholds(padim.held_out_maps(size), target_fpr)
         digest = hashlib.sha256()
@@ -91,7 +100,7 @@ class Detector:
             digest.update(np.ascontiguousarray(image))
         sha256 = digest.hexdigest()
         model = TrainedModel(
-            *(name, arch, extractor.weights_sha256),
+            *(name, arch, extractor.weights_sha256, precision),
             *(preprocessing, size, sha256, padim, thresholds),
         )
         return cls(extractor, model)
@@ -112,7 +121,7 @@ class Detector:
             ValueError: if the file is damaged or was made with other weights.
         """
         model = load_model(Path(path), choose_device(device))
-        extractor = _load_extractor(model.arch, weights, device)
+        extractor = _load_extractor(model.arch, weights, device, model.precision)
         if extractor.weights_sha256 != model.weights_sha256:
             given = "the published weights" if weights is None else weights
             raise ValueError(
@@ -144,7 +153,8 @@ class Detector:
 
     def score_batch(self, images: np.ndarray) -> np.ndarray:
         """The anomaly maps (B, H, W) float32 of (B, 3, H, W) uint8 images that prepare gave."""
-        return self.model.padim.anomaly_maps(self.extractor(images), self.model.image_size)
+        features = self.extractor(images)
+        return self.model.padim.anomaly_maps(features, self.model.image_size).numpy(force=True)
 
     def prepare(
         self, image: Image.Image | np.ndarray, name: Path | str = "the image"
@@ -170,9 +180,11 @@ class Detector:
         return prepare(image, self.model.preprocessing, name)
 
 
-def _load_extractor(arch: str, weights: Path | str | None, device: str) -> FeatureExtractor:
+def _load_extractor(
+    arch: str, weights: Path | str | None, device: str, precision: str
+) -> FeatureExtractor:
     network = load_network(arch, None if weights is None else Path(weights))
-    return FeatureExtractor(network, choose_device(device))
+    return FeatureExtractor(network, choose_device(device), precision)
 
 
 def _prepare_all(

@@ -1,9 +1,10 @@
 """From the test images' anomaly maps to the numbers of a class."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from datasets.mvtec import UNLABELLED
@@ -12,19 +13,35 @@ from utils.metrics import RocCurve, SortedScores, UndefinedMetricError
 from utils.padim import PaDiM, image_scores
 from utils.results import METRICS
 
+# features as FeatureExtractor gives them, and images, labels and masks as ImageDataset does
+Batch = tuple[Mapping[str, Tensor], np.ndarray, np.ndarray, np.ndarray]
+
+
+class DrawnImage(NamedTuple):
+    """What a figure of a test image needs: (3, H, W) uint8, (H, W) float32 and (H, W) bool."""
+
+    image: np.ndarray
+    anomaly_map: np.ndarray
+    mask: np.ndarray
+
 
 class ScoredImages(NamedTuple):
-    """Test images and what a model says of them.
+    """What a model says of test images.
 
-    images (N, 3, H, W) uint8, labels (N,) int64 as in Sample, masks (N, H, W) bool, anomaly_maps
-    (N, H, W) float32, image_scores (N,) float32.
+    Attributes:
+        labels: (N,) int64 as in Sample.
+        image_scores: (N,) float32.
+        score_range: the lowest and the highest score of all pixels.
+        anomaly_maps, masks: (N, H, W) float32 and bool; None if they are not kept.
+        drawn: by number, the images of which there are figures.
     """
 
-    images: np.ndarray
     labels: np.ndarray
-    masks: np.ndarray
-    anomaly_maps: np.ndarray
     image_scores: np.ndarray
+    score_range: tuple[float, float]
+    anomaly_maps: np.ndarray | None
+    masks: np.ndarray | None
+    drawn: Mapping[int, DrawnImage]
 
 
 class Evaluation(NamedTuple):
@@ -45,28 +62,71 @@ class Evaluation(NamedTuple):
 
 def score_images(
     model: PaDiM,
-    batches: Iterable[tuple[Mapping[str, Tensor], np.ndarray, np.ndarray, np.ndarray]],
-) -> ScoredImages:
-    """Score test images.
+    batches: Iterable[Batch],
+    n_images: int,
+    keep_maps: bool,
+    drawn: Collection[int] = (),
+) -> ScoredImages | None:
+    """Score test images one batch after the other.
 
     Args:
         model: fitted.
-        batches: yields features, as FeatureExtractor gives them, and images, labels and masks, as
-            ImageDataset gives them.
+        batches: this process's share of the test images.
+        n_images: of all batches of all processes together.
+        keep_maps: whether the maps of all images are kept, as pixel metrics need them.
+        drawn: numbers of the images to keep for figures.
+
+    Returns:
+        What was scored by all processes, in the one that leads; None in the others.
     """
-    parts = [
-        (images, labels, masks, model.anomaly_maps(features, images.shape[2:]))
-        for features, images, labels, masks in batches
-    ]
-    images, labels, masks, anomaly_maps = map(np.concatenate, zip(*parts, strict=True))
-    return ScoredImages(images, labels, masks, anomaly_maps, image_scores(anomaly_maps))
+    labels, scores = np.empty(n_images, dtype=np.int64), np.empty(n_images, dtype=np.float32)
+    lows, highs, kept, seen = [], [], {}, 0
+    all_maps = all_masks = None
+    for batch in batches:
+        gathered = _score_batch(model, *batch)
+        del batch  # while the next one is made, nothing holds this one
+        if gathered is None:
+            continue
+        images, batch_labels, masks, anomaly_maps = gathered
+        here = slice(seen, seen + len(images))
+        labels[here], scores[here] = batch_labels, image_scores(anomaly_maps)
+        lows.append(anomaly_maps.min())
+        highs.append(anomaly_maps.max())
+        if keep_maps:
+            if all_maps is None:
+                all_maps = np.empty((n_images, *masks.shape[1:]), dtype=np.float32)
+                all_masks = np.empty(all_maps.shape, dtype=bool)
+            all_maps[here], all_masks[here] = anomaly_maps, masks
+        for i in range(here.start, here.stop):
+            if i in drawn:
+                one = (images[i - seen], anomaly_maps[i - seen], masks[i - seen])
+                kept[i] = DrawnImage(*(pixels.copy() for pixels in one))
+        seen = here.stop
+    if not model.world.leads:
+        return None
+    score_range = (float(min(lows)), float(max(highs)))
+    return ScoredImages(labels, scores, score_range, all_maps, all_masks, kept)
+
+
+def _score_batch(
+    model: PaDiM,
+    features: Mapping[str, Tensor],
+    images: np.ndarray,
+    labels: np.ndarray,
+    masks: np.ndarray,
+) -> list[np.ndarray] | None:
+    """Images, labels, masks and maps of all processes, in the one that leads."""
+    anomaly_maps = model.anomaly_maps(features, images.shape[2:]).cpu()
+    shares = [*map(torch.from_numpy, (images, labels, masks)), anomaly_maps]
+    gathered = [model.world.gather(share) for share in shares]
+    return [tensor.numpy() for tensor in gathered] if model.world.leads else None
 
 
 def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
     """Metrics of images, and of pixels pooled over all images, on raw scores.
 
     Args:
-        scored: the test images of one class.
+        scored: the test images of one class, with their maps if has_masks.
         has_masks: whether the defects are marked.
     """
     notes: list[str] = []

@@ -20,9 +20,10 @@ from utils.arguments import add_option
 from utils.detector import Detector
 from utils.features import LAYERS, FeatureExtractor, select_channels
 from utils.files import replacing
-from utils.gaussian import DualGaussians, PrimalGaussians, find_parents
+from utils.gaussian import DualGaussians, PrimalGaussians
 from utils.model_file import TrainedModel, model_bytes
 from utils.padim import enlarging, image_scores
+from utils.patches import Pyramid, parents_on
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # torch's default; ONNX Runtime reads it since 1.17
@@ -58,7 +59,7 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--onnx takes a file name that ends in .onnx; got {args.onnx}")
     detector = Detector.load(args.model, args.weights, "cpu")
     extractor, model = detector.extractor, detector.model
-    check_size(model)
+    check_model(model)
     with replacing(args.onnx) as temporary:
         export(ExportedModel(extractor, model), model.image_size, temporary)
         difference = compare(temporary, extractor, model)
@@ -87,12 +88,17 @@ def check_packages() -> None:
         ) from error
 
 
-def check_size(model: TrainedModel) -> None:
-    """Refuse what a single ONNX file cannot hold.
+def check_model(model: TrainedModel) -> None:
+    """Refuse what a single ONNX file of float32 cannot hold.
 
     Raises:
-        ValueError: if the Gaussians are too large.
+        ValueError: if the Gaussians are too large, or the network computes in less than float32.
     """
+    if model.precision != "float32":
+        raise ValueError(
+            f"the model was fitted with --precision {model.precision}, an ONNX file computes in "
+            "float32; fit it again with --precision float32"
+        )
     size = model_bytes(model.padim)
     if size > MAX_BYTES:
         raise ValueError(
@@ -116,7 +122,8 @@ class ExportedModel(nn.Module):
         blank = np.zeros((1, 3, *model.image_size), dtype=np.uint8)
         grids = [layer.shape[2:] for layer in select_channels(extractor(blank), self.channels)]
         self.grid = tuple(grids[0])
-        self.parents = [find_parents(grid, self.grid, CPU) for grid in grids]
+        pyramid = Pyramid.whole(grids)
+        self.parents = [parents_on(pyramid, number, CPU) for number in range(len(grids))]
         self.gaussians = model.padim.gaussians
         for name, *sides in zip(("rows", "columns"), model.image_size, self.grid, strict=True):
             self.register_buffer(name, enlarging(*sides, CPU))
@@ -189,7 +196,7 @@ def compare(path: Path, extractor: FeatureExtractor, model: TrainedModel) -> flo
     differences = []
     for batch_size in BATCH_SIZES:
         images = rng.integers(0, 256, (batch_size, 3, *model.image_size), dtype=np.uint8)
-        maps = model.padim.anomaly_maps(extractor(images), model.image_size)
+        maps = model.padim.anomaly_maps(extractor(images), model.image_size).numpy()
         normalised = (torch.from_numpy(images).float() / 255 - extractor.mean) / extractor.std
         results = session.run(["scores", "anomaly_maps"], {"images": normalised.numpy()})
         for found, expected in zip(results, (image_scores(maps), maps), strict=True):

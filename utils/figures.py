@@ -17,41 +17,40 @@ THRESHOLD_SOURCE = "best image F1 on these test images: an oracle, not a thresho
 NO_THRESHOLD = "no threshold: it needs both normal and anomalous images"
 
 
+def choose_drawn(n_images: int, figures: int | None) -> list[int]:
+    """The test images that get a figure: all, or so many spread evenly over them."""
+    if figures is None:
+        return list(range(n_images))
+    return np.linspace(0, n_images - 1, min(figures, n_images)).round().astype(int).tolist()
+
+
 def draw_figures(
-    folder: Path,
-    test: ImageDataset,
-    scored: ScoredImages,
-    evaluation: Evaluation,
-    figures: int | None,
+    folder: Path, test: ImageDataset, scored: ScoredImages, evaluation: Evaluation
 ) -> tuple[Gallery, list[Path]]:
     """Draw test images under folder/figures/<class>.
 
     Args:
         folder: of the run.
         test: the test images of a class.
-        scored: what the model says of them.
+        scored: what the model says of them, with the images to draw.
         evaluation: of that.
-        figures: how many, spread evenly over the test images; None draws all.
 
     Returns:
         The gallery of what was drawn, empty for unlabelled images, of which there is no right or
         wrong to show; and all files. Paths are relative to folder.
     """
-    chosen = np.arange(len(test))
-    if figures is not None:
-        chosen = np.linspace(0, len(test) - 1, min(figures, len(test))).round().astype(int)
-    paths = {i: Path(FOLDER, test.class_name, f"{test.samples[i].name}.png") for i in chosen}
+    paths = {i: Path(FOLDER, test.class_name, f"{test.samples[i].name}.png") for i in scored.drawn}
     localisations = (
         Localisation(
             folder / path,
             _title(test, scored, i),
-            scored.images[i],
-            scored.anomaly_maps[i],
-            scored.masks[i] if test.has_masks else None,
+            scored.drawn[i].image,
+            scored.drawn[i].anomaly_map,
+            scored.drawn[i].mask if test.has_masks else None,
         )
         for i, path in paths.items()
     )
-    norm = Normalize(scored.anomaly_maps.min(), scored.anomaly_maps.max())
+    norm = Normalize(*scored.score_range)
     written = plot_localisations(localisations, norm, evaluation.pixel_threshold)
     description = f"{test.class_name} figures"
     for _ in tqdm(written, description, len(paths), unit="figure", disable=None):

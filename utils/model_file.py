@@ -17,10 +17,17 @@ from torch import Tensor
 
 from datasets.images import Preprocessing
 from utils.backbone import BACKBONES
-from utils.features import LAYERS
+from utils.features import LAYERS, PRECISIONS
 from utils.files import replacing
-from utils.gaussian import COVARIANCE_EPS, DualGaussians, Gaussians, PrimalGaussians, find_parents
+from utils.gaussian import (
+    COVARIANCE_EPS,
+    DualGaussians,
+    Gaussians,
+    PrimalGaussians,
+    count_numbers,
+)
 from utils.padim import SMOOTHING_SIGMA, PaDiM
+from utils.patches import Pyramid
 from utils.thresholds import Thresholds
 
 FORMAT = 1
@@ -36,6 +43,7 @@ class TrainedModel:
         class_name: what it was fitted to.
         arch: a key of BACKBONES.
         weights_sha256: of the network, as in Network.
+        precision: in which the network computes, a key of PRECISIONS.
         preprocessing: of every image.
         image_size: H and W of a preprocessed image.
         training_sha256: of the names, sizes and times of the training images.
@@ -46,6 +54,7 @@ class TrainedModel:
     class_name: str
     arch: str
     weights_sha256: str
+    precision: str
     preprocessing: Preprocessing
     image_size: tuple[int, int]
     training_sha256: str
@@ -54,9 +63,14 @@ class TrainedModel:
 
 
 def model_bytes(padim: PaDiM, dtype: str = "float32") -> int:
-    """Size of the file, but for some kilobytes."""
-    numbers = sum(tensor.numel() for tensor in _to_tensors(padim.gaussians).values())
-    return numbers * DTYPES[dtype].itemsize
+    """Size of the file, but for some kilobytes; of all processes' patches together."""
+    gaussians = padim.gaussians
+    if isinstance(gaussians, PrimalGaussians):
+        layer_features = [gaussians.mean.shape[1]]
+    else:
+        layer_features = [mean.shape[2] for mean in gaussians.means]
+    pyramid = Pyramid.whole(gaussians.pyramid.grids)
+    return count_numbers(pyramid, layer_features, padim.n_train) * DTYPES[dtype].itemsize
 
 
 def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
@@ -87,13 +101,14 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         "layers": LAYERS,
         "channels": list(model.padim.channels),
         "weights_sha256": model.weights_sha256,
+        "precision": model.precision,
         "preprocessing": model.preprocessing._asdict(),
         "image_size": model.image_size,
         "eps": COVARIANCE_EPS,
         "smoothing_sigma": SMOOTHING_SIGMA,
         "n_train": model.padim.n_train,
         "training_sha256": model.training_sha256,
-        "grids": _grids(model.padim.gaussians),
+        "grids": model.padim.gaussians.pyramid.grids,
         "thresholds": thresholds,
         "thresholds_from": "training images, each scored by the Gaussians of all others",
     }
@@ -146,6 +161,8 @@ def _from_file(
         if not tensor.isfinite().all():
             raise ValueError(f"{name} is not finite")
     backbone = BACKBONES[settings["arch"]]
+    if settings.get("precision", "float32") not in PRECISIONS:
+        raise ValueError(f"unknown precision {settings['precision']!r}")
     padim = PaDiM(settings["channels"])
     if not all(0 <= c < sum(backbone.layer_channels) for c in padim.channels):
         raise ValueError("channels that the network does not have")
@@ -159,6 +176,7 @@ def _from_file(
         settings["class_name"],
         settings["arch"],
         settings["weights_sha256"],
+        settings.get("precision", "float32"),  # older files do not tell
         Preprocessing(**settings["preprocessing"]),
         tuple(settings["image_size"]),
         settings["training_sha256"],
@@ -176,19 +194,15 @@ def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
     return tensors
 
 
-def _grids(gaussians: Gaussians) -> list[tuple[int, int]]:
-    """Of the layers that the tensors of _to_tensors are on, finest first."""
-    return [gaussians.grid] if isinstance(gaussians, PrimalGaussians) else gaussians.grids
-
-
 def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gaussians:
-    grids = [tuple(grid) for grid in settings["grids"]]
+    grids = settings["grids"]
+    pyramid = Pyramid.whole(grids)
     n, d = settings["n_train"], len(settings["channels"])
     (height, width), whitening = grids[0], tensors["whitening"]
     if "mean" in tensors:
         _check_shape(tensors["mean"], height * width, d)
         _check_shape(whitening, height * width, d, d)
-        return PrimalGaussians(grids[0], tensors["mean"], whitening)
+        return PrimalGaussians(pyramid, tensors["mean"], whitening)
     means = [tensors[f"mean.{i}"] for i in range(len(grids))]
     samples = [tensors[f"samples.{i}"] for i in range(len(grids))]
     _check_shape(whitening, height * width, n, n)
@@ -197,8 +211,7 @@ def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
         _check_shape(mean, grid[0] * grid[1], 1, mean.shape[2])
     if sum(mean.shape[2] for mean in means) != d:
         raise ValueError(f"not {d} channels")
-    parents = [find_parents(grid, grids[0], whitening.device) for grid in grids]
-    return DualGaussians(grids, means, samples, parents, whitening, settings["eps"])
+    return DualGaussians(pyramid, means, samples, whitening, settings["eps"])
 
 
 def _check_shape(tensor: Tensor, *shape: int) -> None:

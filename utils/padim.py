@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
+from utils.distributed import ALONE, World
 from utils.features import select_channels
 from utils.gaussian import DualGaussians, Gaussians, fit_gaussians, is_primal
+from utils.patches import Patches
 
 SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
 
@@ -23,16 +25,18 @@ class PaDiM:
 
     Args:
         channels: indices into the concatenation of the layers.
+        world: the processes that share the images and the patches; each calls all methods.
 
     Attributes:
-        gaussians, n_train: after fit.
+        gaussians, n_train: after fit; of the patches of this process.
     """
 
     gaussians: Gaussians
     n_train: int
 
-    def __init__(self, channels: Sequence[int]) -> None:
+    def __init__(self, channels: Sequence[int], world: World = ALONE) -> None:
         self.channels = channels
+        self.world = world
 
     @torch.inference_mode()
     def fit(
@@ -45,8 +49,8 @@ class PaDiM:
 
         Args:
             batches: yields layer outputs of some images at a time, as FeatureExtractor gives
-                them, all of the same sizes.
-            n_train: images in all batches together.
+                them, all of the same sizes; of this process's share of the images.
+            n_train: images in all batches of all processes together.
             held_out: numbers of the images that held_out_maps is for.
 
         Raises:
@@ -54,21 +58,26 @@ class PaDiM:
         """
         self.n_train = n_train
         self._held_out = list(held_out)
-        self._held_out_layers: list[list[Tensor]] = []
-        self.gaussians = fit_gaussians(self._select(batches), n_train)
+        self._held_out_patches: list[Patches] = []
+        self.gaussians = fit_gaussians(self._arrange(batches), n_train)
         return self
 
-    def _select(self, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[list[Tensor]]:
+    def _arrange(self, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Patches]:
         # the dual form keeps all images anyway
         wanted = self._held_out if is_primal(self.n_train, len(self.channels)) else ()
         seen = 0
         for features in batches:
             layers = select_channels(features, self.channels)
-            kept = [i for i in range(len(layers[0])) if seen + i in wanted]
+            patches, counts = self.world.share_patches(layers)
+            kept = [i for i in range(sum(counts)) if seen + i in wanted]
             if kept:
-                self._held_out_layers.append([layer[kept] for layer in layers])
-            seen += len(layers[0])
-            yield layers
+                held_out = [layer[:, kept] for layer in patches.layers]
+                self._held_out_patches.append(patches._replace(layers=held_out))
+            seen += sum(counts)
+            # while the next batch is made, nothing holds this one
+            del features, layers
+            yield patches
+            del patches
 
     @torch.inference_mode()
     def held_out_maps(self, size: Sequence[int]) -> np.ndarray:
@@ -78,18 +87,22 @@ class PaDiM:
             size: H and W of the images.
 
         Returns:
-            (n, H, W) float32, as anomaly_maps. What was kept for them is freed.
+            (n, H, W) float32, as anomaly_maps; in processes that do not lead, none. What was kept
+            for them is freed.
         """
-        if not self._held_out:
-            return np.empty((0, *size), dtype=np.float32)
         if isinstance(self.gaussians, DualGaussians):
-            return _to_maps(self.gaussians.leave_one_out(self._held_out), size)
-        batches, self._held_out_layers = self._held_out_layers, []
-        distances = [self.gaussians.leave_one_out(layers, self.n_train) for layers in batches]
-        return _to_maps(torch.cat(distances), size)
+            distances = self.gaussians.leave_one_out(self._held_out)
+        else:
+            pieces, self._held_out_patches = self._held_out_patches, []
+            parts = [self.gaussians.leave_one_out(piece, self.n_train) for piece in pieces]
+            nothing = self.gaussians.mean.new_empty(0, *self.gaussians.pyramid.shape)
+            distances = torch.cat([nothing, *parts])
+        to_leader = [len(distances)] + [0] * (self.world.size - 1)
+        distances = self.world.share_distances(distances, self.gaussians.pyramid, to_leader)
+        return enlarge(distances, size).cpu().numpy()
 
     @torch.inference_mode()
-    def anomaly_maps(self, features: Mapping[str, Tensor], size: Sequence[int]) -> np.ndarray:
+    def anomaly_maps(self, features: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
         """Raw anomaly maps (section III-C): distances, enlarged to the images and smoothed.
 
         Args:
@@ -97,14 +110,23 @@ class PaDiM:
             size: H and W of the images.
 
         Returns:
-            (B, H, W) float32 Mahalanobis distances, higher = more anomalous.
+            (B, H, W) float32 Mahalanobis distances on the features' device, higher = more
+            anomalous.
         """
-        distances = self.gaussians.distances(select_channels(features, self.channels))
-        return _to_maps(distances, size)
+        patches, counts = self.world.share_patches(select_channels(features, self.channels))
+        distances = self.gaussians.distances(patches)
+        return enlarge(self.world.share_distances(distances, patches.pyramid, counts), size)
 
-
-def _to_maps(distances: Tensor, size: Sequence[int]) -> np.ndarray:
-    return enlarge(distances, size).cpu().numpy()
+    def gather(self) -> "PaDiM | None":
+        """The model with the patches of all processes on the CPU, in the one that leads."""
+        if self.world.size == 1:
+            return self
+        whole = PaDiM(self.channels)
+        whole.n_train = self.n_train
+        whole.gaussians = self.gaussians.map_tensors(
+            lambda tensor, part: self.world.gather(tensor[part].cpu())
+        )
+        return whole if self.world.leads else None
 
 
 def enlarge(distances: Tensor, size: Sequence[int]) -> Tensor:

@@ -51,7 +51,6 @@ def describe_class(
     scored: ScoredImages,
     evaluation: Evaluation,
     thresholds: Thresholds | None,
-    figures: int | None,
 ) -> FinishedClass:
     """Draw the localisation figures of a class and collect what its first draw leaves.
 
@@ -63,9 +62,8 @@ def describe_class(
         scored: what the model says of them.
         evaluation: of that.
         thresholds: from the training images.
-        figures: how many are drawn; None draws all.
     """
-    gallery, files = draw_figures(folder, test, scored, evaluation, figures)
+    gallery, files = draw_figures(folder, test, scored, evaluation)
     scores = [
         ImageScore(
             test.class_name, sample.path.name, sample.defect_type, sample.label, float(score)

@@ -11,19 +11,30 @@ from typing import Any
 import torch
 
 from utils.backbone import Network, channels_sha256
+from utils.distributed import ALONE, World
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow")
 
 
-def choose_device(name: str) -> torch.device:
+def choose_device(name: str, world: World = ALONE) -> torch.device:
     """The device called name; "auto" is CUDA where there is one, else the CPU.
 
+    Several processes of a machine take a GPU each.
+
     Raises:
-        ValueError: if name is no device of this machine.
+        ValueError: if name is no device of this machine, or it has fewer GPUs than processes.
     """
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     count = torch.cuda.device_count()
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and world.size > 1:
+        if name != "cuda" or count < world.local_size:
+            raise ValueError(
+                f"--device {name} does not suit {world.local_size} processes on a machine with "
+                f"{count} GPUs: each takes one; start as many processes or give --device cpu"
+            )
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda", world.local_rank)
     there = ["auto", "cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
     if name not in there:
         raise ValueError(f"--device {name} is not on this machine; choose from {', '.join(there)}")
@@ -43,6 +54,7 @@ def describe_run(
     network: Network,
     channels: Sequence[int],
     device: torch.device,
+    world: World = ALONE,
 ) -> dict[str, Any]:
     """What another run would need to give the same numbers, and what this one took.
 
@@ -52,6 +64,7 @@ def describe_run(
         network: with its weights.
         channels: those of the first draw.
         device: that it ran on.
+        world: the processes that shared the work.
     """
     packages = {name: version(name) for name in PACKAGES}
     return {
@@ -63,6 +76,7 @@ def describe_run(
         "weights_sha256": network.weights_sha256,
         "versions": {"python": platform.python_version(), **packages},
         "device": device_name(device),
+        "processes": world.size,
         "date": date.today().isoformat(),
         "peak_memory_bytes": peak_memory_bytes(device),
     }

@@ -7,10 +7,30 @@ from utils.features import FeatureExtractor
 from utils.finished import make_fingerprint
 from utils.model_file import TrainedModel, model_bytes, save_model
 from utils.padim import PaDiM
-from utils.thresholds import Thresholds
+from utils.thresholds import Thresholds, choose_held_out
 
 FOLDER = "models"
 AUTO_BYTES = 500_000_000  # what is saved without asking
+
+
+def is_saved(padim: PaDiM, when: str, dtype: str) -> bool:
+    """Whether the model is to be saved; a reason not to that nobody asked for is printed.
+
+    Args:
+        padim: fitted.
+        when: "all", "none", or "auto" for models up to AUTO_BYTES.
+        dtype: of the numbers in the file.
+    """
+    if when == "none":
+        return False
+    if not choose_held_out(padim.n_train):
+        print("(no model is saved: a threshold needs at least 3 training images)")
+        return False
+    size = model_bytes(padim, dtype)
+    if when == "auto" and size > AUTO_BYTES:
+        print(f"(no model is saved: it takes {size / 1e6:.0f} MB; --save_models all saves it)")
+        return False
+    return True
 
 
 def save_class(
@@ -19,48 +39,36 @@ def save_class(
     arch: str,
     extractor: FeatureExtractor,
     padim: PaDiM,
-    thresholds: Thresholds | None,
-    image_size: tuple[int, int],
-    when: str,
+    thresholds: Thresholds,
     dtype: str,
-) -> list[str]:
-    """Save a class under folder/models, or say why not.
+) -> str:
+    """Save a class under folder/models.
 
     Args:
         folder: of the run.
         train: the images it was fitted to.
         arch: of the network.
         extractor: the network.
-        padim: fitted.
-        thresholds: None where the images are too few.
-        image_size: H and W of the preprocessed images.
-        when: "all", "none", or "auto" for models up to AUTO_BYTES.
+        padim: fitted, with all patches.
+        thresholds: from the training images.
         dtype: of the numbers in the file.
 
     Returns:
-        The file's path relative to folder, if there is one.
+        The file's path relative to folder.
     """
-    size = model_bytes(padim, dtype)
-    if when == "none":
-        return []
-    if thresholds is None:
-        print("(no model is saved: a threshold needs at least 3 training images)")
-        return []
-    if when == "auto" and size > AUTO_BYTES:
-        print(f"(no model is saved: it takes {size / 1e6:.0f} MB; --save_models all saves it)")
-        return []
     name = f"{FOLDER}/{train.class_name}.safetensors"
     paths = [sample.path for sample in train.samples]
     model = TrainedModel(
         train.class_name,
         arch,
         extractor.weights_sha256,
+        extractor.precision,
         train.preprocessing,
-        image_size,
+        train.image_size,
         make_fingerprint({}, paths[0].parent, paths),
         padim,
         thresholds,
     )
     save_model(folder / name, model, dtype)
-    print(f"model: {folder / name} ({size / 1e6:.0f} MB)")
-    return [name]
+    print(f"model: {folder / name} ({model_bytes(padim, dtype) / 1e6:.0f} MB)")
+    return name

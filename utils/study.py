@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
     device = runtime.choose_device(args.device)
     network = backbone.load_network(args.arch, args.weights)
     seeds = range(args.seed, args.seed + args.seeds)
-    setup = Setup(args.arch, FeatureExtractor(network, device), batches, seeds)
+    setup = Setup(args.arch, FeatureExtractor(network, device, args.precision), batches, seeds)
     print(f"{args.arch} on {runtime.device_name(device)}")
 
     names = list(dict.fromkeys(args.study))

@@ -7,7 +7,7 @@ Reference: Defard et al., arXiv 2011.08785, sections IV-A (Rd-MVTec AD) and V.
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -22,7 +22,8 @@ from datasets.splits import ImageDataset
 from utils.backbone import BACKBONES, Backbone
 from utils.evaluation import ScoredImages, evaluate, score_images
 from utils.features import FeatureExtractor, concatenate
-from utils.gaussian import DualGaussians, PrimalGaussians
+from utils.gaussian import PrimalGaussians
+from utils.model_file import model_bytes
 from utils.padim import PaDiM, image_scores
 from utils.tables import COMPARED
 
@@ -84,7 +85,7 @@ class ClassFeatures:
 
     def score(self, channels: Sequence[int]) -> ScoredImages:
         """The test images scored by PaDiM on these channels."""
-        return score_images(self.fit(channels), self.unseen)
+        return score_images(self.fit(channels), self.unseen, len(self.test), keep_maps=True)
 
     def measure(self, channels: Sequence[int]) -> Mapping[str, float | None]:
         """The metrics of these scores; what several studies look at is computed once."""
@@ -102,7 +103,7 @@ class ClassFeatures:
         model = PaDiM(range(axes.shape[1]))
         model.fit((project(features, axes) for features in self.good), len(self.train))
         unseen = ((project(features, axes), *rest) for features, *rest in self.unseen)
-        return score_images(model, unseen)
+        return score_images(model, unseen, len(self.test), keep_maps=True)
 
     def row(
         self, method: str, n_features: int, seed: int | None, metrics: Mapping[str, float | None]
@@ -212,7 +213,7 @@ def study_cost(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
             "network_seconds": network_seconds,
             "map_seconds": map_seconds,
             "network_bytes": tensor_bytes(setup.extractor.state_dict().values()),
-            "gaussians_bytes": gaussians_bytes(model.gaussians),
+            "gaussians_bytes": model_bytes(model),
         }
         del model  # before the next fit takes its memory
 
@@ -238,13 +239,6 @@ def time_inference(
     return tuple(median(seconds) for seconds in zip(*timed[WARM_UP:], strict=True))
 
 
-def gaussians_bytes(gaussians: PrimalGaussians | DualGaussians) -> int:
-    """Bytes of all tensors of fitted Gaussians."""
-    values = [getattr(gaussians, field.name) for field in fields(gaussians)]
-    lists = [value if isinstance(value, list) else [value] for value in values]
-    return tensor_bytes(item for one in lists for item in one if isinstance(item, Tensor))
-
-
 def tensor_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the tensors' elements."""
     return sum(tensor.nbytes for tensor in tensors)
@@ -264,7 +258,7 @@ def study_rotation(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
         good = (setup.extractor(batch) for batch, _, _ in setup.load(train))
         model = PaDiM(channels).fit(good, len(train))
         unseen = ((setup.extractor(batch), batch, *truth) for batch, *truth in setup.load(test))
-        metrics = images.evaluate(score_images(model, unseen))
+        metrics = images.evaluate(score_images(model, unseen, len(test), keep_maps=True))
         yield images.row("rotated", n_features, seed, metrics)
 
 
