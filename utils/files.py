@@ -2,8 +2,10 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from safetensors import SafetensorError
 
 
 @contextmanager
@@ -11,11 +13,20 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, renamed to path when the block ends without error.
 
     It keeps path's suffix, from which many writers take the format.
+
+    Raises:
+        OSError: if path cannot be written; the message names it.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise OSError(
+            f"cannot write {path}: {reason}; make room, or choose another folder"
+        ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # its folder need not be there
+            temporary.unlink()
