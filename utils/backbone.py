@@ -60,7 +60,12 @@ def draw_channels(arch: str, seed: int = SEED) -> list[int]:
     """The random channels of the concatenated layers, in the order drawn (paper, section III-A).
 
     With SEED it is the list that upstream draws.
+
+    Raises:
+        ValueError: if seed is negative: Python's generator would take it for its absolute value.
     """
+    if seed < 0:
+        raise ValueError(f"seed {seed} is negative; give 0 or more")
     backbone = BACKBONES[arch]
     draw = random.Random(seed)  # noqa: S311 (upstream draws with this generator)
     return draw.sample(range(sum(backbone.layer_channels)), backbone.n_features)
@@ -97,7 +102,7 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
     with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
         network = backbone.build()
     names = _check_state_dict(state_dict, network, arch, source)
-    tensors = {name: state_dict[name].float() for name in names}
+    tensors = _to_float32(state_dict, names, arch, source)
     network.load_state_dict(tensors, assign=True)
     network.requires_grad_(False)
     stages = [stage.eval() for stage in backbone.split(network)]
@@ -149,7 +154,7 @@ def _check_file(path: Path) -> None:
 def _check_state_dict(
     state_dict: dict[str, Tensor], network: nn.Module, arch: str, source: str
 ) -> list[str]:
-    """The names that the network needs, all present, of its shapes and finite."""
+    """The names that the network needs, all present and of its shapes."""
     # the count of training batches is not used, and older files lack it
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("batches_tracked")}
     missing = [name for name in wanted if name not in state_dict]
@@ -162,10 +167,35 @@ def _check_state_dict(
     ]
     if misfits:
         raise ValueError(f"{source} do not fit {arch}: {_some(misfits)}")
-    broken = [name for name in wanted if not state_dict[name].isfinite().all()]
+    return list(wanted)
+
+
+def _to_float32(
+    state_dict: dict[str, Tensor], names: Sequence[str], arch: str, source: str
+) -> dict[str, Tensor]:
+    """The tensors of these names, all finite."""
+    import torch
+
+    odd = [name for name in names if not _is_plain(state_dict[name])]
+    if odd:
+        raise ValueError(
+            f"{source} do not fit {arch}: {_some(odd)} are no plain tensors of numbers; save the "
+            "state_dict() of a float32 network on the CPU"
+        )
+    tensors = {name: state_dict[name].to(torch.float32) for name in names}
+    # after the conversion: a number can be too large for it
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"{source} hold values that are not finite in {_some(broken)}")
-    return list(wanted)
+    return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it holds real numbers, one after the other."""
+    import torch
+
+    plain = tensor.layout == torch.strided and not tensor.is_quantized
+    return plain and not tensor.is_complex() and tensor.device.type == "cpu"
 
 
 def _some(names: list[str], shown: int = 5) -> str:
