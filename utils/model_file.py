@@ -4,7 +4,8 @@ The format is safetensors, which holds no code. The network's weights are not in
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datasets.images import Preprocessing
+from datasets.images import Preprocessing, check_preprocessing
 from utils.backbone import BACKBONES
 from utils.features import LAYERS
 from utils.files import replacing
@@ -25,6 +26,7 @@ from utils.thresholds import Thresholds
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+STRIDES = (4, 8, 16)  # of LAYERS, in any network
 KEY = "padim"  # of the settings in the file's metadata
 
 
@@ -125,7 +127,10 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if found == FORMAT:
             return _from_file(settings, tensors, device)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (
+        *(SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError),
+        RuntimeError,  # a tensor of numbers that torch cannot handle
+    ) as error:
         raise ValueError(
             f"{path} is damaged or no model of this suite ({_first_words(error)}); "
             "make it again with main.py"
@@ -143,12 +148,14 @@ def _from_file(
     settings: Mapping[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> TrainedModel:
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        try:
+            finite = tensor.isfinite().all()
+        except RuntimeError as error:  # numbers of a kind that torch can only keep
+            raise ValueError(f"{name} is of {tensor.dtype}") from error
+        if not finite:
             raise ValueError(f"{name} is not finite")
-    backbone = BACKBONES[settings["arch"]]
+    _check_settings(settings)
     padim = PaDiM(settings["channels"])
-    if not all(0 <= c < sum(backbone.layer_channels) for c in padim.channels):
-        raise ValueError("channels that the network does not have")
     good_scores = tensors.pop("good_scores").numpy()
     if good_scores.ndim != 1 or not len(good_scores) or (np.diff(good_scores) < 0).any():
         raise ValueError("good_scores are not in ascending order")
@@ -167,6 +174,37 @@ def _from_file(
     )
 
 
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings with which scoring would fail, or give numbers that mean nothing."""
+    backbone = BACKBONES[settings["arch"]]
+    if not all(
+        type(c) is int and 0 <= c < sum(backbone.layer_channels) for c in settings["channels"]
+    ):
+        raise ValueError("channels that the network does not have")
+    _check_numbers("eps", [settings["eps"]], above=0)
+    preprocessing = Preprocessing(**settings["preprocessing"])
+    if not all(type(side) is int and side >= 0 for side in preprocessing):
+        raise ValueError(f"preprocessing is {settings['preprocessing']}")
+    check_preprocessing(preprocessing)
+    size, crop = settings["image_size"], preprocessing.crop
+    sides = len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    if not sides or (crop and list(size) != [crop, crop]):
+        raise ValueError(f"image_size is {size}")
+    if _grids_of(settings) != [tuple(grid) for grid in settings["grids"]]:
+        raise ValueError(f"grids are {settings['grids']} with image_size {size}")
+    thresholds = settings["thresholds"]
+    rates = [thresholds[name] for name in ("target_fpr", "image_fpr") if name in thresholds]
+    _check_numbers("thresholds", thresholds.values())
+    _check_numbers("thresholds", rates, above=0, below=1)
+
+
+def _check_numbers(
+    name: str, values: Iterable[Any], above: float = -math.inf, below: float = math.inf
+) -> None:
+    if not all(type(value) in (int, float) and above < value < below for value in values):
+        raise ValueError(f"{name} out of range")
+
+
 def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
     if isinstance(gaussians, PrimalGaussians):
         return {"mean": gaussians.mean, "whitening": gaussians.whitening}
@@ -181,6 +219,24 @@ def _grids(gaussians: Gaussians) -> list[tuple[int, int]]:
     return [gaussians.grid] if isinstance(gaussians, PrimalGaussians) else gaussians.grids
 
 
+def _channels_by_layer(settings: Mapping[str, Any]) -> dict[int, int]:
+    """By stride, the number of channels of every layer that has some."""
+    counts, first = {}, 0
+    for stride, n in zip(STRIDES, BACKBONES[settings["arch"]].layer_channels, strict=True):
+        counts[stride] = sum(first <= c < first + n for c in settings["channels"])
+        first += n
+    return {stride: count for stride, count in counts.items() if count}
+
+
+def _grids_of(settings: Mapping[str, Any]) -> list[tuple[int, ...]]:
+    """As _grids, from the size of the images; as many as the file has."""
+    grids = [
+        tuple(-(-side // stride) for side in settings["image_size"])
+        for stride in _channels_by_layer(settings)
+    ]
+    return grids[: len(settings["grids"])]
+
+
 def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gaussians:
     grids = [tuple(grid) for grid in settings["grids"]]
     n, d = settings["n_train"], len(settings["channels"])
@@ -192,11 +248,10 @@ def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     means = [tensors[f"mean.{i}"] for i in range(len(grids))]
     samples = [tensors[f"samples.{i}"] for i in range(len(grids))]
     _check_shape(whitening, height * width, n, n)
-    for grid, mean, kept in zip(grids, means, samples, strict=True):
-        _check_shape(kept, grid[0] * grid[1], n, mean.shape[2])
-        _check_shape(mean, grid[0] * grid[1], 1, mean.shape[2])
-    if sum(mean.shape[2] for mean in means) != d:
-        raise ValueError(f"not {d} channels")
+    counts = _channels_by_layer(settings).values()
+    for grid, mean, kept, own in zip(grids, means, samples, counts, strict=True):
+        _check_shape(kept, grid[0] * grid[1], n, own)
+        _check_shape(mean, grid[0] * grid[1], 1, own)
     parents = [find_parents(grid, grids[0], whitening.device) for grid in grids]
     return DualGaussians(grids, means, samples, parents, whitening, settings["eps"])
 
