@@ -54,7 +54,7 @@ def outputs(folder):
     content = json.loads(found.pop("metrics.json"))
     found["notes"] = [result["notes"] for result in content["results"]]
     for name in ("classes/bolt.json", "classes/weave.json"):
-        content = json.loads(found.pop(name))
+        content = json.loads(json.loads(found.pop(name))["content"])
         for result in content["results"]:
             del result["seconds"]
         found[name] = content
