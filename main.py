@@ -60,8 +60,11 @@ def main() -> None:
     args = parser.parse_args(words)
     try:
         run(args)
+        print(end="", flush=True)  # a full disk or a closed pipe is found out before the end
     except (OSError, ValueError) as error:
-        parser.error(" ".join(str(error).split()))
+        from utils.files import find_output_error
+
+        parser.error(" ".join(str(find_output_error(error) or error).split()))
     except KeyboardInterrupt:
         print("interrupted; the classes finished so far are in the results", file=sys.stderr)
         sys.exit(130)

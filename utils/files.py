@@ -1,6 +1,7 @@
-"""Files that appear under their name only when they are complete."""
+"""Files that appear under their name only when they are complete, and output that is lost."""
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -30,3 +31,21 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # its folder need not be there
             temporary.unlink()
+
+
+def find_output_error(error: Exception) -> OSError | None:
+    """Why standard output cannot be written, if that is what ended the program with error.
+
+    What the output still holds is dropped then: Python would try again at the end of the program,
+    and fail with several lines.
+    """
+    found = error if isinstance(error, BrokenPipeError) else None
+    try:
+        print(end="", flush=True)
+    except OSError as lost:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        found = lost
+    return found and OSError(
+        f"cannot write to standard output: {found.strerror}; send it elsewhere and repeat the "
+        "command: what is finished is kept"
+    )
