@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
         remarks += found
 
     n_problems = sum(not remark.is_note for remark in remarks)
-    print(f"{len(class_names)} classes checked, {n_problems} problems")
+    print(f"{len(class_names)} classes checked, {n_problems} problems", flush=True)
     if n_problems:
         sys.exit(1)
 

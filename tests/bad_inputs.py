@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from tests.conftest import write_image
@@ -126,15 +127,15 @@ def replace(path: Path, content: bytes) -> None:
     path.write_bytes(content)
 
 
-def png(width: int, height: int) -> bytes:
-    """A PNG file of this size as its header says, with nearly nothing in it."""
+def png(width: int, height: int, bits: int = 8, body: bytes = zlib.compress(b"")) -> bytes:
+    """An RGB PNG file of this size as its header says, by default with nearly nothing in it."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         body = kind + content
         return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    parts = chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(b"")), chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", body), chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
@@ -1016,6 +1017,167 @@ RESULTS = [
         lambda place: (place.folder / "README.md").write_text("nothing"),
     ),
 ]
+
+
+class Full(NamedTuple):
+    """A disk that fills up, or a limit on the size of files, in bytes.
+
+    Attributes:
+        command, options: as in Case.
+        size: of the disk or of a file.
+        is_disk: which of the two it is.
+        failed: the file that cannot be written, below {out}.
+        left: the files that are complete there.
+    """
+
+    command: str
+    options: Sequence[str]
+    size: int
+    is_disk: bool
+    failed: str
+    left: Sequence[str] = ()
+
+
+_OVERLAY, _TABLE = "overlays/good.png", "predictions.csv"
+_MODEL, _FIGURE = "resnet18/models/bolt.safetensors", "resnet18/figures/bolt/crack_000.png"
+_RECORD = "resnet18/classes/bolt.json"
+_TABLES = [
+    f"resnet18/{name}"
+    for name in ("metrics.csv", "metrics.json", "scores.csv", "thresholds.csv", "tables.md")
+]
+PAGE = 4096  # of a disk in memory
+FULL = {
+    f"{'disk' if case.is_disk else 'limit'}: {case.failed}": case
+    for case in [
+        Full("run", ("--save_models", "all"), 16 * PAGE, True, _MODEL),
+        Full("run", ("--save_models", "all"), 65536, False, _MODEL),
+        Full("run", ("--figures", "1"), 2 * PAGE, True, _FIGURE),
+        Full("run", ("--figures", "1"), 8192, False, _FIGURE),
+        Full("run", (), 1000, False, _RECORD),
+        # record and tables take a page each
+        Full("run", (), PAGE, True, _TABLES[0], [_RECORD]),
+        Full("run", (), 2 * PAGE, True, _TABLES[1], [_RECORD, _TABLES[0]]),
+        Full("run", (), 8 * PAGE, True, "resnet18/roc_curve.png", [_RECORD, *_TABLES]),
+        Full("predict", (), PAGE, True, _OVERLAY, [_TABLE]),
+        Full("predict", (), 500, False, _OVERLAY, [_TABLE]),
+        Full("predict", ("--maps", "npy"), 12000, False, "maps/good.npy", [_OVERLAY, _TABLE]),
+        Full("export", (), 256 * PAGE, True, "bolt.onnx"),
+    ]
+}
+
+
+def noise(seed: int = 0, *channels: int) -> np.ndarray:
+    """A quarter of an image's pixels, enlarged, so that no codec changes much."""
+    small = np.random.default_rng(seed).integers(0, 256, (16, 16, *channels), dtype=np.uint8)
+    return small.repeat(4, axis=0).repeat(4, axis=1)
+
+
+def _save(path: Path, image: Image.Image, **settings: object) -> np.ndarray:
+    """Save an image; the pixels, (H, W, 3) uint8, that it must be read as."""
+    image.save(path, **settings)
+    return np.asarray(image.convert("RGBA" if image.mode == "P" else "RGB").convert("RGB"))
+
+
+def _16_bit_rgb(folder: Path) -> np.ndarray:
+    pixels = noise(0, 3)
+    rows = (pixels.astype(">u2") * 257).reshape(64, -1)
+    body = b"".join(b"\0" + row.tobytes() for row in rows)
+    (folder / "odd.png").write_bytes(png(64, 64, 16, zlib.compress(body)))
+    return pixels
+
+
+def _16_bit_grey(folder: Path, name: str, kind: str) -> np.ndarray:
+    pixels = noise()
+    write_image(folder / name, pixels.astype(kind) * 257)
+    return np.stack([pixels] * 3, axis=2)
+
+
+def _one_pixel(folder: Path) -> np.ndarray:
+    write_image(folder / "odd.png", np.full((1, 1, 3), (200, 30, 90), np.uint8))
+    return np.full((64, 64, 3), (200, 30, 90), np.uint8)
+
+
+RGB, OTHER = Image.fromarray(noise(0, 3)), Image.fromarray(noise(1, 3))
+RGBA = Image.fromarray(noise(2, 4))
+# by name a function that writes the image odd into a folder, and gives its pixels
+ODD_IMAGES: dict[str, Callable[[Path], np.ndarray]] = {
+    "16-bit grey PNG": lambda folder: _16_bit_grey(folder, "odd.png", "<u2"),
+    "16-bit grey TIFF, big-endian": lambda folder: _16_bit_grey(folder, "odd.tif", ">u2"),
+    "32-bit grey TIFF in 16 bits": lambda folder: _16_bit_grey(folder, "odd.tif", "<i4"),
+    "16-bit RGB": _16_bit_rgb,
+    "CMYK": lambda folder: _save(folder / "odd.tif", RGB.convert("CMYK")),
+    "palette": lambda folder: _save(folder / "odd.png", RGB.quantize(64)),
+    "palette with transparency": lambda folder: _save(
+        folder / "odd.png", RGB.quantize(64), transparency=3
+    ),
+    "grey": lambda folder: _save(folder / "odd.png", RGB.convert("L")),
+    "grey with transparency": lambda folder: _save(folder / "odd.png", RGBA.convert("LA")),
+    "RGB with transparency": lambda folder: _save(folder / "odd.png", RGBA),
+    "black and white": lambda folder: _save(folder / "odd.png", RGB.convert("1")),
+    "animated PNG": lambda folder: _save(
+        folder / "odd.png", RGB, save_all=True, append_images=[OTHER]
+    ),
+    "TIFF of two pages": lambda folder: _save(
+        folder / "odd.tiff", RGB, save_all=True, append_images=[OTHER]
+    ),
+    "animated GIF with PNG's suffix": lambda folder: _save(
+        folder / "odd.png", RGB.quantize(64), format="GIF", save_all=True, append_images=[OTHER]
+    ),
+    "turned by its tag": lambda folder: _save(folder / "odd.png", RGB, exif=_turned()),
+    "one pixel": _one_pixel,
+}
+
+
+def _turned() -> Image.Exif:
+    """The tag of a camera that was held upright: the image is to be shown turned by 90 degrees."""
+    tags = Image.Exif()
+    tags[0x0112] = 6
+    return tags
+
+
+def exif(path: Path) -> None:
+    """Give an image file the tag."""
+    with Image.open(path) as image:
+        image.load()
+    image.save(path, exif=_turned())
+
+
+def rewrite_masks(place: Place) -> None:
+    """Save the masks in other modes, and add some that belong to no defect."""
+    masks = sorted((place.data / "bolt/ground_truth").rglob("*.png"))
+    for path, mode in zip(masks, ["RGB", "RGBA", "1", "P", "I;16", "one"], strict=True):
+        with Image.open(path) as mask:
+            mask.load()
+        changed = mask.point(lambda value: value // 255) if mode == "one" else mask.convert(mode)
+        changed.save(path)
+    write_image(masks[0].with_name("999_mask.png"), np.zeros((8, 8), np.uint8))
+    write_image(place.data / "bolt/ground_truth/good/000_mask.png", noise())
+    write_image(place.data / "bolt/ground_truth/dent/000_mask.png", noise())
+
+
+NAMES = ["a b", "it's", 'say "x"', "-r", "new\nline", os.fsdecode(b"\xff"), "*?[a]", "größe"]
+
+
+def rename_all(place: Place) -> None:
+    """Give the test images odd names, and add what is no image."""
+    folder = place.data / "bolt"
+    for i, path in enumerate(sorted((folder / "test").rglob("*.png"))):
+        name = NAMES[i]
+        mask = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
+        if mask.exists():
+            mask.rename(mask.with_name(f"{name}_mask.png"))
+        path.rename(path.with_name(f"{name}.png"))
+    write_image(folder / "train/good/.hidden.png", noise())
+    write_image(folder / "train/good/deeper/000.png", noise())
+    write_image(folder / "test/crack/deeper/000.png", noise())
+    (folder / "test/good/notes.txt").touch()
+    (folder / "test/good/folder.png").mkdir()
+    (folder / "test/.cache").mkdir()
+    (folder / "test/loop").symlink_to("..")
+    (folder / "test/good/loop").symlink_to(".")
+    os.mkfifo(folder / "test/good/pipe.png")
+    (place.data / "empty").mkdir()
+
 
 SECTIONS = {
     "image": IMAGES,

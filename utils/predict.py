@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from math import floor, isfinite
 from pathlib import Path
@@ -163,6 +164,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.threshold is None and thresholds.caveat:
         print(f"({thresholds.caveat})")
+    print(end="", flush=True)
     if counts["failed"]:
         raise SystemExit(1)
 
@@ -339,7 +341,10 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
     """
     with replacing(path) as temporary:
         if path.suffix == ".npy":
-            np.save(temporary, anomaly_map)
+            # not straight to the file: NumPy would not say why it cannot be written
+            content = BytesIO()
+            np.save(content, anomaly_map)
+            temporary.write_bytes(content.getbuffer())
         else:
             steps = np.nan_to_num(anomaly_map * PNG_STEPS).round().clip(0, 2**16 - 1)
             Image.fromarray(steps.astype(np.uint16)).save(temporary, compress_level=1)
