@@ -19,7 +19,7 @@ from tqdm import tqdm
 from datasets.images import IMAGE_SUFFIXES, open_image, open_mask, to_rgb
 from datasets.layouts import find_classes
 from datasets.mvtec import is_image
-from datasets.splits import choose_classes, load_splits
+from datasets.splits import LOSSY_SUFFIXES, choose_classes, load_splits
 from utils.arguments import add_option, count_cores
 
 LAYOUT = "mvtec"
@@ -255,6 +255,8 @@ def _check_mask(image: Path, mask: Path, contents: Mapping[Path, Content]) -> It
             f"{of_image[0]}x{of_image[1]}; they must be equal"
         )
     values = contents[mask].values
+    if mask.suffix.lower() in LOSSY_SUFFIXES:
+        yield Remark(f"mask {mask} is a JPEG, which blurs its edges: save it as PNG")
     if values == (0,):
         yield Remark(f"mask {mask} marks no pixel although {image} lies among the defects")
     elif len(set(values) - {0}) > 1:
