@@ -618,6 +618,7 @@ _BY_COMMAND = {
         ("--study", "colours", "invalid choice: 'colours' (choose from"),
         ("--weights", "nowhere.pth", "no file nowhere.pth; --weights takes"),
         ("--batch_size", "0", "'0' is not a whole number >= 1"),
+        ("--num_workers", "-1", "'-1' is not a whole number >= 0"),
         ("--resize", "16", "--resize 16 is too small; give 32 or more"),
     ],
     "predict": [
@@ -655,6 +656,14 @@ _BY_COMMAND = {
     "tables": [("--data_path", "x", "unrecognized arguments: --data_path=x")],
 }
 ARGUMENTS = [
+    Case(
+        "study rotation of another size",
+        "study",
+        ("--study", "rotation", "--crop", "200"),
+        ["--study rotation is defined for --resize 256 --crop 224; leave these out"],
+    ),
+]
+ARGUMENTS += [
     Case(
         f"{command} {option} {value[:20]!r}",
         command,
@@ -1177,6 +1186,52 @@ def rename_all(place: Place) -> None:
     (folder / "test/good/loop").symlink_to(".")
     os.mkfifo(folder / "test/good/pipe.png")
     (place.data / "empty").mkdir()
+
+
+# images that predict cannot score: what spoils the new one, and its error
+UNSCORED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "truncated": (lambda path: cut(path, 500), "cannot read image {path}: "),
+    "zero bytes": (lambda path: cut(path, 0), "cannot read image {path}: not an image; replace"),
+    "text": (lambda path: replace(path, b"text"), "cannot read image {path}: not an image"),
+    "bomb": (lambda path: replace(path, png(60000, 60000)), "3600000000 pixels"),
+    "a line of pixels": (
+        lambda path: write_image(path, np.zeros((40000, 1), np.uint8)),
+        "{path}, 1x40000 pixels, would have 64x2560000 after --resize 64",
+    ),
+    "a broken link": (lambda path: [path.unlink(), path.symlink_to("nowhere")], "No such file"),
+    "a link to itself": (lambda path: [path.unlink(), path.symlink_to(path)], "symbolic links"),
+}
+
+# what check finds in a folder of which one thing was spoilt, and that it is the only problem
+FOUND: dict[str, tuple[Callable[[Place], object], str]] = {
+    "all-zero mask": (
+        _draw(MASK, np.zeros((48, 48), np.uint8)),
+        "mask {data}/bolt/ground_truth/crack/001_mask.png marks no pixel although",
+    ),
+    "grey mask": (
+        _draw(MASK, np.arange(48 * 48, dtype=np.uint16).reshape(48, 48).astype(np.uint8)),
+        "001_mask.png has 256 different values; expected 0 and 255",
+    ),
+    "JPEG mask": (
+        _draw(MASK, GREY, "ground_truth/crack/001_mask.jpg"),
+        "001_mask.jpg is a JPEG, which blurs its edges: save it as PNG",
+    ),
+    "float mask": (
+        _draw(MASK, FAKE_FLOAT, "ground_truth/crack/001_mask.tif"),
+        "001_mask.tif: floating-point pixels have no fixed range",
+    ),
+    "float image": (
+        _draw(GOOD, FAKE_FLOAT, "train/good/001.tif"),
+        "001.tif: floating-point pixels have no fixed range",
+    ),
+    "extra mask": (
+        lambda place: write_image(place.data / "bolt/ground_truth/crack/9_mask.png", GREY),
+        "mask {data}/bolt/ground_truth/crack/9_mask.png belongs to no image in",
+    ),
+    "truncated mask": (_cut(MASK, 60), "cannot read image {data}/bolt/ground_truth/crack/001"),
+    "broken link": (_link(f"bolt/{GOOD}", "nowhere.png"), "train/good/001.png: No such file"),
+    "bomb": (_write(GOOD, png(60000, 60000)), "3600000000 pixels"),
+}
 
 
 SECTIONS = {

@@ -22,9 +22,11 @@ import torch
 from datasets.images import Preprocessing
 from tests.bad_inputs import (
     COMMANDS,
+    FOUND,
     FULL,
     ODD_IMAGES,
     REFUSED,
+    UNSCORED,
     Place,
     exif,
     rename_all,
@@ -110,6 +112,33 @@ def test_bad_input_is_refused_in_one_line_and_leaves_nothing(case, place, run):
 def test_commands_of_the_catalogue_succeed_on_good_input(command, place, run):
     done = run(*words(place, command))
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("spoil", "error"), UNSCORED.values(), ids=UNSCORED)
+def test_image_that_cannot_be_scored_is_a_row_and_a_line(spoil, error, place, run):
+    path = place.new / "bad.png"
+    shutil.copy(place.new / "good.png", path)
+    spoil(path)
+    done = run(*words(place, "predict"))
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1, done.stderr
+    assert error.replace("{path}", str(path)) in done.stderr
+    with (place.out / "predictions.csv").open(newline="") as file:
+        bad, good = csv.DictReader(file)
+    assert bad["error"] == done.stderr.strip()
+    assert (bad["score"], good["error"]) == ("", "")
+    assert float(good["score"]) > 0
+    assert [path.name for path in snapshot(place.out / "overlays")] == ["good.png"]
+
+
+@pytest.mark.parametrize(("spoil", "line"), FOUND.values(), ids=FOUND)
+def test_check_finds_what_a_run_refuses_or_miscounts(spoil, line, place, run):
+    spoil(place)
+    done = run(*words(place, "check"))
+    assert (done.returncode, done.stderr) == (1, "")
+    problem, summary = done.stdout.splitlines()
+    assert place.fill_in(line) in problem
+    assert summary == "1 classes checked, 1 problems"
 
 
 @pytest.mark.parametrize("name", ODD_IMAGES)
