@@ -36,7 +36,8 @@ from tests.conftest import write_image
 from tests.test_detector import good_images
 from utils.detector import Detector
 
-pytestmark = pytest.mark.bad_input
+# a warning would be one more line on stderr
+pytestmark = [pytest.mark.bad_input, pytest.mark.filterwarnings("error")]
 ROOT = Path(__file__).resolve().parent.parent
 NOBODY = 65534  # a user without rights
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -120,7 +121,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     _check_file(path)
     try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of tensors that are refused below
+            state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged bytes raise is not documented
         raise ValueError(
             f"cannot read weights {path}: damaged, or not a plain state dict "
