@@ -49,3 +49,8 @@ def find_output_error(error: Exception) -> OSError | None:
         f"cannot write to standard output: {found.strerror}; send it elsewhere and repeat the "
         "command: what is finished is kept"
     )
+
+
+def printable(text: Path | str) -> str:
+    """The text, with bytes of a file name that are not UTF-8 spelled out."""
+    return str(text).encode("utf-8", "backslashreplace").decode()

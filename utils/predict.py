@@ -27,7 +27,7 @@ from tqdm import tqdm
 from datasets.images import IMAGE_SUFFIXES, Box, crop_box, open_image, to_rgb, uncrop
 from datasets.loading import Loader
 from utils.arguments import add_network_options, add_option, make_folder
-from utils.files import replacing
+from utils.files import printable, replacing
 
 if TYPE_CHECKING:
     from utils.detector import Detector
@@ -366,8 +366,3 @@ def writing_rows(path: Path) -> Iterator[csv.DictWriter]:
             stopped = error
     if stopped is not None:
         raise stopped
-
-
-def printable(text: Path | str) -> str:
-    """The text, with bytes of a file name that are not UTF-8 spelled out."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
