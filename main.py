@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
+from io import TextIOWrapper
 from itertools import chain, compress
 from pathlib import Path
 from time import perf_counter
@@ -59,10 +60,12 @@ def main() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # imports make a million objects, none of them garbage: looking for it takes most of a second
     gc.set_threshold(100_000)
+    prepare_output()
     parser, run, words = choose_command(sys.argv[1:])
     args = parser.parse_args(words)
     try:
         run(args)
+        print(end="", flush=True)  # a full disk or a closed pipe is found out before the end
     except KeyboardInterrupt:
         print("interrupted; the classes finished so far are in the results", file=sys.stderr)
         sys.exit(130)
@@ -76,9 +79,20 @@ def main() -> None:
         gc.freeze()
 
 
+def prepare_output() -> None:
+    """Let names that the terminal cannot show be spelled out, and standard error be closed."""
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the program)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def explain(error: Exception) -> str | None:
     """What went wrong in one line, if it is a mistake or a lack that the user can mend."""
-    text = " ".join(str(error).split())
+    from utils.files import find_output_error
+
+    text = " ".join(str(find_output_error(error) or error).split())
     if isinstance(error, (OSError, ValueError)):
         return text
     if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
@@ -358,7 +372,8 @@ class OneLineParser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print the message without the usage and exit with status 2."""
         # of several processes with the same arguments one says it
-        self.exit(2, f"{self.prog}: error: {message}\n" if World.from_environment().leads else None)
+        line = f"{self.prog}: error: {' '.join(message.split())}\n"
+        self.exit(2, line if World.from_environment().leads else None)
 
 
 def make_parser() -> argparse.ArgumentParser:

@@ -16,9 +16,10 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from datasets.images import IMAGE_SUFFIXES, open_image, to_rgb
+from datasets.images import IMAGE_SUFFIXES, open_image, open_mask, to_rgb
 from datasets.layouts import find_classes
-from datasets.splits import choose_classes, load_splits
+from datasets.mvtec import is_image
+from datasets.splits import LOSSY_SUFFIXES, choose_classes, load_splits
 from utils.arguments import add_option, count_cores
 
 LAYOUT = "mvtec"
@@ -117,7 +118,7 @@ def run(args: argparse.Namespace) -> None:
         remarks += found
 
     n_problems = sum(not remark.is_note for remark in remarks)
-    print(f"{len(class_names)} classes checked, {n_problems} problems")
+    print(f"{len(class_names)} classes checked, {n_problems} problems", flush=True)
     if n_problems:
         sys.exit(1)
 
@@ -131,7 +132,7 @@ def check_class(data_path: Path, class_name: str) -> Iterator[Remark]:
     """Read all files of a class; what is wrong with its folders, images and masks."""
     folder = data_path / class_name
     images = _list_images(folder)
-    masks = sorted(path for path in folder.glob("ground_truth/*/*") if _is_image(path))
+    masks = sorted(path for path in folder.glob("ground_truth/*/*") if is_image(path))
     contents = _read_all(images, masks, class_name)
 
     yield from _check_folders(folder, images)
@@ -143,18 +144,12 @@ def check_class(data_path: Path, class_name: str) -> Iterator[Remark]:
     yield from _check_counts(folder, images)
 
 
-def _is_image(path: Path) -> bool:
-    """Whether the loader would take the file."""
-    hidden = path.name.startswith(".")
-    return not hidden and path.suffix.lower() in IMAGE_SUFFIXES and path.is_file()
-
-
 def _list_images(folder: Path) -> list[Path]:
     """The images of train and test; those in test itself only where it has no folders."""
     paths = [*folder.glob("train/good/*"), *folder.glob("test/*/*")]
     if not _folders(folder / "test"):
         paths += folder.glob("test/*")
-    return sorted(path for path in paths if _is_image(path))
+    return sorted(path for path in paths if is_image(path))
 
 
 def _folders(folder: Path) -> list[Path]:
@@ -176,8 +171,7 @@ def _read_all(
 def _read(path: Path, is_mask: bool) -> Content:
     """Decode a file as the loader does."""
     try:
-        image = open_image(path)
-        image = image.convert("RGB") if is_mask else to_rgb(image, path)
+        image = open_mask(path) if is_mask else to_rgb(open_image(path), path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, ValueError) as error:
         return Content(error=str(error))
@@ -218,7 +212,7 @@ def _check_folders(folder: Path, images: Sequence[Path]) -> Iterator[Remark]:
             yield Remark(f"{path} is ignored: {path.suffix or 'no suffix'} is no image", True)
     beside_folders = [*folder.glob("train/*"), *folder.glob("ground_truth/*")]
     beside_folders += folder.glob("test/*") if tested else []
-    for path in sorted(filter(_is_image, beside_folders)):
+    for path in sorted(filter(is_image, beside_folders)):
         yield Remark(f"{path} is not read: move it into a folder beside it")
 
 
@@ -261,6 +255,8 @@ def _check_mask(image: Path, mask: Path, contents: Mapping[Path, Content]) -> It
             f"{of_image[0]}x{of_image[1]}; they must be equal"
         )
     values = contents[mask].values
+    if mask.suffix.lower() in LOSSY_SUFFIXES:
+        yield Remark(f"mask {mask} is a JPEG, which blurs its edges: save it as PNG")
     if values == (0,):
         yield Remark(f"mask {mask} marks no pixel although {image} lies among the defects")
     elif len(set(values) - {0}) > 1:

@@ -15,6 +15,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 RESIZE = 256
 CROP = 224
 SMALLEST = 32  # pixels on a side: layer3 sees them as 2, with less no patch has a neighbour
+LARGEST = 8192  # pixels of the shorter side: its square is about what Pillow warns of
 
 
 class Preprocessing(NamedTuple):
@@ -36,9 +37,14 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
     """Refuse sizes that suit no image.
 
     Raises:
-        ValueError: if the crop is larger than the resized image or either is below SMALLEST.
+        ValueError: if the crop is larger than the resized image, either is below SMALLEST or
+            resize is above LARGEST.
     """
     resize, crop = preprocessing
+    if resize > LARGEST:
+        raise ValueError(
+            f"--resize {resize} is too large; give at most {LARGEST}, or 0 to keep the size"
+        )
     for name, side in preprocessing._asdict().items():
         if 0 < side < SMALLEST:
             raise ValueError(
@@ -85,8 +91,8 @@ def read_size(path: Path) -> tuple[int, int]:
     try:
         with Image.open(path) as image:
             return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+    except Exception as error:  # what damaged bytes raise is not documented
+        raise unreadable(path, error) from error
 
 
 def load_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
@@ -107,9 +113,12 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) 
         path: what the image is called in errors.
 
     Raises:
-        ValueError: if its pixels are floating-point.
+        ValueError: if its pixels are floating-point or beyond 16 bits, or resizing would make it
+            huge.
     """
-    image = resize(to_rgb(image, path), preprocessing.resize, Image.Resampling.LANCZOS)
+    image = to_rgb(image, path)
+    _check_resized(image.size, preprocessing.resize, path)
+    image = resize(image, preprocessing.resize, Image.Resampling.LANCZOS)
     return np.array(_centre_crop(image, preprocessing.crop)).transpose(2, 0, 1)
 
 
@@ -117,10 +126,16 @@ def load_mask(path: Path, preprocessing: Preprocessing) -> np.ndarray:
     """A mask file as (H, W) bool, True where any channel is above 0.
 
     Raises:
-        ValueError: if the file cannot be read as an image.
+        ValueError: if the file cannot be read as an image, is floating-point or marks no pixel.
     """
-    nearest = Image.Resampling.NEAREST
-    mask = resize(open_image(path).convert("RGB"), preprocessing.resize, nearest)
+    mask = open_mask(path)
+    if mask.getbbox() is None:
+        raise ValueError(
+            f"mask {path} marks no pixel, but its image lies among the defects; mark the defect, "
+            "or move the image to the good ones"
+        )
+    _check_resized(mask.size, preprocessing.resize, path)
+    mask = resize(mask, preprocessing.resize, Image.Resampling.NEAREST)
     return np.asarray(_centre_crop(mask, preprocessing.crop)).any(axis=2)
 
 
@@ -134,29 +149,55 @@ def open_image(path: Path) -> Image.Image:
         with Image.open(path) as image:
             image.load()
             return image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise _unreadable(path, error) from error
+    except Exception as error:  # what damaged bytes raise is not documented
+        raise unreadable(path, error) from error
 
 
-def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = "not an image" if isinstance(error, Image.UnidentifiedImageError) else error
+def unreadable(path: Path, error: Exception) -> ValueError:
+    """What to raise for an image file on which reading raised error."""
+    reason = str(error) or type(error).__name__
+    if isinstance(error, Image.UnidentifiedImageError):
+        reason = "not an image"
+    elif isinstance(error, OSError):
+        reason = error.strerror or reason
     return ValueError(f"cannot read image {path}: {reason}; replace the file or take it away")
+
+
+def open_mask(path: Path) -> Image.Image:
+    """The decoded file of a mask in RGB; whatever is above 0 stays so.
+
+    Raises:
+        ValueError: if it cannot be read as an image or is floating-point; the message names it.
+    """
+    mask = open_image(path)
+    _refuse_float(mask, path)
+    return mask.convert("RGB")
+
+
+def _refuse_float(image: Image.Image, path: Path | str) -> None:
+    if image.mode == "F":
+        raise ValueError(
+            f"cannot read image {path}: floating-point pixels have no fixed range; "
+            "save it with 8 or 16 bits"
+        )
 
 
 def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
     """The image in 8-bit RGB; 16-bit grey is scaled, transparency is dropped.
 
     Raises:
-        ValueError: if its pixels are floating-point; the message names path.
+        ValueError: if its pixels are floating-point or beyond 16 bits; the message names path.
     """
-    if image.mode == "F":
-        raise ValueError(
-            f"cannot read image {path}: floating-point pixels have no fixed range; "
-            "save it with 8 or 16 bits"
-        )
+    _refuse_float(image, path)
     if image.mode.startswith("I"):
         # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it
-        pixels = np.asarray(image).clip(0, 65535)
+        pixels = np.asarray(image)
+        low, high = pixels.min(), pixels.max()
+        if low < 0 or high > 65535:
+            raise ValueError(
+                f"cannot read image {path}: its values go from {low} to {high}, beyond 16 bits; "
+                "save it with 8 or 16 bits"
+            )
         image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
     if image.mode == "P":
         # by way of RGBA Pillow does not warn of transparency
@@ -174,6 +215,16 @@ def resized_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     width, height = size
     short = min(size)
     return (side * width // short, side * height // short) if side else size
+
+
+def _check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
+    """Refuse a shape that resizing would make huge: a line of pixels."""
+    width, height = resized_size(size, side)
+    if side and width * height > LARGEST**2:
+        raise ValueError(
+            f"{path}, {size[0]}x{size[1]} pixels, would have {width}x{height} after --resize "
+            f"{side}; give a smaller --resize, or cut the image"
+        )
 
 
 def _centre_crop(image: Image.Image, side: int) -> Image.Image:

@@ -159,8 +159,10 @@ def list_images(folder: Path) -> list[Path]:
     """The image files in a folder but hidden ones, sorted; none where there is no folder."""
     if not folder.is_dir():
         return []
-    return sorted(
-        path
-        for path in folder.iterdir()
-        if path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
-    )
+    return sorted(filter(is_image, folder.iterdir()))
+
+
+def is_image(path: Path) -> bool:
+    """Whether the name says so, and is not hidden; a broken link counts, a pipe does not."""
+    named = path.suffix.lower() in IMAGE_SUFFIXES and not path.name.startswith(".")
+    return named and (path.is_file() or not path.exists())

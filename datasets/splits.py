@@ -18,6 +18,8 @@ from datasets.images import (
 from datasets.layouts import AUTO, LAYOUTS, Layout, find_classes
 from datasets.mvtec import CLASS_NAMES, Sample
 
+LOSSY_SUFFIXES = (".jpg", ".jpeg")
+
 
 class ImageDataset:
     """The images of one class and split.
@@ -66,7 +68,8 @@ class ImageDataset:
         """The image (3, H, W) uint8 RGB, its label and its mask (H, W) bool.
 
         Raises:
-            ValueError: if the image or a mask cannot be read; the message names the file.
+            ValueError: if the image or a mask cannot be read, or a mask marks no pixel; the
+                message names the file.
         """
         sample = self.samples[index]
         image = load_image(sample.path, self.preprocessing)
@@ -136,8 +139,8 @@ def load_splits(
 
     Raises:
         FileNotFoundError: if the folder, its images or a mask are missing.
-        ValueError: if there is a single training image, two images share a name, a mask differs
-            from its image in size, or preprocessing does not suit the images.
+        ValueError: if there is a single training image, two images share a name, a mask is a
+            JPEG or differs from its image in size, or preprocessing does not suit the images.
     """
     check_preprocessing(preprocessing)
     train, test = (
@@ -189,6 +192,11 @@ def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> Non
 
 def _check_mask_sizes(sample: Sample, size: tuple[int, int]) -> None:
     for path in sample.mask_paths:
+        if path.suffix.lower() in LOSSY_SUFFIXES:
+            raise ValueError(
+                f"mask {path} is a JPEG, which blurs its edges, and whatever is above 0 counts as "
+                "defect; save it as PNG in black and white"
+            )
         mask_size = read_size(path)
         if mask_size != size:
             raise ValueError(

@@ -71,7 +71,7 @@ def test_file_gives_the_suites_scores_and_maps(words, model, extractor, run, tmp
         images = noise(batch_size, seed=2)
         normalised = (images.astype(np.float32) / 255 - mean) / std
         scores, maps = session.run(["scores", "anomaly_maps"], {"images": normalised})
-        expected = model.padim.anomaly_maps(extractor(images), SIZE)
+        expected = model.padim.anomaly_maps(extractor(images), SIZE).numpy()
         assert maps.shape == (batch_size, *SIZE)
         np.testing.assert_allclose(maps, expected, rtol=1e-3)
         np.testing.assert_allclose(scores, image_scores(expected), rtol=1e-3)
@@ -102,16 +102,6 @@ def test_failed_export_leaves_the_old_file(words, refused, tmp_path, monkeypatch
     assert (tmp_path / "bolt.onnx").read_bytes() == b"old"
 
 
-def test_other_weights_are_refused(model, words, refused, tmp_path):
-    state_dict = torch.load(words[4], weights_only=True)
-    state_dict["layer3.1.bn2.bias"] += 0.1
-    torch.save(state_dict, tmp_path / "other.pth")
-    words[4] = "other.pth"
-    message = refused(*words)
-    assert "was made with other weights of resnet18 than other.pth" in message
-    assert "give --weights" in message
-
-
 @pytest.mark.parametrize("name", ["onnx", "onnxscript", "onnxruntime"])
 def test_missing_package_is_reported_with_its_command(name, words, refused, monkeypatch):
     monkeypatch.setitem(sys.modules, name, None)
@@ -123,8 +113,3 @@ def test_missing_package_is_reported_with_its_command(name, words, refused, monk
 def test_model_too_large_for_a_file_is_refused(words, refused, monkeypatch):
     monkeypatch.setattr(export, "MAX_BYTES", 1000)
     assert re.search(r"has \d\.\d GB, an ONNX file holds .* fit it to fewer", refused(*words))
-
-
-def test_other_file_name_is_refused(words, refused):
-    message = refused(*words[:-1], "bolt.pt")
-    assert "--onnx takes a file name that ends in .onnx; got bolt.pt" in message

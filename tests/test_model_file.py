@@ -125,10 +125,10 @@ def test_values_that_are_not_finite_are_refused(path, value):
     ("change", "reason"),
     [
         ({"arch": "resnet19"}, "resnet19"),
-        ({"channels": [1, 2]}, "instead of|not 2 channels"),
+        ({"channels": [1, 2]}, "instead of|grids are"),
         ({"channels": [1, 2, 3, 4, 5, 4000]}, "channels that the network does not have"),
-        ({"n_train": 5, "channels": [1]}, "instead of"),
-        ({"grids": [[8, 11]]}, "instead of|shorter|longer"),
+        ({"n_train": 5, "channels": [1]}, "instead of|grids are"),
+        ({"grids": [[8, 11]]}, "grids are"),
         ({"preprocessing": {"zoom": 3}}, "zoom"),
         ({"thresholds": {}}, "missing"),
     ],

@@ -188,6 +188,13 @@ def test_roc_figure_is_written_at_upstreams_size(tmp_path):
         assert figure.size == (2000, 1000)
 
 
+@pytest.mark.parametrize("name", ["$a$ $\\frac$", "b\udcfe", "größe\nof a\tbolt"])
+def test_roc_figure_takes_any_name_of_a_class(tmp_path, name):
+    curve = RocCurve(np.array([0, 0, 1]), np.array([0, 0.5, 1]), 0.75)
+    plot_roc_curves(tmp_path / "roc.png", {name: curve}, {name: curve})
+    assert (tmp_path / "roc.png").exists()
+
+
 def test_nothing_temporary_is_left(item):
     draw([item], SCALE, threshold=3.0)
     assert [p.name for p in item.path.parent.iterdir()] == [item.path.name]

@@ -54,7 +54,7 @@ def outputs(folder):
     content = json.loads(found.pop("metrics.json"))
     found["notes"] = [result["notes"] for result in content["results"]]
     for name in ("classes/bolt.json", "classes/weave.json"):
-        content = json.loads(found.pop(name))
+        content = json.loads(json.loads(found.pop(name))["content"])
         for result in content["results"]:
             del result["seconds"]
         found[name] = content
@@ -136,14 +136,32 @@ def test_class_of_which_a_file_is_gone_is_fitted_again(run, command, folder, nam
     assert (folder / name).is_file()
 
 
-@pytest.mark.parametrize("damage", ["", "{}", "[1, 2", '{"fingerprint": 3}'])
-def test_damaged_record_is_said_and_its_class_fitted_again(run, command, folder, damage):
+def change(record):
+    """Another score, everything else as it was."""
+    return record.replace(b'\\"good\\", 0, ', b'\\"good\\", 0, 1', 1)
+
+
+@pytest.mark.bad_input
+@pytest.mark.parametrize(
+    "damage",
+    [
+        *(lambda record: b"", lambda record: b"{}", lambda record: record[:-9]),
+        *(lambda record: b"\xff\xfe", lambda record: b"[" * 100_000, change),
+        lambda record: b'{"fingerprint": 3}',  # of other settings, which is no damage
+    ],
+    ids=["empty", "nothing", "truncated", "no text", "nested", "a score", "other settings"],
+)
+def test_damaged_record_is_said_and_its_class_fitted_again(run, command, folder, damage, request):
     before = outputs(folder)
-    (folder / "classes/bolt.json").write_text(damage)
+    path = folder / "classes/bolt.json"
+    record = path.read_bytes()
+    assert damage(record) != record
+    path.write_bytes(damage(record))
     done = run(*command)
-    assert done.returncode == 0
+    assert (done.returncode, done.stderr) == (0, "")
     assert "weave is finished" in done.stdout
-    assert ("classes/bolt.json is damaged" in done.stdout) == ("3" not in damage)
+    said = "classes/bolt.json is damaged" in done.stdout
+    assert said == ("other settings" not in request.node.name)
     assert outputs(folder) == before
 
 

@@ -387,29 +387,3 @@ def test_command_line_is_read_without_the_network_packages(tmp_path):
     code = "import sys, utils.study; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
     env = os.environ | {"PYTHONPATH": str(MAIN.parent)}
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env).returncode == 0
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [
-        ("--study", "colours", "invalid choice: 'colours' (choose from"),
-        ("--class_name", "botle", "unknown class 'botle' in"),
-        ("--data_path", "nowhere", "no folder nowhere; --data_path must hold"),
-        ("--weights", "nowhere.pth", "no file nowhere.pth; --weights takes"),
-        ("--dataset", "btad", "--data_path must hold <class>/train/ok/*.png (--dataset btad)"),
-        ("--crop", "200", "--study rotation is defined for --resize 256 --crop 224; leave"),
-        ("--seeds", "0", "'0' is not a whole number >= 1"),
-        ("--batch_size", "0", "'0' is not a whole number >= 1"),
-        ("--num_workers", "-1", "'-1' is not a whole number >= 0"),
-        ("--arch", "resnet19", "invalid choice: 'resnet19'"),
-        ("--save_path", "file", "cannot write in file"),
-    ],
-)
-def test_a_bad_argument_is_refused_in_one_line(drawn_tree, tmp_path, option, value, message):
-    (tmp_path / "file").write_text("")
-    done = run_study(
-        *("--data_path", drawn_tree, "--class_name", "bolt", f"{option}={value}"), cwd=tmp_path
-    )
-    assert done.returncode == 2
-    assert len(done.stderr.splitlines()) == 1, done.stderr
-    assert message in done.stderr

@@ -38,7 +38,7 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         parser,
         "seed",
         "of the draw of channels (default: %(default)s)",
-        type=int,
+        type=at_least(0),
         default=backbone.SEED,
         metavar="N",
     )

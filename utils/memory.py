@@ -12,14 +12,13 @@ import psutil
 import torch
 
 from datasets.loading import READ_AHEAD
-from utils.backbone import BACKBONES
+from utils.backbone import BACKBONES, count_layer_features, layer_grids
 from utils.distributed import ALONE, World
 from utils.features import CPU_BATCH
 from utils.gaussian import PATCH_BLOCK, count_numbers, is_primal
 from utils.patches import Pyramid
 from utils.thresholds import choose_held_out
 
-STRIDES = (4, 8, 16)  # of layer1, layer2 and layer3
 FLOAT = 4  # bytes
 # allowances
 NETWORK_FLOATS = 48  # per pixel of the images in the network at once
@@ -54,20 +53,6 @@ class Work(NamedTuple):
     keeps_features: bool
     keeps_maps: bool
     n_drawn: int
-
-
-def layer_grids(image_size: tuple[int, int]) -> list[tuple[int, int]]:
-    """H and w of layer1, layer2 and layer3: all networks halve a side and round up."""
-    return [tuple(-(-side // stride) for side in image_size) for stride in STRIDES]
-
-
-def count_layer_features(arch: str, channels: Sequence[int]) -> list[int]:
-    """How many of the channels are in each layer."""
-    counts, first = [], 0
-    for n_channels in BACKBONES[arch].layer_channels:
-        counts.append(sum(first <= channel < first + n_channels for channel in channels))
-        first += n_channels
-    return counts
 
 
 def gaussian_bytes(work: Work, world: World = ALONE) -> int:

@@ -4,7 +4,8 @@ The format is safetensors, which holds no code. The network's weights are not in
 """
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datasets.images import Preprocessing
-from utils.backbone import BACKBONES
+from datasets.images import Preprocessing, check_preprocessing
+from utils.backbone import BACKBONES, count_layer_features, layer_grids
 from utils.features import LAYERS, PRECISIONS
 from utils.files import replacing
 from utils.gaussian import (
@@ -140,7 +141,10 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if found == FORMAT:
             return _from_file(settings, tensors, device)
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError) as error:
+    except (
+        *(SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError),
+        RuntimeError,  # a tensor of numbers that torch cannot handle
+    ) as error:
         raise ValueError(
             f"{path} is damaged or no model of this suite ({_first_words(error)}); "
             "make it again with main.py"
@@ -158,14 +162,14 @@ def _from_file(
     settings: Mapping[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> TrainedModel:
     for name, tensor in tensors.items():
-        if not tensor.isfinite().all():
+        try:
+            finite = tensor.isfinite().all()
+        except RuntimeError as error:  # numbers of a kind that torch can only keep
+            raise ValueError(f"{name} is of {tensor.dtype}") from error
+        if not finite:
             raise ValueError(f"{name} is not finite")
-    backbone = BACKBONES[settings["arch"]]
-    if settings.get("precision", "float32") not in PRECISIONS:
-        raise ValueError(f"unknown precision {settings['precision']!r}")
+    _check_settings(settings)
     padim = PaDiM(settings["channels"])
-    if not all(0 <= c < sum(backbone.layer_channels) for c in padim.channels):
-        raise ValueError("channels that the network does not have")
     good_scores = tensors.pop("good_scores").numpy()
     if good_scores.ndim != 1 or not len(good_scores) or (np.diff(good_scores) < 0).any():
         raise ValueError("good_scores are not in ascending order")
@@ -185,6 +189,39 @@ def _from_file(
     )
 
 
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings with which scoring would fail, or give numbers that mean nothing."""
+    backbone = BACKBONES[settings["arch"]]
+    if not all(
+        type(c) is int and 0 <= c < sum(backbone.layer_channels) for c in settings["channels"]
+    ):
+        raise ValueError("channels that the network does not have")
+    if settings.get("precision", "float32") not in PRECISIONS:
+        raise ValueError(f"unknown precision {settings['precision']!r}")
+    _check_numbers("eps", [settings["eps"]], above=0)
+    preprocessing = Preprocessing(**settings["preprocessing"])
+    if not all(type(side) is int and side >= 0 for side in preprocessing):
+        raise ValueError(f"preprocessing is {settings['preprocessing']}")
+    check_preprocessing(preprocessing)
+    size, crop = settings["image_size"], preprocessing.crop
+    sides = len(size) == 2 and all(type(side) is int and side > 0 for side in size)
+    if not sides or (crop and list(size) != [crop, crop]):
+        raise ValueError(f"image_size is {size}")
+    if [grid for grid, _ in _layers_of(settings)] != [tuple(grid) for grid in settings["grids"]]:
+        raise ValueError(f"grids are {settings['grids']} with image_size {size}")
+    thresholds = settings["thresholds"]
+    rates = [thresholds[name] for name in ("target_fpr", "image_fpr") if name in thresholds]
+    _check_numbers("thresholds", thresholds.values())
+    _check_numbers("thresholds", rates, above=0, below=1)
+
+
+def _check_numbers(
+    name: str, values: Iterable[Any], above: float = -math.inf, below: float = math.inf
+) -> None:
+    if not all(type(value) in (int, float) and above < value < below for value in values):
+        raise ValueError(f"{name} out of range")
+
+
 def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
     if isinstance(gaussians, PrimalGaussians):
         return {"mean": gaussians.mean, "whitening": gaussians.whitening}
@@ -192,6 +229,15 @@ def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
     for i, (mean, samples) in enumerate(zip(gaussians.means, gaussians.samples, strict=True)):
         tensors |= {f"mean.{i}": mean, f"samples.{i}": samples}
     return tensors
+
+
+def _layers_of(settings: Mapping[str, Any]) -> list[tuple[tuple[int, int], int]]:
+    """Grid and number of channels of every layer that has some; as many as the file has."""
+    grids = layer_grids(settings["image_size"])
+    counts = count_layer_features(settings["arch"], settings["channels"])
+    there = [layer for layer in zip(grids, counts, strict=True) if layer[1]]
+    # older files of the primal form tell the finest grid alone
+    return there[: len(settings["grids"])]
 
 
 def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gaussians:
@@ -206,11 +252,9 @@ def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     means = [tensors[f"mean.{i}"] for i in range(len(grids))]
     samples = [tensors[f"samples.{i}"] for i in range(len(grids))]
     _check_shape(whitening, height * width, n, n)
-    for grid, mean, kept in zip(grids, means, samples, strict=True):
-        _check_shape(kept, grid[0] * grid[1], n, mean.shape[2])
-        _check_shape(mean, grid[0] * grid[1], 1, mean.shape[2])
-    if sum(mean.shape[2] for mean in means) != d:
-        raise ValueError(f"not {d} channels")
+    for (grid, own), mean, kept in zip(_layers_of(settings), means, samples, strict=True):
+        _check_shape(kept, grid[0] * grid[1], n, own)
+        _check_shape(mean, grid[0] * grid[1], 1, own)
     return DualGaussians(pyramid, means, samples, whitening, settings["eps"])
 
 

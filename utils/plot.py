@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from skimage.morphology import disk, opening
 from skimage.segmentation import find_boundaries
 
-from utils.files import replacing
+from utils.files import printable, replacing
 from utils.metrics import RocCurve
 
 DPI = 100
@@ -198,10 +198,16 @@ def _black_and_white(mask: np.ndarray) -> np.ndarray:
     return (mask[..., None] * 255).astype(np.uint8)
 
 
+def _plain(name: str) -> str:
+    """The name as matplotlib can draw it: no formula, and valid text."""
+    return printable(name).replace("$", r"\$")
+
+
 def _plot_roc_panel(axes: Axes, level: str, curves: Curves) -> None:
     defined = {name: curve for name, curve in curves.items() if curve is not None}
     for class_name, curve in defined.items():
-        axes.plot(curve.fpr, curve.tpr, label=f"{class_name} {level} ROCAUC: {curve.auroc:.3f}")
+        label = f"{_plain(class_name)} {level} ROCAUC: {curve.auroc:.3f}"
+        axes.plot(curve.fpr, curve.tpr, label=label)
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="chance")
     mean = np.mean([curve.auroc for curve in defined.values()]) if defined else np.nan
     axes.set(

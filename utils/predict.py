@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from io import BytesIO
 from itertools import islice
 from math import floor, isfinite
 from pathlib import Path
@@ -26,7 +27,7 @@ from tqdm import tqdm
 from datasets.images import IMAGE_SUFFIXES, Box, crop_box, open_image, to_rgb, uncrop
 from datasets.loading import Loader
 from utils.arguments import add_network_options, add_option, make_folder
-from utils.files import replacing
+from utils.files import printable, replacing
 
 if TYPE_CHECKING:
     from utils.detector import Detector
@@ -163,6 +164,7 @@ def run(args: argparse.Namespace) -> None:
     )
     if args.threshold is None and thresholds.caveat:
         print(f"({thresholds.caveat})")
+    print(end="", flush=True)
     if counts["failed"]:
         raise SystemExit(1)
 
@@ -339,7 +341,10 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
     """
     with replacing(path) as temporary:
         if path.suffix == ".npy":
-            np.save(temporary, anomaly_map)
+            # not straight to the file: NumPy would not say why it cannot be written
+            content = BytesIO()
+            np.save(content, anomaly_map)
+            temporary.write_bytes(content.getbuffer())
         else:
             steps = np.nan_to_num(anomaly_map * PNG_STEPS).round().clip(0, 2**16 - 1)
             Image.fromarray(steps.astype(np.uint16)).save(temporary, compress_level=1)
@@ -361,8 +366,3 @@ def writing_rows(path: Path) -> Iterator[csv.DictWriter]:
             stopped = error
     if stopped is not None:
         raise stopped
-
-
-def printable(text: Path | str) -> str:
-    """The text, with bytes of a file name that are not UTF-8 spelled out."""
-    return str(text).encode("utf-8", "backslashreplace").decode()

@@ -2,10 +2,11 @@
 
 import csv
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 from utils.files import replacing
 
@@ -60,13 +61,13 @@ def write_run(folder: Path, run: Run) -> None:
     They replace what was there.
     """
     rows = [_csv_row(result) for result in run.results]
-    with replacing(folder / "metrics.csv") as path, path.open("w", newline="") as file:
+    with _writing_csv(folder / "metrics.csv") as file:
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
     content = {"format": FORMAT, **asdict(run)}
     with replacing(folder / "metrics.json") as path:
-        path.write_text(json.dumps(content, indent=2, default=str) + "\n")
+        path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 class ClassThresholds(NamedTuple):
@@ -110,14 +111,20 @@ def write_thresholds(folder: Path, thresholds: Sequence[ClassThresholds]) -> Non
 
 
 def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    with _writing_csv(path) as file:
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
+
+
+@contextmanager
+def _writing_csv(path: Path) -> Iterator[TextIO]:
     # a file name need not be valid text: its bytes are written as they are
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
     ):
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
+        yield file
 
 
 def read_run(path: Path) -> Run:
@@ -128,20 +135,31 @@ def read_run(path: Path) -> Run:
         ValueError: if it is damaged or of another format; the message names the file.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
         found = content["format"]
         if found == FORMAT:
             results = [ClassResult(**result) for result in content["results"]]
-            _check_results(results)
+            check_results(results)
             return Run(content["settings"], results)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} is damaged or no results of a run ({error!r}); run main.py again"
-        ) from error
+    except (KeyError, RecursionError, TypeError, ValueError) as error:
+        raise damaged(path, error) from error
     raise ValueError(f"{path} has format {found}, this version reads {FORMAT}; run main.py again")
 
 
-def _check_results(results: Sequence[ClassResult]) -> None:
+def damaged(path: Path, error: Exception) -> ValueError:
+    """What to raise for a metrics.json whose content has led to error."""
+    return ValueError(
+        f"{path} is damaged or no results of a run ({type(error).__name__}: {str(error)[:120]}); "
+        "run main.py again"
+    )
+
+
+def check_results(results: Sequence[ClassResult]) -> None:
+    """Refuse results that no run has written.
+
+    Raises:
+        TypeError, ValueError: if there are none, or a metric is missing or not in [0, 1].
+    """
     if not results:
         raise ValueError("no class")
     for result in results:

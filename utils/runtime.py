@@ -24,21 +24,23 @@ def choose_device(name: str, world: World = ALONE) -> torch.device:
     Raises:
         ValueError: if name is no device of this machine, or it has fewer GPUs than processes.
     """
-    count = torch.cuda.device_count()
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and world.size > 1:
-        if name != "cuda" or count < world.local_size:
-            raise ValueError(
-                f"--device {name} does not suit {world.local_size} processes on a machine with "
-                f"{count} GPUs: each takes one; start as many processes or give --device cpu"
-            )
-        torch.cuda.set_device(world.local_rank)
-        return torch.device("cuda", world.local_rank)
+        if world.size == 1:
+            return torch.device(name)
+    count = torch.cuda.device_count()
     there = ["auto", "cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
     if name not in there:
         raise ValueError(f"--device {name} is not on this machine; choose from {', '.join(there)}")
-    return torch.device(name)
+    if name == "cpu" or world.size == 1:
+        return torch.device(name)
+    if name != "cuda" or count < world.local_size:
+        raise ValueError(
+            f"--device {name} does not suit {world.local_size} processes on a machine with "
+            f"{count} GPUs: each takes one of its own; start as many processes or give --device cpu"
+        )
+    torch.cuda.set_device(world.local_rank)
+    return torch.device("cuda", world.local_rank)
 
 
 def device_name(device: torch.device) -> str:

@@ -173,7 +173,10 @@ def run(args: argparse.Namespace) -> None:
 
 def write_study(folder: Path, name: str, rows: Rows, settings: Mapping[str, Any]) -> Table:
     """Write the study's CSV file, unrounded, and its table; returns the table."""
-    with replacing(folder / f"{name}.csv") as path, path.open("w", newline="") as file:
+    with (
+        replacing(folder / f"{name}.csv") as path,
+        path.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
         writer = csv.DictWriter(file, rows[0])
         writer.writeheader()
         writer.writerows(rows)
@@ -182,7 +185,7 @@ def write_study(folder: Path, name: str, rows: Rows, settings: Mapping[str, Any]
     make_table = cost_table if name == "cost" else accuracy_table
     table = make_table(title, rows, notes)
     with replacing(folder / f"{name}.md") as path:
-        path.write_text(to_markdown(table))
+        path.write_text(to_markdown(table), encoding="utf-8", errors="backslashreplace")
     return table
 
 

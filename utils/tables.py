@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from datasets import demo, mvtec
 from utils.files import replacing
-from utils.results import METRICS, Run, read_run
+from utils.results import METRICS, Run, damaged, read_run
 
 ROOT = Path(__file__).resolve().parent.parent
 START, END = "<!-- written by: python main.py tables -->\n", "<!-- end of the tables -->\n"
@@ -64,25 +64,52 @@ def run(args: argparse.Namespace) -> None:
     Raises:
         ValueError: if a results file is damaged or the README has lost its markers.
     """
-    parts = []
-    for path in sorted((ROOT / "results").rglob("metrics.json")):
-        tables = run_tables(read_run(path))
-        write_tables(path.parent, tables)
-        parts += map(to_markdown, tables)
-        print(path.with_name("tables.md"))
+    found = {path: read_tables(path) for path in sorted((ROOT / "results").rglob("metrics.json"))}
+    parts = [to_markdown(table) for tables in found.values() for table in tables]
     # the studies have written their tables themselves
-    parts += [path.read_text() for path in sorted((ROOT / "results" / "studies").rglob("*.md"))]
+    parts += [read_text(path) for path in sorted((ROOT / "results" / "studies").rglob("*.md"))]
     path = ROOT / "README.md"
-    text = fill_in(path.read_text(), "\n".join(parts))
+    text = fill_in(read_text(path), "\n".join(parts))
+    # all of it is in order: now it is written
+    for of_run, tables in found.items():
+        write_tables(of_run.parent, tables)
+        print(of_run.with_name("tables.md"))
     with replacing(path) as temporary:
-        temporary.write_text(text)
+        temporary.write_text(text, encoding="utf-8")
     print(path)
+
+
+def read_tables(path: Path) -> list[Table]:
+    """The tables of the run that left this metrics.json.
+
+    Raises:
+        OSError, ValueError: as read_run.
+    """
+    run = read_run(path)
+    try:
+        return run_tables(run)
+    except (AttributeError, KeyError, TypeError) as error:  # its settings are not those of a run
+        raise damaged(path, error) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        ValueError: if it is not; the message names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: no text in UTF-8; restore it") from error
 
 
 def write_tables(folder: Path, tables: Sequence[Table]) -> None:
     """Write tables.md."""
+    text = "\n".join(map(to_markdown, tables))
+    # the name of the data need not be valid text
     with replacing(folder / "tables.md") as path:
-        path.write_text("\n".join(map(to_markdown, tables)))
+        path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
 def fill_in(text: str, tables: str) -> str:
@@ -161,13 +188,20 @@ def read_published(path: Path) -> Published:
         ValueError: if it is damaged.
     """
     try:
-        with path.open(newline="") as file:
+        with path.open(newline="", encoding="utf-8") as file:
             return {
-                (row["source"], row["arch"], row["metric"], row["class_name"]): float(row["value"])
+                (row["source"], row["arch"], row["metric"], row["class_name"]): _share(row["value"])
                 for row in csv.DictReader(file)
             }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error!r}); restore it") from error
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise ValueError(f"{text} is not in [0, 1]")
+    return value
 
 
 def to_markdown(table: Table) -> str:
