@@ -22,10 +22,17 @@ def test_there_are_commands():
     assert len(COMMANDS) > 6
 
 
-@pytest.mark.parametrize("command", [c for c in COMMANDS if c.startswith("python main.py")])
+@pytest.mark.parametrize("command", [c for c in COMMANDS if " main.py " in c])
 def test_every_command_parses(command):
-    parser, _, words = choose_command(shlex.split(command)[2:])
+    words = shlex.split(command)
+    parser, _, words = choose_command(words[words.index("main.py") + 1 :])
     parser.parse_args(words)
+
+
+def test_several_processes_are_started_by_torchrun():
+    started = [command for command in COMMANDS if command.startswith("torchrun ")]
+    assert started
+    assert all(command.startswith("torchrun --nproc_per_node=") for command in started)
 
 
 def test_the_programs_own_commands_parse():
