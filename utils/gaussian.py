@@ -8,8 +8,8 @@ for the covariance XᵀX / (N - 1) + eps I:
   distance² = (‖z‖² - ‖L⁻¹Xz‖²) / eps. Inner products of embeddings are sums over the layers, so
   each layer is kept, and multiplied, at its own resolution and only the products are repeated.
 
-Cholesky factors are inverted once, by substitution, so that a distance is one product of matrices;
-no covariance ever is.
+Cholesky factors are inverted once, so that a distance is one product of matrices; no covariance
+ever is.
 
 Reference: Defard et al., arXiv 2011.08785, sections III-B (eq. 1) and III-C (eq. 2).
 """
@@ -24,6 +24,7 @@ from torch import Tensor
 from utils.patches import Patches, Pyramid, parents_of, parents_on
 
 COVARIANCE_EPS = 0.01  # paper, section III-B; upstream
+SUBSTITUTED = 32  # rows of a factor that is inverted by substitution, not by halves; speed only
 PATCH_BLOCK = 112  # two rows of a 56-wide grid: they share one row of layer2
 
 
@@ -303,19 +304,39 @@ def _inner_products(
     samples: list[Tensor], others: list[Tensor], pyramid: Pyramid, rows: slice
 ) -> Tensor:
     """Xz at the patches in rows: (rows, N, B), from (P_l, N, d_l) and (P_l, d_l, B) per layer."""
-    products = samples[0][rows] @ others[0][rows]
-    for number, (kept, other) in enumerate(zip(samples, others, strict=True)):
-        if number > 0:
-            # the product of a coarse layer once, then repeated
-            parents = parents_of(pyramid, number)[rows]
-            own = slice(parents.min(), parents.max() + 1)
-            index = parents_on(pyramid, number, kept.device)[rows] - int(own.start)
-            products += (kept[own] @ other[own]).index_select(0, index)
-    return products
+    repeated = None
+    for number in range(1, len(samples)):
+        # the product of a coarse layer once, then repeated
+        parents = parents_of(pyramid, number)[rows]
+        own = slice(parents.min(), parents.max() + 1)
+        index = parents_on(pyramid, number, samples[0].device)[rows] - int(own.start)
+        product = (samples[number][own] @ others[number][own]).index_select(0, index)
+        repeated = product if repeated is None else repeated.add_(product)
+    if repeated is None:
+        return samples[0][rows] @ others[0][rows]
+    return repeated.baddbmm_(samples[0][rows], others[0][rows])
 
 
 def _whiten(matrices: Tensor) -> Tensor:
-    """L⁻¹ of every matrix LLᵀ."""
+    """L⁻¹ of every matrix LLᵀ.
+
+    By halves, so that almost all of it is products of matrices, which are faster in a batch than
+    factors and substitutions: with L = [[A, 0], [B, C]], L⁻¹ = [[A⁻¹, 0], [-C⁻¹BA⁻¹, C⁻¹]].
+    """
+    size = matrices.shape[1]
+    if size <= SUBSTITUTED:
+        return _whiten_small(matrices)
+    head, tail = slice(0, size // 2), slice(size // 2, size)
+    inverse = torch.zeros_like(matrices)
+    first = inverse[:, head, head] = _whiten(matrices[:, head, head])
+    below = matrices[:, tail, head] @ first.mT
+    rest = torch.baddbmm(matrices[:, tail, tail], below, below.mT, alpha=-1)
+    second = inverse[:, tail, tail] = _whiten(rest)
+    inverse[:, tail, head] = (second @ (below @ first)).neg_()
+    return inverse
+
+
+def _whiten_small(matrices: Tensor) -> Tensor:
     try:
         cholesky = torch.linalg.cholesky(matrices)
     except torch.linalg.LinAlgError as error:
