@@ -58,7 +58,7 @@ class PaDiM:
         """
         self.n_train = n_train
         self._held_out = list(held_out)
-        self._held_out_patches: list[Patches] = []
+        self._held_out_patches: Patches | None = None
         self.gaussians = fit_gaussians(self._arrange(batches), n_train)
         return self
 
@@ -71,13 +71,22 @@ class PaDiM:
             patches, counts = self.world.share_patches(layers)
             kept = [i for i in range(sum(counts)) if seen + i in wanted]
             if kept:
-                held_out = [layer[:, kept] for layer in patches.layers]
-                self._held_out_patches.append(patches._replace(layers=held_out))
+                self._hold_out(patches, kept)
             seen += sum(counts)
             # while the next batch is made, nothing holds this one
             del features, layers
             yield patches
             del patches
+
+    def _hold_out(self, patches: Patches, images: Sequence[int]) -> None:
+        """Keep these images of a batch."""
+        if self._held_out_patches is None:
+            # one piece for all: pieces made in between would keep the memory of batches from reuse
+            room = [z.new_empty(len(z), len(self._held_out), z.shape[2]) for z in patches.layers]
+            self._held_out_patches, self._n_held = patches._replace(layers=room), 0
+        for room, layer in zip(self._held_out_patches.layers, patches.layers, strict=True):
+            room[:, self._n_held : self._n_held + len(images)] = layer[:, images]
+        self._n_held += len(images)
 
     @torch.inference_mode()
     def held_out_maps(self, size: Sequence[int]) -> np.ndarray:
@@ -92,11 +101,11 @@ class PaDiM:
         """
         if isinstance(self.gaussians, DualGaussians):
             distances = self.gaussians.leave_one_out(self._held_out)
+        elif self._held_out_patches is None:
+            distances = self.gaussians.mean.new_empty(0, *self.gaussians.pyramid.shape)
         else:
-            pieces, self._held_out_patches = self._held_out_patches, []
-            parts = [self.gaussians.leave_one_out(piece, self.n_train) for piece in pieces]
-            nothing = self.gaussians.mean.new_empty(0, *self.gaussians.pyramid.shape)
-            distances = torch.cat([nothing, *parts])
+            patches, self._held_out_patches = self._held_out_patches, None
+            distances = self.gaussians.leave_one_out(patches, self.n_train)
         to_leader = [len(distances)] + [0] * (self.world.size - 1)
         distances = self.world.share_distances(distances, self.gaussians.pyramid, to_leader)
         return enlarge(distances, size).cpu().numpy()
