@@ -78,25 +78,34 @@ def main() -> None:
     parser.add_argument("--arch", choices=STATISTICS, required=True)
     parser.add_argument("--weights", type=Path, help="default: the published ones")
     parser.add_argument("--save_path", type=Path, default=Path("naive"))
+    parser.add_argument("--figures", choices=("all", "none"), default="all")
     args = parser.parse_args()
 
     matplotlib.use("Agg")
     seconds = Stopwatch()
     network = load_network(args.arch, args.weights)
     found = {
-        name: naive_run(args.data_path / name, args.arch, network, args.save_path, seconds)
+        name: naive_run(
+            *(args.data_path / name, args.arch, network, args.save_path, seconds),
+            figures=args.figures == "all",
+        )
         for name in args.class_name
     }
     print(json.dumps({"rocauc": {k: v._asdict() for k, v in found.items()}, "seconds": seconds}))
 
 
 def naive_run(
-    folder: Path, arch: str, network: nn.Module, save_path: Path, seconds: Stopwatch
+    folder: Path,
+    arch: str,
+    network: nn.Module,
+    save_path: Path,
+    seconds: Stopwatch,
+    figures: bool = True,
 ) -> Rocauc:
     """The experiment on the folder of a class."""
     channels = torch.tensor(draw_channels(arch))
     with seconds("network, training images"):
-        features, _ = run_network(network, arch, folder, "train")
+        features = run_network(network, arch, folder, "train")[0]
     with seconds("embeddings, training images"):
         embeddings = embed(features, channels)
     with seconds("fit"):
@@ -118,7 +127,7 @@ def naive_run(
     with seconds("figures"):
         draw_curves(save_path / f"{folder.name}_roc_curve.png", curves)
         pictures = undo_normalisation(images, arch)
-        for i in range(len(scores)):
+        for i in range(len(scores) if figures else 0):
             path = save_path / folder.name / f"{i:03}.png"
             draw_image(path, pictures[i], masks[i], scores[i], threshold, scores)
     return Rocauc(*(area for _, _, area in curves))
