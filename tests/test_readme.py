@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from main import choose_command, make_parser
+from tests.benchmark import __main__ as benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -26,6 +27,13 @@ def test_there_are_commands():
 def test_every_command_parses(command):
     parser, _, words = choose_command(shlex.split(command)[2:])
     parser.parse_args(words)
+
+
+def test_every_command_of_the_benchmark_parses():
+    commands = [c for c in COMMANDS if c.startswith("python -m tests.benchmark")]
+    assert len(commands) == 2
+    for command in commands:
+        benchmark.make_parser().parse_args(shlex.split(command)[3:])
 
 
 def test_the_programs_own_commands_parse():

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the tables of every run below results/, and the README's with those of the studies.
+    """Write the tables of every run below results/, and the README's with all others there.
 
     Raises:
         ValueError: if a results file is damaged or the README has lost its markers.
@@ -70,13 +70,23 @@ def run(args: argparse.Namespace) -> None:
         write_tables(path.parent, tables)
         parts += map(to_markdown, tables)
         print(path.with_name("tables.md"))
-    # the studies have written their tables themselves
-    parts += [path.read_text() for path in sorted((ROOT / "results" / "studies").rglob("*.md"))]
+    parts += read_written(ROOT)
     path = ROOT / "README.md"
     text = fill_in(path.read_text(), "\n".join(parts))
     with replacing(path) as temporary:
         temporary.write_text(text)
     print(path)
+
+
+def read_written(root: Path) -> list[str]:
+    """The tables that the studies and the benchmark have written themselves, and its figure."""
+    results = root / "results"
+    paths = [*sorted(results.glob("studies/**/*.md")), *results.glob("benchmark/benchmark.md")]
+    figures = [
+        f"![Time and memory as there is more of everything]({path.relative_to(root)})\n"
+        for path in results.glob("benchmark/scaling.png")
+    ]
+    return [*(path.read_text() for path in paths), *figures]
 
 
 def write_tables(folder: Path, tables: Sequence[Table]) -> None:
