@@ -153,7 +153,7 @@ def test_failures_stand_in_the_tables_and_in_the_exit_status(words, tmp_path, mo
     assert end.value.code == 1
     text = (tmp_path / "out" / "benchmark.md").read_text()
     assert "- resnet18 naive: no reason" in text
-    assert "- resnet18 suite d 25: no reason" in text
+    assert "- resnet18 suite d 50: no reason" in text
     assert "resnet18 suite processes 2: no reason" in capsys.readouterr().err
 
 

@@ -112,7 +112,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_repeats("processes_repeats", "runs of each number of processes", 2)
     add_counts("n_train", "numbers of training images", [125, 250, 500, 1000, 2500, 5000])
     add_repeats("naive_up_to", "largest of them for the naive reference", 500)
-    add_counts("n_features", "numbers of channels", [25, 50, 100, 200, 400])
+    add_counts("n_features", "numbers of channels", [50, 100, 200, 400])
     add_counts("image_sizes", "sides of the images", [128, 224, 320, 448])
     add_counts("processes", "numbers of processes", [1, 2])
     add("timeout", "seconds after which a command is given up", type=at_least(1), default=TIMEOUT)

@@ -154,4 +154,5 @@ def network(setup: Setup, arch: str) -> list[str]:
 
 def is_distributed() -> bool:
     """Whether main.py shares its work out under torchrun."""
-    return any("init_process_group" in path.read_text() for path in ROOT.glob("utils/*.py"))
+    paths = [ROOT / "main.py", *ROOT.glob("utils/*.py")]
+    return any("init_process_group" in path.read_text() for path in paths)

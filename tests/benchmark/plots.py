@@ -66,9 +66,11 @@ def plot_column(axes: Sequence, rows: Sequence[Row], variable: str) -> None:
             ax.set_xlim(left=0)
         else:
             ax.set_xticks(at)
-        if ax.lines:
+        if variable == "processes" and at:
+            ax.set_xlim(at[0] - 0.5, at[-1] + 0.5)
+        if len(ax.lines) > 1:
             ax.legend(fontsize="small")
-        else:
+        if not ax.lines:
             place = {"transform": ax.transAxes, "ha": "center", "va": "center"}
             ax.text(0.5, 0.5, "not measured", color="0.5", **place)
 
