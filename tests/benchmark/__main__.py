@@ -144,7 +144,7 @@ def prepare(args: argparse.Namespace, words: Sequence[str], temporary: Path) -> 
     settings = {
         "command": shlex.join(["python", "-m", "tests.benchmark", *words]),
         "data": inputs.describe_images(data_path, names),
-        "weights": f"random weights: {', '.join(random) or 'none'}",
+        "weights": f"random weights of {', '.join(random) or 'no network'}",
         "machine": describe_machine(),
         "date": date.today().isoformat(),
     }
