@@ -272,8 +272,8 @@ def test_interrupt_ends_in_one_line(experiment, tmp_path):
 
 
 def test_numbers_equal_the_naive_method_on_the_same_tree(run, tree, random_weights, tmp_path):
-    """Whole pipeline, image files to metrics.csv, against the slow float64 copy."""
-    from tests.pipeline import naive_run
+    """Whole pipeline, image files to metrics.csv, against the slow copy."""
+    from tests.naive_pipeline import Stopwatch, load_network, naive_run
 
     weights = random_weights("resnet18")
     done = run(
@@ -282,9 +282,11 @@ def test_numbers_equal_the_naive_method_on_the_same_tree(run, tree, random_weigh
     )
     assert done.returncode == 0, done.stderr
     (row,) = read_rows(tmp_path / "out" / "resnet18")
-    image_auroc, pixel_auroc = naive_run(tree / "bolt", weights)
-    assert float(row["image_auroc"]) == pytest.approx(image_auroc, abs=1e-6)
-    assert float(row["pixel_auroc"]) == pytest.approx(pixel_auroc, abs=1e-6)
+    network, seconds = load_network("resnet18", weights), Stopwatch()
+    naive = naive_run(tree / "bolt", "resnet18", network, tmp_path / "naive", seconds)
+    assert float(row["image_auroc"]) == pytest.approx(naive.image, abs=1e-6)
+    assert float(row["pixel_auroc"]) == pytest.approx(naive.pixel, abs=1e-6)
+    assert len(list((tmp_path / "naive" / "bolt").iterdir())) == int(row["n_test"])
 
 
 def test_help_is_there_at_once(tmp_path):

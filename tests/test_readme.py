@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from main import choose_command, make_parser
+from tests.benchmark import __main__ as benchmark
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text()
@@ -33,6 +34,13 @@ def test_several_processes_are_started_by_torchrun():
     started = [command for command in COMMANDS if command.startswith("torchrun ")]
     assert started
     assert all(command.startswith("torchrun --nproc_per_node=") for command in started)
+
+
+def test_every_command_of_the_benchmark_parses():
+    commands = [c for c in COMMANDS if c.startswith("python -m tests.benchmark")]
+    assert len(commands) == 2
+    for command in commands:
+        benchmark.make_parser().parse_args(shlex.split(command)[3:])
 
 
 def test_the_programs_own_commands_parse():

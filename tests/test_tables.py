@@ -13,6 +13,7 @@ from utils.tables import (
     fill_in,
     metrics_table,
     read_published,
+    read_written,
     run_tables,
     to_markdown,
     to_text,
@@ -170,6 +171,16 @@ def test_damaged_published_values_are_reported(tmp_path, text):
         read_published(tmp_path / "published.csv")
 
 
+def test_tables_of_studies_come_before_those_of_the_benchmark_and_its_figure(tmp_path):
+    for name in ("studies/resnet18/a.md", "studies/resnet18/b.md", "benchmark/benchmark.md"):
+        path = tmp_path / "results" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    assert [Path(text).name for text in read_written(tmp_path)] == ["a.md", "b.md", "benchmark.md"]
+    (tmp_path / "results/benchmark/scaling.png").touch()
+    assert read_written(tmp_path)[-1].endswith("(results/benchmark/scaling.png)\n")
+
+
 def test_readme_and_tables_are_what_the_results_say():
     paths = sorted((ROOT / "results").rglob("metrics.json"))
     assert paths
@@ -178,6 +189,6 @@ def test_readme_and_tables_are_what_the_results_say():
         of_run = [to_markdown(table) for table in run_tables(read_run(path))]
         assert path.with_name("tables.md").read_text() == "\n".join(of_run)
         parts += of_run
-    parts += [path.read_text() for path in sorted((ROOT / "results" / "studies").rglob("*.md"))]
+    parts += read_written(ROOT)
     readme = (ROOT / "README.md").read_text()
     assert readme == fill_in(readme, "\n".join(parts))

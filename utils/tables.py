@@ -59,15 +59,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Write the tables of every run below results/, and the README's with those of the studies.
+    """Write the tables of every run below results/, and the README's with all others there.
 
     Raises:
         ValueError: if a results file is damaged or the README has lost its markers.
     """
     found = {path: read_tables(path) for path in sorted((ROOT / "results").rglob("metrics.json"))}
     parts = [to_markdown(table) for tables in found.values() for table in tables]
-    # the studies have written their tables themselves
-    parts += [read_text(path) for path in sorted((ROOT / "results" / "studies").rglob("*.md"))]
+    parts += read_written(ROOT)
     path = ROOT / "README.md"
     text = fill_in(read_text(path), "\n".join(parts))
     # all of it is in order: now it is written
@@ -102,6 +101,17 @@ def read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is damaged: no text in UTF-8; restore it") from error
+
+
+def read_written(root: Path) -> list[str]:
+    """The tables that the studies and the benchmark have written themselves, and its figure."""
+    results = root / "results"
+    paths = [*sorted(results.glob("studies/**/*.md")), *results.glob("benchmark/benchmark.md")]
+    figures = [
+        f"![Time and memory as there is more of everything]({path.relative_to(root)})\n"
+        for path in results.glob("benchmark/scaling.png")
+    ]
+    return [*(read_text(path) for path in paths), *figures]
 
 
 def write_tables(folder: Path, tables: Sequence[Table]) -> None:

