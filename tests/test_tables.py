@@ -1,9 +1,11 @@
+import argparse
 from pathlib import Path
 
 import pytest
 
 from datasets import demo, mvtec
 from tests.test_results import result
+from utils import tables
 from utils.results import Run, read_run
 from utils.tables import (
     END,
@@ -168,6 +170,17 @@ def test_damaged_published_values_are_reported(tmp_path, text):
     (tmp_path / "published.csv").write_text(text)
     with pytest.raises(ValueError, match=r"published.csv is damaged"):
         read_published(tmp_path / "published.csv")
+
+
+def test_temporary_files_of_killed_processes_are_no_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    studies = tmp_path / "results" / "studies"
+    studies.mkdir(parents=True)
+    (studies / "layers.md").write_text("whole\n")
+    (studies / ".pca.0badcafe-1.md").write_text("half")
+    (tmp_path / "README.md").write_text(START + END)
+    tables.run(argparse.Namespace())
+    assert (tmp_path / "README.md").read_text() == f"{START}\nwhole\n\n{END}"
 
 
 def test_readme_and_tables_are_what_the_results_say():

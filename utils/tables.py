@@ -67,7 +67,8 @@ def run(args: argparse.Namespace) -> None:
     found = {path: read_tables(path) for path in sorted((ROOT / "results").rglob("metrics.json"))}
     parts = [to_markdown(table) for tables in found.values() for table in tables]
     # the studies have written their tables themselves
-    parts += [read_text(path) for path in sorted((ROOT / "results" / "studies").rglob("*.md"))]
+    studies = ROOT / "results" / "studies"
+    parts += [read_text(path) for path in sorted(studies.rglob("[!.]*.md"))]
     path = ROOT / "README.md"
     text = fill_in(read_text(path), "\n".join(parts))
     # all of it is in order: now it is written
