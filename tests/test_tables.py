@@ -165,7 +165,7 @@ def test_lost_markers_are_reported(text):
         fill_in(text, "new")
 
 
-@pytest.mark.parametrize("text", ["source,arch\nupstream,x\n", "a,b\n1,2\n"])
+@pytest.mark.parametrize("text", ["source,arch\nupstream,x\n", "a,b\n1,2\n", "a" * 140_000])
 def test_damaged_published_values_are_reported(tmp_path, text):
     (tmp_path / "published.csv").write_text(text)
     with pytest.raises(ValueError, match=r"published.csv is damaged"):

@@ -194,7 +194,7 @@ def read_published(path: Path) -> Published:
                 (row["source"], row["arch"], row["metric"], row["class_name"]): _share(row["value"])
                 for row in csv.DictReader(file)
             }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} is damaged ({error!r}); restore it") from error
 
 
