@@ -4,6 +4,7 @@ import io
 import json
 import os
 import struct
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -218,10 +219,7 @@ def weights(scratch: Path) -> Target:
         "whole numbers": {**whole, "0.weight": whole["0.weight"].long()},
         "meta": {**whole, "0.weight": whole["0.weight"].to("meta")},
         "expanded": {**whole, "more": torch.zeros(1).expand(10**11)},
-        "quantised": {
-            **whole,
-            "0.weight": torch.quantize_per_tensor(whole["0.weight"], 0.1, 0, torch.qint8),
-        },
+        "quantised": {**whole, "0.weight": _quantise(whole["0.weight"])},
         "nested": {"state_dict": whole},
         "evil": Evil(),
         "evil value": {**whole, "0.weight": Evil()},
@@ -230,6 +228,12 @@ def weights(scratch: Path) -> Target:
     old = [_saved(one, _use_new_zipfile_serialization=False) for one in (whole, odd["evil value"])]
     make = partial(_damage_weights, valid=[*files, *old])
     return Target("weights", path, make, [_read_weights])
+
+
+def _quantise(tensor: torch.Tensor) -> torch.Tensor:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch will give it up
+        return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
 
 
 class Evil:
