@@ -171,7 +171,7 @@ def open_mask(path: Path) -> Image.Image:
     """
     mask = open_image(path)
     _refuse_float(mask, path)
-    return mask.convert("RGB")
+    return _in_mode(mask, "RGB")
 
 
 def _refuse_float(image: Image.Image, path: Path | str) -> None:
@@ -198,11 +198,19 @@ def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
                 f"cannot read image {path}: its values go from {low} to {high}, beyond 16 bits; "
                 "save it with 8 or 16 bits"
             )
-        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+        pixels = pixels.astype(np.uint32)
+        pixels += 128  # to the nearest
+        pixels //= 257
+        image = Image.fromarray(pixels.astype(np.uint8))
     if image.mode == "P":
         # by way of RGBA Pillow does not warn of transparency
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return _in_mode(image, "RGB")
+
+
+def _in_mode(image: Image.Image, mode: str) -> Image.Image:
+    """The image in this mode, without a copy if it is in it: one of 89 megapixels takes 360 MB."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def resize(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
