@@ -192,7 +192,7 @@ def _read_model(path: Path) -> None:
     model = load_model(path, CPU)
     assert isinstance(model.class_name, str)
     rates = model.thresholds.image, model.thresholds.pixel, *model.thresholds.good_scores
-    assert np.isfinite(rates).all(), "thresholds"
+    assert np.isfinite(np.array(rates, dtype=float)).all(), "thresholds"
     size = model.image_size
     channels = BACKBONES[model.arch].layer_channels
     layers = {
@@ -201,7 +201,7 @@ def _read_model(path: Path) -> None:
     }
     maps = model.padim.anomaly_maps(layers, size)
     assert maps.shape == (1, *size)
-    assert np.isfinite(maps).all(), "maps"
+    assert maps.isfinite().all(), "maps"
 
 
 # weights

@@ -30,6 +30,7 @@ from tests.test_aupro import ranks, slow_aupro
 from tests.test_gaussian import FORMS, fit
 from utils.gaussian import COVARIANCE_EPS
 from utils.metrics import aupro, auroc, average_precision, best_f1, sort_scores
+from utils.patches import arrange
 
 on_many_examples = settings(deadline=None, max_examples=100, derandomize=True)
 on_some_examples = settings(on_many_examples, max_examples=40)
@@ -115,7 +116,7 @@ def embeddings(draw):
 
 
 def squared_distances(form, train, test):
-    distances = fit(form, torch.from_numpy(train)).distances([torch.from_numpy(test)])
+    distances = fit(form, torch.from_numpy(train)).distances(arrange([torch.from_numpy(test)]))
     return distances.double().numpy() ** 2
 
 
