@@ -167,11 +167,12 @@ def open_mask(path: Path) -> Image.Image:
     """The decoded file of a mask in RGB; whatever is above 0 stays so.
 
     Raises:
-        ValueError: if it cannot be read as an image or is floating-point; the message names it.
+        ValueError: if it cannot be read as an image, is floating-point or lacks its palette; the
+            message names it.
     """
     mask = open_image(path)
     _refuse_float(mask, path)
-    return _in_mode(mask, "RGB")
+    return _convert(mask, path)
 
 
 def _refuse_float(image: Image.Image, path: Path | str) -> None:
@@ -186,7 +187,8 @@ def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
     """The image in 8-bit RGB; 16-bit grey is scaled, transparency is dropped.
 
     Raises:
-        ValueError: if its pixels are floating-point or beyond 16 bits; the message names path.
+        ValueError: if its pixels are floating-point or beyond 16 bits, or its palette is missing;
+            the message names path.
     """
     _refuse_float(image, path)
     if image.mode.startswith("I"):
@@ -202,15 +204,19 @@ def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
         pixels += 128  # to the nearest
         pixels //= 257
         image = Image.fromarray(pixels.astype(np.uint8))
+    return _convert(image, path)
+
+
+def _convert(image: Image.Image, path: Path | str) -> Image.Image:
+    """The image in RGB, not a copy if it is: one of 89 megapixels takes 360 MB."""
     if image.mode == "P":
+        if image.palette is None:
+            raise ValueError(
+                f"cannot read image {path}: it has no palette; replace the file or take it away"
+            )
         # by way of RGBA Pillow does not warn of transparency
         image = image.convert("RGBA")
-    return _in_mode(image, "RGB")
-
-
-def _in_mode(image: Image.Image, mode: str) -> Image.Image:
-    """The image in this mode, without a copy if it is in it: one of 89 megapixels takes 360 MB."""
-    return image if image.mode == mode else image.convert(mode)
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:

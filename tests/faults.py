@@ -107,6 +107,8 @@ def become_main(words: Sequence[str], stderr: int) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         os.dup2(stderr, 2)
+        # the old ones know of what was there before whether it can be gone through backwards
+        sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww")
         sys.argv = ["main.py", *words]
         main.main()
         status = 0
