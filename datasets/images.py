@@ -167,11 +167,12 @@ def open_mask(path: Path) -> Image.Image:
     """The decoded file of a mask in RGB; whatever is above 0 stays so.
 
     Raises:
-        ValueError: if it cannot be read as an image or is floating-point; the message names it.
+        ValueError: if it cannot be read as an image, is floating-point or lacks its palette; the
+            message names it.
     """
     mask = open_image(path)
     _refuse_float(mask, path)
-    return mask.convert("RGB")
+    return _convert(mask, path)
 
 
 def _refuse_float(image: Image.Image, path: Path | str) -> None:
@@ -186,7 +187,8 @@ def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
     """The image in 8-bit RGB; 16-bit grey is scaled, transparency is dropped.
 
     Raises:
-        ValueError: if its pixels are floating-point or beyond 16 bits; the message names path.
+        ValueError: if its pixels are floating-point or beyond 16 bits, or its palette is missing;
+            the message names path.
     """
     _refuse_float(image, path)
     if image.mode.startswith("I"):
@@ -198,11 +200,23 @@ def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
                 f"cannot read image {path}: its values go from {low} to {high}, beyond 16 bits; "
                 "save it with 8 or 16 bits"
             )
-        image = Image.fromarray(np.round(pixels / 257).astype(np.uint8))
+        pixels = pixels.astype(np.uint32)
+        pixels += 128  # to the nearest
+        pixels //= 257
+        image = Image.fromarray(pixels.astype(np.uint8))
+    return _convert(image, path)
+
+
+def _convert(image: Image.Image, path: Path | str) -> Image.Image:
+    """The image in RGB, not a copy if it is: one of 89 megapixels takes 360 MB."""
     if image.mode == "P":
+        if image.palette is None:
+            raise ValueError(
+                f"cannot read image {path}: it has no palette; replace the file or take it away"
+            )
         # by way of RGBA Pillow does not warn of transparency
         image = image.convert("RGBA")
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:

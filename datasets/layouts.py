@@ -174,13 +174,19 @@ def _read_visa(data_path: Path) -> list[dict[str, str]]:
         raise FileNotFoundError(f"no file {path}; it says which images VisA trains and tests on")
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, restval="")
-        rows = list(reader)
+        try:
+            rows = list(reader)
+        except (UnicodeDecodeError, csv.Error) as error:
+            raise ValueError(f"{path} is damaged ({error}); unpack it again") from error
     missing = [name for name in VISA_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise ValueError(
             f"{path} lacks the columns {', '.join(missing)}; it must have {','.join(VISA_COLUMNS)}"
         )
     for row in rows:
+        # its results go into folders of this name
+        if Path(row["object"]).name != row["object"] or row["object"] in ("", ".."):
+            raise ValueError(f"{path} names the class {row['object']!r}; it must be a plain name")
         if (row["split"], row["label"]) not in VISA_LABELS:
             raise ValueError(
                 f"{path} calls {row['image']} {row['split']},{row['label']}; "

@@ -77,6 +77,19 @@ def test_mask_of_any_mode_is_read(tmp_path, mode):
     np.testing.assert_array_equal(mask, np.pad(np.ones((64, 64), dtype=bool), 80))
 
 
+@pytest.mark.parametrize("load", [load_image, load_mask])
+@pytest.mark.parametrize("settings", [{}, {"transparency": 1}])
+def test_palette_image_without_its_palette_is_refused(tmp_path, load, settings):
+    path = tmp_path / "image.png"
+    Image.new("P", (40, 40), 1).save(path, **settings)
+    before, _, rest = path.read_bytes().partition(b"PLTE")
+    # without the length before it, and the colours and the checksum behind it
+    size = int.from_bytes(before[-4:], "big")
+    path.write_bytes(before[:-4] + rest[size + 4 :])
+    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: it has no palette"):
+        load(path, DEFAULT)
+
+
 def test_mask_in_one_colour_channel_is_read(tmp_path):
     pixels = np.zeros((256, 256, 3), dtype=np.uint8)
     pixels[:, :, 2] = 1

@@ -193,6 +193,21 @@ def test_visa_table_with_another_label_is_refused(visa, words):
         load(visa, "visa")
 
 
+@pytest.mark.parametrize("name", ["", "..", "../candle", "/tmp/candle"])
+def test_visa_class_that_is_no_plain_name_is_refused(visa, name):
+    write_visa(visa, f"{name},train,normal,a.png,")
+    with pytest.raises(ValueError, match=r"1cls\.csv names the class '.*'; it must be a plain"):
+        load(visa, "visa")
+
+
+@pytest.mark.parametrize("cell", [b"x" * 140_000, b"\xff"])
+def test_visa_table_that_is_no_text_is_refused(visa, cell):
+    with (visa / VISA_SPLIT).open("ab") as file:
+        file.write(cell)
+    with pytest.raises(ValueError, match=r"1cls\.csv is damaged \(.*unpack it again"):
+        load(visa, "visa")
+
+
 def test_visa_table_without_test_images_is_refused(visa):
     write_visa(visa, "candle,train,normal,candle/Data/Images/Normal/0000.JPG,")
     with pytest.raises(FileNotFoundError, match=r"1cls\.csv names no test images of candle"):

@@ -131,11 +131,28 @@ def test_values_that_are_not_finite_are_refused(path, value):
         ({"grids": [[8, 11]]}, "grids are"),
         ({"preprocessing": {"zoom": 3}}, "zoom"),
         ({"thresholds": {}}, "missing"),
+        ({"class_name": 7}, "class_name is 7"),
+        ({"weights_sha256": None}, "weights_sha256 is None"),
+        ({"n_train": "5"}, "n_train is '5'"),
+        ({"eps": 1e-9}, "eps out of range"),
     ],
 )
 def test_settings_that_do_not_fit_are_refused(path, change, reason):
     rewrite(path, lambda tensors, settings: settings.update(change))
     with pytest.raises(ValueError, match=rf"is damaged or no model.*({reason})"):
+        load_model(path, CPU)
+
+
+@pytest.mark.parametrize("value", [30.0, -2e7, 3e38])
+def test_values_with_which_distances_would_overflow_are_refused(path, value):
+    name = "whitening" if value == 30 else "mean"
+
+    def change(tensors, settings):
+        next(t for key, t in tensors.items() if key.startswith(name)).view(-1)[5] = value
+
+    rewrite(path, change)
+    # ||L^-1|| is at most 1 / sqrt(eps)
+    with pytest.raises(ValueError, match=rf"{name}(\.0)? is beyond (20|1e\+06)"):
         load_model(path, CPU)
 
 

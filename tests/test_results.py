@@ -65,6 +65,9 @@ def test_another_format_is_refused(tmp_path):
         lambda content: content["results"][0]["metrics"].update(aupro=1.5),
         lambda content: content["results"][0]["metrics"].update(aupro="high"),
         lambda content: content["results"][0]["seconds"].pop("fit"),
+        lambda content: content["results"][0].update(class_name=["brick"]),
+        lambda content: content["results"][0].update(seed="1024"),
+        lambda content: content["results"][0].update(notes=[7]),
     ],
 )
 def test_a_damaged_file_is_refused(tmp_path, change):

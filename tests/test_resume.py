@@ -1,13 +1,12 @@
 """Runs that find classes finished by an earlier one."""
 
-import csv
-import json
 import os
 import shutil
 
 import pytest
 
 from tests.conftest import write_image
+from tests.faults import outputs
 from tests.test_main import start
 
 
@@ -38,28 +37,6 @@ def command(tree, random_weights, finished, tmp_path):
 @pytest.fixture
 def folder(tmp_path):
     return tmp_path / "out" / "resnet18"
-
-
-def outputs(folder):
-    """The bytes of all files, without the times and the memory that a run took."""
-    found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = str(path.relative_to(folder))
-        if name in ("metrics.csv", "index.html", "tables.md"):
-            continue
-        found[name] = path.read_bytes()
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    found["rows"] = [{k: v for k, v in r.items() if "seconds" not in k} for r in rows]
-    content = json.loads(found.pop("metrics.json"))
-    found["notes"] = [result["notes"] for result in content["results"]]
-    for name in ("classes/bolt.json", "classes/weave.json"):
-        content = json.loads(json.loads(found.pop(name))["content"])
-        for result in content["results"]:
-            del result["seconds"]
-        found[name] = content
-    assert len(rows) == 2
-    return found
 
 
 def test_second_run_fits_nothing_and_changes_nothing(run, command, folder):

@@ -1,9 +1,11 @@
+import argparse
 from pathlib import Path
 
 import pytest
 
 from datasets import demo, mvtec
 from tests.test_results import result
+from utils import tables
 from utils.results import Run, read_run
 from utils.tables import (
     END,
@@ -164,7 +166,7 @@ def test_lost_markers_are_reported(text):
         fill_in(text, "new")
 
 
-@pytest.mark.parametrize("text", ["source,arch\nupstream,x\n", "a,b\n1,2\n"])
+@pytest.mark.parametrize("text", ["source,arch\nupstream,x\n", "a,b\n1,2\n", "a" * 140_000])
 def test_damaged_published_values_are_reported(tmp_path, text):
     (tmp_path / "published.csv").write_text(text)
     with pytest.raises(ValueError, match=r"published.csv is damaged"):
@@ -179,6 +181,17 @@ def test_tables_of_studies_come_before_those_of_the_benchmark_and_its_figure(tmp
     assert [Path(text).name for text in read_written(tmp_path)] == ["a.md", "b.md", "benchmark.md"]
     (tmp_path / "results/benchmark/scaling.png").touch()
     assert read_written(tmp_path)[-1].endswith("(results/benchmark/scaling.png)\n")
+
+
+def test_temporary_files_of_killed_processes_are_no_tables(tmp_path, monkeypatch):
+    monkeypatch.setattr(tables, "ROOT", tmp_path)
+    studies = tmp_path / "results" / "studies"
+    studies.mkdir(parents=True)
+    (studies / "layers.md").write_text("whole\n")
+    (studies / ".pca.0badcafe-1.md").write_text("half")
+    (tmp_path / "README.md").write_text(START + END)
+    tables.run(argparse.Namespace())
+    assert (tmp_path / "README.md").read_text() == f"{START}\nwhole\n\n{END}"
 
 
 def test_readme_and_tables_are_what_the_results_say():

@@ -1,26 +1,37 @@
 """Files that appear under their name only when they are complete, and output that is lost."""
 
 import os
+import platform
+import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
+from zlib import crc32
 
+import psutil
 from safetensors import SafetensorError
+
+# of the machine, in the names of temporary files: others may write to the same folder
+MACHINE = f"{crc32(platform.node().encode()):08x}"
+TEMPORARY = re.compile(rf"\..*\.{MACHINE}-(?P<process>\d{{1,9}})(\.[^.]*)?", re.DOTALL)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path in the same folder, renamed to path when the block ends without error.
 
-    It keeps path's suffix, from which many writers take the format.
+    It is hidden, and keeps path's suffix, from which many writers take the format. What runs that
+    were killed have left of theirs in the folder is removed.
 
     Raises:
         OSError: if path cannot be written; the message names it.
     """
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{MACHINE}-{os.getpid()}{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _remove_leftovers(path.parent)
         yield temporary
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
@@ -31,6 +42,16 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # its folder need not be there
             temporary.unlink()
+
+
+@cache
+def _remove_leftovers(folder: Path) -> None:
+    """Remove, once for each folder, temporary files of this machine's processes that have ended."""
+    for path in folder.iterdir():
+        name = TEMPORARY.fullmatch(path.name)
+        if name and not psutil.pid_exists(int(name["process"])):
+            with suppress(OSError):  # another user's: it is in nobody's way
+                path.unlink()
 
 
 def find_output_error(error: Exception) -> OSError | None:

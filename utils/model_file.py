@@ -4,7 +4,6 @@ The format is safetensors, which holds no code. The network's weights are not in
 """
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +32,7 @@ from utils.thresholds import Thresholds
 
 FORMAT = 1
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
+LARGEST = 1e6  # of a feature: fit refuses all above some thousands, and no square overflows
 KEY = "padim"  # of the settings in the file's metadata
 
 
@@ -176,6 +176,7 @@ def _from_file(
     padim.n_train = settings["n_train"]
     tensors = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
     padim.gaussians = _to_gaussians(tensors, settings)
+    _check_magnitudes(tensors, settings["eps"])
     return TrainedModel(
         settings["class_name"],
         settings["arch"],
@@ -198,7 +199,12 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError("channels that the network does not have")
     if settings.get("precision", "float32") not in PRECISIONS:
         raise ValueError(f"unknown precision {settings['precision']!r}")
-    _check_numbers("eps", [settings["eps"]], above=0)
+    for name in ("class_name", "weights_sha256", "training_sha256"):
+        if not isinstance(settings[name], str):
+            raise TypeError(f"{name} is {settings[name]!r}")
+    if type(settings["n_train"]) is not int or settings["n_train"] < 2:
+        raise ValueError(f"n_train is {settings['n_train']!r}")
+    _check_numbers("eps", [settings["eps"]], above=1e-6, below=1e6)
     preprocessing = Preprocessing(**settings["preprocessing"])
     if not all(type(side) is int and side >= 0 for side in preprocessing):
         raise ValueError(f"preprocessing is {settings['preprocessing']}")
@@ -211,13 +217,20 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         raise ValueError(f"grids are {settings['grids']} with image_size {size}")
     thresholds = settings["thresholds"]
     rates = [thresholds[name] for name in ("target_fpr", "image_fpr") if name in thresholds]
-    _check_numbers("thresholds", thresholds.values())
+    _check_numbers("thresholds", thresholds.values(), above=-1e30, below=1e30)
     _check_numbers("thresholds", rates, above=0, below=1)
 
 
-def _check_numbers(
-    name: str, values: Iterable[Any], above: float = -math.inf, below: float = math.inf
-) -> None:
+def _check_magnitudes(tensors: Mapping[str, Tensor], eps: float) -> None:
+    """Refuse what no fit gives, and what would make distances overflow."""
+    for name, tensor in tensors.items():
+        # L⁻¹ of a matrix that is eps or more in every direction; twice that is beyond rounding
+        limit = 2 / eps**0.5 if name == "whitening" else LARGEST
+        if tensor.abs().max() > limit:
+            raise ValueError(f"{name} is beyond {limit:g}")
+
+
+def _check_numbers(name: str, values: Iterable[Any], above: float, below: float) -> None:
     if not all(type(value) in (int, float) and above < value < below for value in values):
         raise ValueError(f"{name} out of range")
 

@@ -163,6 +163,9 @@ def check_results(results: Sequence[ClassResult]) -> None:
     if not results:
         raise ValueError("no class")
     for result in results:
+        notes = isinstance(result.notes, list) and all(isinstance(n, str) for n in result.notes)
+        if not (isinstance(result.class_name, str) and type(result.seed) is int and notes):
+            raise TypeError("a class name, a seed or a note")
         if set(result.metrics) != set(METRICS) or set(result.seconds) != set(STAGES):
             raise ValueError(f"metrics or seconds of {result.class_name}")
         if not all(value is None or 0 <= value <= 1 for value in result.metrics.values()):

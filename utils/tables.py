@@ -106,7 +106,7 @@ def read_text(path: Path) -> str:
 def read_written(root: Path) -> list[str]:
     """The tables that the studies and the benchmark have written themselves, and its figure."""
     results = root / "results"
-    paths = [*sorted(results.glob("studies/**/*.md")), *results.glob("benchmark/benchmark.md")]
+    paths = [*sorted(results.glob("studies/**/[!.]*.md")), *results.glob("benchmark/benchmark.md")]
     figures = [
         f"![Time and memory as there is more of everything]({path.relative_to(root)})\n"
         for path in results.glob("benchmark/scaling.png")
@@ -122,17 +122,17 @@ def write_tables(folder: Path, tables: Sequence[Table]) -> None:
         path.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def fill_in(text: str, tables: str) -> str:
-    """The README's text with the tables between its markers.
+def fill_in(text: str, content: str, start: str = START, end: str = END) -> str:
+    """The README's text with content between two of its lines.
 
     Raises:
-        ValueError: if the markers are not there.
+        ValueError: if they are not there.
     """
-    before, start, rest = text.partition(START)
-    _, end, after = rest.partition(END)
-    if not start or not end:
-        raise ValueError(f"README.md has lost the lines {START.strip()} and {END.strip()}")
-    return f"{before}{start}\n{tables}\n{end}{after}"
+    before, found_start, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found_start or not found_end:
+        raise ValueError(f"README.md has lost the lines {start.strip()} and {end.strip()}")
+    return f"{before}{start}\n{content}\n{end}{after}"
 
 
 def run_tables(run: Run) -> list[Table]:
@@ -203,7 +203,7 @@ def read_published(path: Path) -> Published:
                 (row["source"], row["arch"], row["metric"], row["class_name"]): _share(row["value"])
                 for row in csv.DictReader(file)
             }
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, csv.Error) as error:
         raise ValueError(f"{path} is damaged ({error!r}); restore it") from error
 
 
