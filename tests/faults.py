@@ -113,7 +113,7 @@ def become_main(words: Sequence[str], stderr: int) -> NoReturn:
         main.main()
         status = 0
     except SystemExit as end:
-        status = end.code
+        status = end.code or 0
     except BaseException:
         traceback.print_exc()
     finally:

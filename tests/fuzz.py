@@ -34,6 +34,7 @@ from tests.fuzz_targets import TARGETS, Target
 
 SECONDS = 5  # of the processor that reading a file of a few kB may take
 STUCK = 60  # by the clock, on a machine that has other work too
+MOST = 100  # finds, after which a target is left
 MEMORY = 1_000_000_000  # bytes that it may take
 # what no reader does; "open" is for those that are opened to be written
 FORBIDDEN = {
@@ -92,7 +93,7 @@ def fuzz(name: str, seconds: float, seed: int, saved: Path) -> tuple[Counts, lis
 
     Args:
         name: a key of TARGETS.
-        seconds: to spend.
+        seconds: to spend, if there are not MOST finds before.
         seed: of the inputs.
         saved: the folder for the inputs of finds; it is made when there is one.
     """
@@ -101,7 +102,7 @@ def fuzz(name: str, seconds: float, seed: int, saved: Path) -> tuple[Counts, lis
     number = 0
     with tempfile.TemporaryDirectory() as scratch:
         target = TARGETS[name](Path(scratch))
-        while time.monotonic() < end:
+        while time.monotonic() < end and len(finds) < MOST:
             progress.write(number)
             what = _watch(target, seed, number, progress, end)
             number, *_, progress.read, progress.refused = progress.look()

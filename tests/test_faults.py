@@ -7,13 +7,14 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 from PIL import Image
 
 from tests.faults import Server, moments, outputs
 
-pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs fork and prlimit")
 N_KILLS, N_REFUSALS = (int(n) for n in os.environ.get("PADIM_FAULTS", "4,1").split(","))
 
 

@@ -123,12 +123,14 @@ def test_what_no_reader_may_do_is_a_find(tmp_path, reader, what):
 def test_what_ends_or_holds_up_a_process_is_a_find(tmp_path, monkeypatch, reader, what):
     monkeypatch.setattr(fuzz, "SECONDS", 0.2 if reader is loop else 5)
     monkeypatch.setattr(fuzz, "MEMORY", 100_000_000)
+    monkeypatch.setattr(fuzz, "MOST", 2)
     monkeypatch.setitem(fuzz.TARGETS, "one", lambda scratch: target(tmp_path, reader))
-    counts, finds = fuzz.fuzz("one", 3, 0, tmp_path / "finds")
-    assert what in finds[0].what
-    assert (tmp_path / "finds" / "one-0-0").read_bytes() == b"content"
-    # and the next input is tried
-    assert counts.tried > 1
+    counts, finds = fuzz.fuzz("one", 60, 0, tmp_path / "finds")
+    # the next input is tried
+    assert [find.number for find in finds] == [0, 1]
+    assert counts == (2, 0, 0)
+    assert all(what in find.what for find in finds)
+    assert (tmp_path / "finds" / "one-0-1").read_bytes() == b"content"
 
 
 def test_no_find_is_made_of_a_reader_that_reads_or_refuses(tmp_path, monkeypatch):
