@@ -126,7 +126,7 @@ class World:
             height, d = rows.stop - rows.start, layer.shape[2]
             pieces = [layer[band.patches_of(number)] for band in bands]
             received = self._exchange(pieces, [height * count * d for count in counts])
-            received = [z.view(height, -1, d) for z in received]
+            received = [z.view(height, n, d) for z, n in zip(received, counts, strict=True)]
             shared.append(torch.cat(received, dim=1))
         return patches._replace(pyramid=own, layers=shared), counts
 
