@@ -24,7 +24,7 @@ from utils.thresholds import choose_held_out
 FLOAT = 4  # bytes
 # allowances
 NETWORK_FLOATS = 48  # per pixel of the images in the network at once
-LIBRARIES = 300_000_000  # bytes, imported later than the estimate is made
+LIBRARIES = 100_000_000  # bytes, used later than the estimate is made
 # a limit on this process's group, what of it is taken, and what of that the system would give back,
 # in Linux's two versions of the interface
 LIMITS = tuple(
@@ -75,43 +75,52 @@ def gaussian_bytes(work: Work, world: World = ALONE) -> int:
 
 def estimate_bytes(work: Work, world: World = ALONE) -> int:
     """The most that this process will take for a class on the CPU, beside what it has already."""
-    return computing_bytes(work, CPU_BATCH, world) + host_bytes(work, world)
+    passing = max(_running_bytes(work, CPU_BATCH, world), _ending_bytes(work, world))
+    return _lasting_bytes(work, world) + _host_bytes(work, world) + passing
 
 
-def computing_bytes(work: Work, at_once: int, world: World = ALONE) -> int:
-    """The part of it that lies where the network runs, on at_once images or a batch if smaller."""
-    height, width = work.image_size
-    areas = [h * w for h, w in layer_grids(work.image_size)]
-
-    def per_image(counts: Sequence[int]) -> int:
-        return FLOAT * sum(n * area for n, area in zip(counts, areas, strict=True))
-
-    outputs = per_image(BACKBONES[work.arch].layer_channels)
-    embedding = per_image(count_layer_features(work.arch, work.channels))
-    own = _share(work.batch_size, world)
-    batch = own * (2 * outputs + 3 * embedding)
-    batch += FLOAT * NETWORK_FLOATS * height * width * min(own, at_once)
+def _lasting_bytes(work: Work, world: World) -> int:
+    """What lies where the network runs until the class is done."""
+    lasting = gaussian_bytes(work, world)
+    if is_primal(work.n_train, len(work.channels)):
+        embedding = _image_bytes(work, count_layer_features(work.arch, work.channels))
+        lasting += _share(len(choose_held_out(work.n_train)) * embedding, world)
     if work.keeps_features:
-        batch += _share(work.n_train + work.n_test, world) * outputs
-    primal = is_primal(work.n_train, len(work.channels))
-    n_held_out = len(choose_held_out(work.n_train)) if primal else 0
+        outputs = _image_bytes(work, BACKBONES[work.arch].layer_channels)
+        lasting += _share(work.n_train + work.n_test, world) * outputs
+    return lasting
+
+
+def _running_bytes(work: Work, at_once: int, world: World) -> int:
+    """What lies there while the network runs, on at_once images or a smaller batch."""
+    outputs = _image_bytes(work, BACKBONES[work.arch].layer_channels)
+    embedding = _image_bytes(work, count_layer_features(work.arch, work.channels))
+    own = _share(work.batch_size, world)
+    network = FLOAT * NETWORK_FLOATS * work.image_size[0] * work.image_size[1]
     block = 3 * FLOAT * PATCH_BLOCK * min(len(work.channels), work.n_train) ** 2
-    return gaussian_bytes(work, world) + batch + _share(n_held_out * embedding, world) + block
+    return own * (2 * outputs + 3 * embedding) + min(own, at_once) * network + block
 
 
-def host_bytes(work: Work, world: World = ALONE) -> int:
-    """The part of it that is on the host in any case: images, maps, and the model to save."""
+def _host_bytes(work: Work, world: World) -> int:
+    """What is on the host in any case: images, and scores and masks of all pixels."""
     pixels = work.image_size[0] * work.image_size[1]
-    fixed = max(READ_AHEAD, 4 * work.batch_size * pixels) + LIBRARIES
-    if not world.leads:
-        return fixed
-    # scores and masks of all pixels; then in turn the maps of held-out images, which are sorted,
-    # the model's numbers, and all pixels sorted and as regions
-    maps = 5 * work.n_test * pixels if work.keeps_maps else 0
-    held_out = 3 * FLOAT * len(choose_held_out(work.n_train)) * pixels
-    metrics = 8 * work.n_test * pixels if work.keeps_maps else 0
-    drawn = 8 * work.n_drawn * pixels
-    return fixed + maps + drawn + max(held_out, metrics, _saved_bytes(work, world))
+    waiting = max(READ_AHEAD, 4 * work.batch_size * pixels) + LIBRARIES
+    maps = 5 * work.n_test if work.keeps_maps else 0
+    return waiting + ((maps + 8 * work.n_drawn) * pixels if world.leads else 0)
+
+
+def _ending_bytes(work: Work, world: World) -> int:
+    """What is there in turn when all is scored, in the process that leads."""
+    pixels = work.image_size[0] * work.image_size[1]
+    held_out = 3 * FLOAT * len(choose_held_out(work.n_train)) * pixels  # maps, and sorted
+    metrics = 8 * work.n_test * pixels if work.keeps_maps else 0  # sorted, and as regions
+    return max(held_out, metrics, _saved_bytes(work, world)) if world.leads else 0
+
+
+def _image_bytes(work: Work, layer_channels: Sequence[int]) -> int:
+    """Bytes of an image's layers with so many channels."""
+    grids = layer_grids(work.image_size)
+    return FLOAT * sum(n * h * w for n, (h, w) in zip(layer_channels, grids, strict=True))
 
 
 def _saved_bytes(work: Work, world: World) -> int:
@@ -149,8 +158,8 @@ def check_memory(class_name: str, work: Work, device: torch.device, world: World
         ValueError: if it takes more memory than is free.
     """
     if device.type == "cuda":
-        needed = host_bytes(work, world)
-        own = computing_bytes(work, work.batch_size, world)
+        needed = _host_bytes(work, world) + _ending_bytes(work, world)
+        own = _lasting_bytes(work, world) + _running_bytes(work, work.batch_size, world)
         places = {"memory of the GPU": (own, torch.cuda.mem_get_info(device)[0])}
     else:
         needed, places = estimate_bytes(work, world), {}
