@@ -266,6 +266,20 @@ def test_a_process_that_torchrun_ends_says_why():
     assert sorted(type(end).__name__ for end in ends) == ["ConnectionError", "SystemExit"]
 
 
+def be_ended_while_telling():
+    try:
+        with World.from_environment().joined():
+            raise ValueError("told")
+    except ValueError:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise
+
+
+def test_torchrun_does_not_end_the_process_that_tells():
+    ends = in_processes(2, be_ended_while_telling)
+    assert sorted(type(end).__name__ for end in ends) == ["SystemExit", "ValueError"]
+
+
 @pytest.mark.parametrize(
     ("n", "size", "shares"),
     [(7, 3, [2, 2, 3]), (1, 2, [0, 1]), (2, 4, [0, 1, 0, 1]), (0, 2, [0, 0]), (5, 1, [5])],
