@@ -21,7 +21,7 @@ from importlib import import_module
 from io import TextIOWrapper
 from itertools import chain, compress
 from pathlib import Path
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from datasets import demo, splits
@@ -51,6 +51,7 @@ COMMANDS = {
     "study": "utils.study",
     "tables": "utils.tables",
 }
+PATIENCE = 10  # seconds; torchrun ends all processes when the first has ended
 
 
 def main() -> None:
@@ -95,10 +96,12 @@ def explain(error: Exception) -> str | None:
     text = " ".join(str(find_output_error(error) or error).split())
     if isinstance(error, (OSError, ValueError)):
         return text
-    if isinstance(error, MemoryError) or "not enough memory" in text or "out of memory" in text:
+    full = ("out of memory", "not enough memory", "can't allocate memory")  # torch's, on any system
+    if isinstance(error, MemoryError) or any(words in text for words in full):
         return (
-            f"memory is full ({text[:120]}); lower --batch_size, --n_features or --crop, or share "
-            "the work with torchrun; the classes finished so far are in the results"
+            f"memory is full ({text[:120] or 'no more is given'}); lower --batch_size, "
+            "--n_features or --crop, or share the work with torchrun; the classes finished so far "
+            "are in the results"
         )
     if type(error).__name__ == "AcceleratorError":  # torch is not imported for its name
         return (
@@ -277,7 +280,7 @@ def check_memory_of(
         n_drawn = len(test) if args.figures is None else min(args.figures, len(test))
         work = Work(
             *(args.arch, channels, train.image_size, len(train), len(test), args.batch_size),
-            *(args.seeds > 1, test.has_masks, n_drawn),
+            *(args.seeds > 1, test.has_masks, n_drawn, args.save_models, args.save_dtype),
         )
         check_memory(test.class_name, work, device, world)
 
@@ -371,9 +374,11 @@ class OneLineParser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the message without the usage and exit with status 2."""
-        # of several processes with the same arguments one says it
-        line = f"{self.prog}: error: {' '.join(message.split())}\n"
-        self.exit(2, line if World.from_environment().leads else None)
+        # of several processes with the same arguments one says it, and ends all
+        if not World.from_environment().leads:
+            sleep(PATIENCE)
+            self.exit(2)
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
 
 
 def make_parser() -> argparse.ArgumentParser:

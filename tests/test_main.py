@@ -10,8 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from utils.detector import Detector
 
 MAIN = Path(__file__).resolve().parent.parent / "main.py"
 
@@ -199,7 +202,7 @@ def test_a_folder_of_own_images_that_are_not_square_is_run(run, tree, random_wei
     assert names == ["crack_000.png", "crack_001.png", "crack_002.png", "good_002.png"]
 
 
-@pytest.mark.parametrize("option", [("--resize", "240"), ("--crop", "256")])
+@pytest.mark.parametrize("option", [("--resize", "240"), ("--crop", "256"), ("--n_features", "50")])
 def test_sizes_change_the_scores(run, experiment, tmp_path, option):
     path = tmp_path / "out" / "resnet18" / "scores.csv"
     found = []
@@ -208,6 +211,40 @@ def test_sizes_change_the_scores(run, experiment, tmp_path, option):
         assert done.returncode == 0, done.stderr
         found.append(path.read_text())
     assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("count", ["0", "449"])
+def test_channels_that_cannot_be_drawn_are_refused(refused, experiment, count):
+    line = refused(*experiment, "--n_features", count)
+    assert "--n_features" in line
+    assert ("is not a whole number >= 1" if count == "0" else "give 1 to 448") in line
+
+
+def read_scores(folder):
+    with (folder / "scores.csv").open() as file:
+        return np.array([float(row["score"]) for row in csv.DictReader(file)])
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("bf16", 0.05), ("fp16", 0.01)])
+def test_half_precision_changes_scores_a_little_and_stays_with_the_model(
+    run, refused, experiment, tree, random_weights, tmp_path, precision, tolerance
+):
+    folder, found = tmp_path / "out" / "resnet18", []
+    for name in ("float32", precision):
+        options = ("--class_name", "bolt", "--figures", "none", "--precision", name)
+        done = run(*experiment, *options)
+        assert done.returncode == 0, done.stderr
+        found.append(read_scores(folder))
+    whole, half = found
+    assert 1e-6 < np.abs(half / whole - 1).max() < tolerance
+    # bfloat16 rounds to 1 in 256, and other batches in another order
+    path, weights = folder / "models/bolt.safetensors", random_weights("resnet18")
+    detector = Detector.load(path, weights)
+    assert detector.model.precision == detector.extractor.precision == precision
+    score, _ = detector.score(Image.open(tree / "bolt/test/crack/000.png").convert("RGB"))
+    assert score == pytest.approx(half[0], rel=1e-3)
+    line = refused("export", "--model", path, "--weights", weights, "--onnx", "bolt.onnx")
+    assert f"the model was fitted with --precision {precision}" in line
 
 
 def test_scores_rank_the_images_as_the_metric_says(run, experiment, tmp_path):

@@ -3,11 +3,15 @@
 import os
 import shutil
 
+import numpy as np
 import pytest
+import torch
 
+import main
 from tests.conftest import write_image
 from tests.faults import outputs
 from tests.test_main import start
+from utils.padim import PaDiM
 
 
 def arguments(data_path, random_weights, save_path):
@@ -79,6 +83,8 @@ def test_run_goes_on_behind_the_finished_class(run, command, folder, tree):
         ["--target_fpr", "0.2"],
         ["--save_dtype", "float16"],
         ["--save_models", "none"],
+        ["--n_features", "50"],
+        ["--precision", "bf16"],
         ["--force"],
     ],
 )
@@ -168,3 +174,66 @@ def test_new_image_is_part_of_the_fingerprint(run, command, tree):
     command = [*command, "--class_name", "bolt"]
     write_image(tree / "bolt/train/good/999.png", np.zeros((48, 48, 3), dtype=np.uint8))
     assert "finished" not in run(*command).stdout
+
+
+def fail_to_fit(folder, monkeypatch, error):
+    """Let the second class be fitted again, which fails."""
+
+    def fit(*_):
+        raise error
+
+    (folder / "classes/weave.json").unlink()
+    monkeypatch.setattr(PaDiM, "fit", fit)
+
+
+LACKS = {
+    "python": (MemoryError(), "memory is full (no more is given); lower --batch_size"),
+    "numpy": (
+        np._core._exceptions._ArrayMemoryError((10**12,), np.dtype(float)),
+        "memory is full (Unable to allocate 7.28 TiB",
+    ),
+    "torch": (
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:127] . DefaultCPUAllocator: can't allocate"
+            " memory: you tried to allocate 400 bytes.\nError code 12"
+        ),
+        "memory is full ([enforce fail at",
+    ),
+    "torch on Windows": (
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 400 bytes."),
+        "memory is full (DefaultCPUAllocator: not enough memory",
+    ),
+    "GPU": (
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0 has ..."),
+        "memory is full (CUDA out of memory.",
+    ),
+    "device": (
+        torch.AcceleratorError("CUDA error: an illegal memory access was encountered"),
+        "the device failed (CUDA error: an illegal memory access",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LACKS)
+def test_a_lack_of_the_machine_ends_in_one_line(run, command, folder, monkeypatch, name):
+    error, expected = LACKS[name]
+    before = (folder / "classes/bolt.json").read_bytes()
+    fail_to_fit(folder, monkeypatch, error)
+    done = run(*command)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert f"main.py: error: {expected}" in line
+    assert "classes finished so far" in line
+    assert (folder / "classes/bolt.json").read_bytes() == before
+
+
+def test_a_bug_keeps_its_traceback(run, command, folder, monkeypatch):
+    fail_to_fit(folder, monkeypatch, RuntimeError("shapes do not match"))
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        run(*command)
+
+
+def test_torch_names_full_memory_as_is_looked_for():
+    with pytest.raises(RuntimeError) as lack:
+        torch.empty(10**14)
+    assert "memory is full (" in main.explain(lack.value)

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from utils.patches import Patches, Pyramid
 
-TIMEOUT = timedelta(minutes=30)  # of an exchange; the leader may be drawing meanwhile
+TIMEOUT = timedelta(hours=4)  # of an exchange; the leader may be drawing meanwhile
 LOST = "another process of the run has ended; what was finished is kept: repeat the command"
 
 
@@ -76,11 +76,13 @@ class World:
             try:
                 with heard:
                     yield self
+                    self._disconnect()
             except BaseException:
+                # torchrun ends the others when one has ended: not the one that tells
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
                 if self._told(store):
                     sys.exit(1)
                 raise
-        self._disconnect()
 
     def share(self, images: range) -> range:
         """The images of a batch that this process takes."""
@@ -124,7 +126,7 @@ class World:
             height, d = rows.stop - rows.start, layer.shape[2]
             pieces = [layer[band.patches_of(number)] for band in bands]
             received = self._exchange(pieces, [height * count * d for count in counts])
-            received = [z.view(height, -1, d) for z in received]
+            received = [z.view(height, n, d) for z, n in zip(received, counts, strict=True)]
             shared.append(torch.cat(received, dim=1))
         return patches._replace(pyramid=own, layers=shared), counts
 
@@ -186,9 +188,11 @@ class World:
         import torch
         from torch import distributed as dist
 
+        from utils.arguments import count_cores
+
         if os.environ.get("OMP_NUM_THREADS") == "1":
             # torchrun's default, which leaves cores idle where there are more than processes
-            torch.set_num_threads(max((os.cpu_count() or 1) // self.local_size, 1))
+            torch.set_num_threads(max(count_cores() // self.local_size, 1))
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with _reporting_loss():
             store, rank, size = next(dist.rendezvous("env://"))
@@ -198,6 +202,8 @@ class World:
         return store
 
     def _disconnect(self) -> None:
+        """Part when the leader is done: what it lacks until then, all hear of."""
+        self.agree([True])
         from torch import distributed as dist
 
         dist.destroy_process_group()

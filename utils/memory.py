@@ -16,17 +16,23 @@ from utils.backbone import BACKBONES, count_layer_features, layer_grids
 from utils.distributed import ALONE, World
 from utils.features import CPU_BATCH
 from utils.gaussian import PATCH_BLOCK, count_numbers, is_primal
+from utils.model_file import DTYPES
 from utils.patches import Pyramid
+from utils.saving import AUTO_BYTES
 from utils.thresholds import choose_held_out
 
 FLOAT = 4  # bytes
 # allowances
 NETWORK_FLOATS = 48  # per pixel of the images in the network at once
-LIBRARIES = 300_000_000  # bytes, imported later than the estimate is made
-# a limit on this process's group and what of it is taken, in Linux's two versions of the interface
-LIMITS = (
-    ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current"),
-    ("/sys/fs/cgroup/memory/memory.limit_in_bytes", "/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+LIBRARIES = 100_000_000  # bytes, used later than the estimate is made
+# a limit on this process's group, what of it is taken, and what of that the system would give back,
+# in Linux's two versions of the interface
+LIMITS = tuple(
+    tuple(Path("/sys/fs/cgroup", name) for name in names)
+    for names in (
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    )
 )
 
 
@@ -42,6 +48,7 @@ class Work(NamedTuple):
         keeps_features: whether the network's outputs for all images are kept.
         keeps_maps: whether the maps of all test images are.
         n_drawn: test images kept for figures.
+        save_models, save_dtype: as is_saved takes them.
     """
 
     arch: str
@@ -53,6 +60,8 @@ class Work(NamedTuple):
     keeps_features: bool
     keeps_maps: bool
     n_drawn: int
+    save_models: str
+    save_dtype: str
 
 
 def gaussian_bytes(work: Work, world: World = ALONE) -> int:
@@ -65,44 +74,80 @@ def gaussian_bytes(work: Work, world: World = ALONE) -> int:
 
 
 def estimate_bytes(work: Work, world: World = ALONE) -> int:
-    """The most that this process will take for a class, beside what it has already."""
-    height, width = work.image_size
-    pixels = height * width
-    areas = [h * w for h, w in layer_grids(work.image_size)]
-    own = -(-work.batch_size // world.size)
+    """The most that this process will take for a class on the CPU, beside what it has already."""
+    passing = max(_running_bytes(work, CPU_BATCH, world), _ending_bytes(work, world))
+    return _lasting_bytes(work, world) + _host_bytes(work, world) + passing
 
-    def per_image(counts: Sequence[int]) -> int:
-        return FLOAT * sum(n * area for n, area in zip(counts, areas, strict=True))
 
-    outputs = per_image(BACKBONES[work.arch].layer_channels)
-    embedding = per_image(count_layer_features(work.arch, work.channels))
-    network = FLOAT * NETWORK_FLOATS * pixels * min(own, CPU_BATCH)
-    batch = own * (2 * outputs + 3 * embedding) + network
+def _lasting_bytes(work: Work, world: World) -> int:
+    """What lies where the network runs until the class is done."""
+    lasting = gaussian_bytes(work, world)
+    if is_primal(work.n_train, len(work.channels)):
+        embedding = _image_bytes(work, count_layer_features(work.arch, work.channels))
+        lasting += _share(len(choose_held_out(work.n_train)) * embedding, world)
     if work.keeps_features:
-        batch += -(-(work.n_train + work.n_test) // world.size) * outputs
+        outputs = _image_bytes(work, BACKBONES[work.arch].layer_channels)
+        lasting += _share(work.n_train + work.n_test, world) * outputs
+    return lasting
 
-    d = len(work.channels)
-    primal = is_primal(work.n_train, d)
-    held_out = len(choose_held_out(work.n_train)) * embedding // world.size if primal else 0
-    block = 3 * FLOAT * PATCH_BLOCK * min(d, work.n_train) ** 2
-    # scores, labels and masks of all pixels; sorted and as regions once more
-    scored = (13 if work.keeps_maps else 0) * work.n_test * pixels + 8 * work.n_drawn * pixels
-    scored = scored if world.leads else 0
-    read_ahead = max(READ_AHEAD, 4 * own * pixels)
-    fixed = gaussian_bytes(work, world) + batch + read_ahead + LIBRARIES
-    return fixed + max(held_out + block, scored)
+
+def _running_bytes(work: Work, at_once: int, world: World) -> int:
+    """What lies there while the network runs, on at_once images or a smaller batch."""
+    outputs = _image_bytes(work, BACKBONES[work.arch].layer_channels)
+    embedding = _image_bytes(work, count_layer_features(work.arch, work.channels))
+    own = _share(work.batch_size, world)
+    network = FLOAT * NETWORK_FLOATS * work.image_size[0] * work.image_size[1]
+    block = 3 * FLOAT * PATCH_BLOCK * min(len(work.channels), work.n_train) ** 2
+    return own * (2 * outputs + 3 * embedding) + min(own, at_once) * network + block
+
+
+def _host_bytes(work: Work, world: World) -> int:
+    """What is on the host in any case: images, and scores and masks of all pixels."""
+    pixels = work.image_size[0] * work.image_size[1]
+    waiting = max(READ_AHEAD, 4 * work.batch_size * pixels) + LIBRARIES
+    maps = 5 * work.n_test if work.keeps_maps else 0
+    return waiting + ((maps + 8 * work.n_drawn) * pixels if world.leads else 0)
+
+
+def _ending_bytes(work: Work, world: World) -> int:
+    """What is there in turn when all is scored, in the process that leads."""
+    pixels = work.image_size[0] * work.image_size[1]
+    held_out = 3 * FLOAT * len(choose_held_out(work.n_train)) * pixels  # maps, and sorted
+    metrics = 8 * work.n_test * pixels if work.keeps_maps else 0  # sorted, and as regions
+    return max(held_out, metrics, _saved_bytes(work, world)) if world.leads else 0
+
+
+def _image_bytes(work: Work, layer_channels: Sequence[int]) -> int:
+    """Bytes of an image's layers with so many channels."""
+    grids = layer_grids(work.image_size)
+    return FLOAT * sum(n * h * w for n, (h, w) in zip(layer_channels, grids, strict=True))
+
+
+def _saved_bytes(work: Work, world: World) -> int:
+    """What saving takes: the whole model where it was shared, and a copy of another type."""
+    whole = gaussian_bytes(work)
+    size = whole * DTYPES[work.save_dtype].itemsize // FLOAT
+    if work.save_models == "none" or (work.save_models == "auto" and size > AUTO_BYTES):
+        return 0
+    return (whole if world.size > 1 else 0) + size
+
+
+def _share(total: int, world: World) -> int:
+    return -(-total // world.size)
 
 
 def free_bytes() -> int:
     """Memory that is free for this process, as the system and a limit on its group allow."""
     free = psutil.virtual_memory().available
-    for limit, used in LIMITS:
+    for limit, used, statistics in LIMITS:
         try:
-            most, taken = (Path(path).read_text().strip() for path in (limit, used))
+            most, taken, lines = (path.read_text() for path in (limit, used, statistics))
         except OSError:
             continue
-        if most != "max":
-            free = min(free, int(most) - int(taken))
+        if most.strip() != "max":
+            parts = dict(line.split() for line in lines.splitlines())
+            files = sum(int(parts.get(f"{kind}_file", 0)) for kind in ("active", "inactive"))
+            free = min(free, int(most) - int(taken) + files)
     return free
 
 
@@ -112,11 +157,13 @@ def check_memory(class_name: str, work: Work, device: torch.device, world: World
     Raises:
         ValueError: if it takes more memory than is free.
     """
-    needed = estimate_bytes(work, world)
-    places = {"memory": (needed * world.local_size, free_bytes())}
     if device.type == "cuda":
-        # what grows with the images stays on the host
-        places["memory of the GPU"] = (gaussian_bytes(work, world), torch.cuda.mem_get_info()[0])
+        needed = _host_bytes(work, world) + _ending_bytes(work, world)
+        own = _lasting_bytes(work, world) + _running_bytes(work, work.batch_size, world)
+        places = {"memory of the GPU": (own, torch.cuda.mem_get_info(device)[0])}
+    else:
+        needed, places = estimate_bytes(work, world), {}
+    places["memory"] = (needed * world.local_size, free_bytes())
     for place, (wanted, free) in places.items():
         if wanted > free:
             raise ValueError(

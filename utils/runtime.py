@@ -69,8 +69,9 @@ def describe_run(
         world: the processes that shared the work.
     """
     packages = {name: version(name) for name in PACKAGES}
+    start = ["python"] if world.size == 1 else ["torchrun", f"--nproc_per_node={world.size}"]
     return {
-        "command": shlex.join(["python", "main.py", *sys.argv[1:]]),
+        "command": shlex.join([*start, "main.py", *sys.argv[1:]]),
         "arguments": dict(arguments),
         "arch": arch,
         "data": "the demo set" if arguments["demo"] else arguments["data_path"].resolve().name,
