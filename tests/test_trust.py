@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.trust import END, START, Cases, count_cases, to_markdown
+from tests.trust import END, START, Cases, count_cases, join_fuzzed, to_markdown
 from utils.tables import fill_in
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,7 @@ def test_three_lines_give_the_counts():
     assert "89 of 90 cases" in bad_inputs
     assert "39 of 40 survived" in faults
     assert "20 of 20 kills, 19 of 20 refusals to write" in faults
-    assert "1,500 damaged files in 2 kinds, 5 s each: 1 finds" in fuzzing
+    assert "1,500 damaged files in 2 kinds, 5 s each, all at once: 1 finds" in fuzzing
     assert made.startswith("python -m tests.trust --seconds 5; Linux, 2 cores, 2026-11-24")
 
 
@@ -47,3 +47,12 @@ def test_three_lines_give_the_counts():
 def test_cases_are_counted_without_those_that_were_skipped(failures, errors, passed):
     suite = f'<testsuite tests="10" skipped="2" failures="{failures}" errors="{errors}"/>'
     assert count_cases(f"<testsuites>{suite}</testsuites>") == Cases(8, passed, 2)
+
+
+def test_counts_and_finds_of_all_fuzzers_are_joined():
+    both = CONTENT["fuzz"]
+    parts = [
+        {"targets": {"images": both["targets"]["images"]}, "finds": both["finds"]},
+        {"targets": {"models": both["targets"]["models"]}, "finds": []},
+    ]
+    assert join_fuzzed(parts) == both

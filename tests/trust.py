@@ -14,11 +14,14 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
+from tests.fuzz_targets import TARGETS
 from utils.files import replacing
 from utils.tables import ROOT, fill_in
 
@@ -62,13 +65,21 @@ def count_cases(report: str) -> Cases:
     return Cases(total - skipped, total - skipped - sum(bad), skipped)
 
 
-def run_fuzzers(seconds: float) -> dict[str, Any]:
-    """The counts and finds of tests.fuzz."""
+def run_fuzzer(target: str, seconds: float) -> dict[str, Any]:
+    """The counts and finds of tests.fuzz for a target."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "fuzz.json"
-        words = ["--seconds", str(seconds), "--json", str(path)]
+        words = ["--target", target, "--seconds", str(seconds), "--json", str(path)]
         subprocess.run([sys.executable, "-m", "tests.fuzz", *words], cwd=ROOT)
         return json.loads(path.read_text())
+
+
+def join_fuzzed(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """The counts and finds of several targets as one."""
+    return {
+        "targets": {name: counts for one in results for name, counts in one["targets"].items()},
+        "finds": [find for one in results for find in one["finds"]],
+    }
 
 
 def to_markdown(content: Mapping[str, Any]) -> str:
@@ -84,7 +95,8 @@ def to_markdown(content: Mapping[str, Any]) -> str:
         f"faults: {kills.passed + refusals.passed} of {kills.tried + refusals.tried} survived, the "
         f"same command giving the same results afterwards: {kills.passed} of {kills.tried} kills, "
         f"{refusals.passed} of {refusals.tried} refusals to write",
-        f"fuzzing: {fuzzed:,} damaged files in {len(counts)} kinds, {content['seconds']:g} s each: "
+        f"fuzzing: {fuzzed:,} damaged files in {len(counts)} kinds, {content['seconds']:g} s each, "
+        f"all at once: "
         f"{len(content['fuzz']['finds'])} finds",
     ]
     made = f"{content['command']}; {content['machine']}, {content['date']}."
@@ -107,6 +119,9 @@ def main() -> None:
     args = parser.parse_args()
 
     faults = {"PADIM_FAULTS": f"{KILLS},{REFUSALS}"}
+    # the fuzzers run side by side, and beside the tests
+    pool = ThreadPoolExecutor(len(TARGETS))
+    fuzzed = pool.map(partial(run_fuzzer, seconds=args.seconds), TARGETS)
     content = {
         "command": f"python -m tests.trust --seconds {args.seconds:g}",
         "date": date.today().isoformat(),
@@ -115,7 +130,7 @@ def main() -> None:
         "bad_inputs": run_tests(["-m", "bad_input"])._asdict(),
         "kills": run_tests(["tests/test_faults.py", "-k", "killed"], **faults)._asdict(),
         "refusals": run_tests(["tests/test_faults.py", "-k", "not killed"], **faults)._asdict(),
-        "fuzz": run_fuzzers(args.seconds),
+        "fuzz": join_fuzzed(list(fuzzed)),
     }
     text = to_markdown(content)
     readme = fill_in((ROOT / "README.md").read_text(encoding="utf-8"), text, START, END)
