@@ -244,7 +244,7 @@ def _fit_primal(
         covariance = scatter[rows]
         covariance.baddbmm_(total[rows, :, None], total[rows, None], alpha=-1 / n_train)
         covariance.div_(n_train - 1).diagonal(dim1=1, dim2=2).add_(eps)
-        scatter[rows] = _whiten(covariance)
+        _whiten(covariance, covariance)
     return PrimalGaussians(pyramid, mean, scatter)
 
 
@@ -268,7 +268,7 @@ def _fit_dual(batches: Iterable[Patches], n_train: int, eps: float, block: int) 
     for rows in _blocks(len(whitening), block):
         products = _inner_products(samples, [kept.mT for kept in samples], pyramid, rows)
         products.add_(level[rows, None, None]).diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
-        whitening[rows] = _whiten(products)
+        _whiten(products, whitening[rows])
     return DualGaussians(pyramid, means, samples, whitening, eps)
 
 
@@ -317,23 +317,23 @@ def _inner_products(
     return repeated.baddbmm_(samples[0][rows], others[0][rows])
 
 
-def _whiten(matrices: Tensor) -> Tensor:
-    """L⁻¹ of every matrix LLᵀ.
+def _whiten(matrices: Tensor, inverse: Tensor) -> None:
+    """Write L⁻¹ of every matrix LLᵀ into inverse, which may be matrices itself.
 
     By halves, so that almost all of it is products of matrices, which are faster in a batch than
     factors and substitutions: with L = [[A, 0], [B, C]], L⁻¹ = [[A⁻¹, 0], [-C⁻¹BA⁻¹, C⁻¹]].
     """
     size = matrices.shape[1]
     if size <= SUBSTITUTED:
-        return _whiten_small(matrices)
+        inverse.copy_(_whiten_small(matrices))
+        return
     head, tail = slice(0, size // 2), slice(size // 2, size)
-    inverse = torch.zeros_like(matrices)
-    first = inverse[:, head, head] = _whiten(matrices[:, head, head])
+    first, second = inverse[:, head, head], inverse[:, tail, tail]
+    _whiten(matrices[:, head, head], first)
     below = matrices[:, tail, head] @ first.mT
-    rest = torch.baddbmm(matrices[:, tail, tail], below, below.mT, alpha=-1)
-    second = inverse[:, tail, tail] = _whiten(rest)
-    inverse[:, tail, head] = (second @ (below @ first)).neg_()
-    return inverse
+    _whiten(torch.baddbmm(matrices[:, tail, tail], below, below.mT, alpha=-1), second)
+    torch.neg(second @ (below @ first), out=inverse[:, tail, head])
+    inverse[:, head, tail] = 0
 
 
 def _whiten_small(matrices: Tensor) -> Tensor:
