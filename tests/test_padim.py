@@ -61,7 +61,7 @@ def test_peak_keeps_its_place(i, j):
     anomaly_maps = model_with_distances(distances).anomaly_maps(
         {"layer1": torch.zeros(1, 1, 4, 4)}, (64, 64)
     )
-    row, column = np.unravel_index(anomaly_maps[0].argmax(), (64, 64))
+    row, column = np.unravel_index(int(anomaly_maps[0].argmax()), (64, 64))
     # a patch is 8 pixels wide, its two middle ones are equal
     assert row in (8 * i + 3, 8 * i + 4)
     assert column in (8 * j + 3, 8 * j + 4)
@@ -156,7 +156,7 @@ def test_defect_is_found_where_it_is(extractor):
     train, test = (train // 2 + noise[:12]), (test // 2 + noise[12:])
     test[1, :, 32:64, 48:80] = 255
     maps = maps_of(fit(extractor, FEW_CHANNELS, [train], 12), extractor, test)
-    row, column = np.unravel_index(maps[1].argmax(), (96, 96))
+    row, column = np.unravel_index(int(maps[1].argmax()), (96, 96))
     # up to a pair of patches beside it, whose receptive fields reach into it
     assert 24 <= row < 72
     assert 40 <= column < 88
