@@ -1,7 +1,6 @@
 """Options and checks that the commands share."""
 
 import argparse
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 from datasets.images import CROP, RESIZE
 from datasets.layouts import AUTO, LAYOUTS
 from utils import backbone
-from utils.distributed import World
+from utils.distributed import World, count_cores
 
 BATCH_SIZE = 32  # upstream
 MAX_WORKERS = 8
@@ -136,11 +135,6 @@ def at_least(smallest: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
-
-
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def count_workers() -> int:

@@ -188,8 +188,6 @@ class World:
         import torch
         from torch import distributed as dist
 
-        from utils.arguments import count_cores
-
         if os.environ.get("OMP_NUM_THREADS") == "1":
             # torchrun's default, which leaves cores idle where there are more than processes
             torch.set_num_threads(max(count_cores() // self.local_size, 1))
@@ -217,6 +215,11 @@ class World:
 
 
 ALONE = World()
+
+
+def count_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager

@@ -31,8 +31,9 @@ from tests.benchmark.jobs import JOBS, SCALED_ARCH, Setup
 from tests.benchmark.measure import FAILURE, Row, run_job, write_rows
 from tests.benchmark.plots import plot_scaling
 from tests.benchmark.tables import describe_failure, write_tables
-from utils.arguments import at_least, count_cores, make_folder
+from utils.arguments import at_least, make_folder
 from utils.backbone import BACKBONES, DEMO_ARCH
+from utils.distributed import count_cores
 from utils.files import replacing
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "onnxruntime")
