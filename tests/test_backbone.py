@@ -2,6 +2,7 @@ import hashlib
 import os
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -162,6 +163,22 @@ def test_state_dict_without_batch_counts_is_taken(resnet18, tmp_path):
     old = {k: v for k, v in resnet18.items() if not k.endswith("num_batches_tracked")}
     assert len(old) < len(resnet18)
     assert load_network("resnet18", save(old, tmp_path / "old.pth")).stages
+
+
+def test_weights_that_require_gradients_are_those_that_do_not(resnet18, random_weights, tmp_path):
+    trained = {k: v.requires_grad_() if v.is_floating_point() else v for k, v in resnet18.items()}
+    paths = save(trained, tmp_path / "trained.pth"), random_weights("resnet18")
+    ours, theirs = (load_network("resnet18", path).weights_sha256 for path in paths)
+    assert ours == theirs
+
+
+def test_archive_is_refused_before_torch_unpacks_it(tmp_path, monkeypatch):
+    (tmp_path / "storages").write_bytes(b"")
+    with tarfile.open(tmp_path / "old.pth", "w") as archive:
+        archive.add(tmp_path / "storages", "storages")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch unpacks it"))
+    with pytest.raises(ValueError, match=r"old\.pth: damaged, or not a plain state dict \(TarErr"):
+        load_network("resnet18", tmp_path / "old.pth")
 
 
 def test_loading_draws_no_random_numbers(random_weights):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import tarfile
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,8 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     _check_file(path)
     try:
+        if tarfile.is_tarfile(path):  # of before 2018; torch would unpack it into a folder first
+            raise tarfile.TarError
         with warnings.catch_warnings(action="ignore"):  # of tensors that are refused below
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged bytes raise is not documented
@@ -216,7 +219,7 @@ def _to_float32(
             f"{source} do not fit {arch}: {_some(odd)} are no plain tensors of numbers; save the "
             "state_dict() of a float32 network on the CPU"
         )
-    tensors = {name: state_dict[name].to(torch.float32) for name in names}
+    tensors = {name: state_dict[name].detach().to(torch.float32) for name in names}
     # after the conversion: a number can be too large for it
     broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
     if broken:
