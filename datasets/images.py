@@ -118,8 +118,8 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) 
     """
     image = to_rgb(image, path)
     _check_resized(image.size, preprocessing.resize, path)
-    image = resize(image, preprocessing.resize, Image.Resampling.LANCZOS)
-    return np.array(_centre_crop(image, preprocessing.crop)).transpose(2, 0, 1)
+    image = _resize_and_crop(image, preprocessing, Image.Resampling.LANCZOS)
+    return np.array(image).transpose(2, 0, 1)
 
 
 def load_mask(path: Path, preprocessing: Preprocessing) -> np.ndarray:
@@ -135,8 +135,8 @@ def load_mask(path: Path, preprocessing: Preprocessing) -> np.ndarray:
             "or move the image to the good ones"
         )
     _check_resized(mask.size, preprocessing.resize, path)
-    mask = resize(mask, preprocessing.resize, Image.Resampling.NEAREST)
-    return np.asarray(_centre_crop(mask, preprocessing.crop)).any(axis=2)
+    mask = _resize_and_crop(mask, preprocessing, Image.Resampling.NEAREST)
+    return np.asarray(mask).any(axis=2)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -241,8 +241,20 @@ def _check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
         )
 
 
-def _centre_crop(image: Image.Image, side: int) -> Image.Image:
-    return image.crop(_centre(image.size, side)) if side else image
+def _resize_and_crop(
+    image: Image.Image, preprocessing: Preprocessing, resample: Image.Resampling
+) -> Image.Image:
+    """The centre of the resized image.
+
+    What is cut off is not made first where the part alone gives the same pixels: Pillow takes its
+    edges in float32, and chooses by the shape which axis it resizes first.
+    """
+    (width, height), side = image.size, preprocessing.resize
+    if side and width == height and 256 * width % side == 0:
+        part = crop_box(image.size, preprocessing)
+        return image.resize([preprocessing.crop or side] * 2, resample, part)
+    image = resize(image, side, resample)
+    return image.crop(_centre(image.size, preprocessing.crop))
 
 
 def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:

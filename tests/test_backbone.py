@@ -107,6 +107,27 @@ def test_reading_the_table_imports_no_network_package():
     assert result.stdout == "set()\n"
 
 
+def test_torchvision_can_still_ask_the_compiler():
+    code = (
+        "import sys\n"
+        "from utils.backbone import BACKBONES\n"
+        "BACKBONES['resnet18'].build()\n"
+        "asks = sys.modules['torchvision.ops.roi_align'].is_compile_supported\n"
+        "before = 'torch._dynamo' in sys.modules\n"
+        "answer = asks('cpu')\n"
+        "from torch._dynamo.utils import is_compile_supported\n"
+        "print(before, answer == is_compile_supported('cpu'), is_compile_supported is not asks)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=Path(__file__).parent.parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert result.stdout == "False True True\n"
+
+
 def test_whole_and_cut_state_dict_give_the_same_network(resnet18, random_weights, tmp_path):
     cut = {name: tensor for name, tensor in resnet18.items() if is_up_to_layer3(name)}
     assert len(cut) < len(resnet18)

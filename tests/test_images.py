@@ -21,6 +21,7 @@ from datasets.images import (
 from tests.conftest import write_image
 
 SIZES = [(40, 40), (64, 48), (48, 64), (37, 53), (101, 67), (256, 256), (300, 257), (225, 501)]
+SIZES += [(side, side) for side in (223, 255, 257, 700, 1024)] + [(512, 259), (251, 1004)]
 
 
 def noise(width: int, height: int, *channels: int) -> np.ndarray:

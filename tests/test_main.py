@@ -86,6 +86,15 @@ def test_run_writes_all_it_promises(experiment, tree, tmp_path):
     assert "mean of 2 classes" in done.stdout
 
 
+def test_a_run_imports_no_compiler(experiment, tmp_path):
+    """torchvision would, and so would random numbers on the meta device."""
+    done = start(*experiment, cwd=tmp_path, env={"PYTHONPROFILEIMPORTTIME": "1"})
+    assert done.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"torch", "torchvision.models"} <= imported
+    assert not {"torch._dynamo", "sympy"} & imported
+
+
 def test_settings_say_how_to_repeat_the_run(run, experiment, tmp_path):
     run(*experiment, "--figures", "none")
     content = json.loads((tmp_path / "out" / "resnet18" / "metrics.json").read_text())

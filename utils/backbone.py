@@ -9,13 +9,17 @@ from __future__ import annotations
 
 import hashlib
 import random
+import sys
 import tarfile
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -133,7 +137,7 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
         state_dict, source = backbone.read_weights(), "the published weights"
     else:
         state_dict, source = read_state_dict(weights_path), f"weights {weights_path}"
-    with torch.device("meta"):  # no memory and no random numbers for what is replaced at once
+    with torch.device("meta"), _without_draws():  # no memory, no numbers: they are replaced at once
         network = backbone.build()
     names = _check_state_dict(state_dict, network, arch, source)
     tensors = _to_float32(state_dict, names, arch, source)
@@ -248,10 +252,48 @@ def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _build_resnet(arch: str) -> nn.Module:
-    from torchvision import models
+def _without_draws() -> AbstractContextManager:
+    """Leave random initial values out; on the meta device they would import torch's compiler."""
+    from torch import Tensor
+    from torch.overrides import TorchFunctionMode
 
-    network = models.get_model(arch, weights=None)
+    class WithoutDraws(TorchFunctionMode):
+        def __torch_function__(self, function, types, args=(), kwargs=None):
+            if function in (Tensor.normal_, Tensor.uniform_):
+                return args[0]
+            return function(*args, **kwargs or {})
+
+    return WithoutDraws()
+
+
+def _import_models() -> ModuleType:
+    """torchvision.models.
+
+    torchvision imports torch's compiler, which takes a second and 150 MB, to ask it one question
+    about an operation that no network here has: it is imported when the question is asked.
+    """
+    compiler = "torch._dynamo.utils"
+    if compiler in sys.modules:
+        return import_module("torchvision.models")
+
+    def ask(name: str, *args: Any) -> Any:
+        return getattr(import_module(compiler), name)(*args)
+
+    def find(name: str) -> Callable:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return partial(ask, name)
+
+    stand_in = sys.modules[compiler] = ModuleType(compiler)
+    stand_in.__getattr__ = find
+    try:
+        return import_module("torchvision.models")
+    finally:
+        del sys.modules[compiler]
+
+
+def _build_resnet(arch: str) -> nn.Module:
+    network = _import_models().get_model(arch, weights=None)
     del network.layer4, network.fc
     return network
 
@@ -265,9 +307,8 @@ def _split_resnet(network: nn.Module) -> list[nn.Module]:
 
 def _read_torchvision(name: str) -> dict[str, Tensor]:
     import torch
-    from torchvision import models
 
-    weights = models.get_weight(name)
+    weights = _import_models().get_weight(name)
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
