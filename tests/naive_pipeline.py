@@ -3,15 +3,17 @@
     python -m tests.naive_pipeline --data_path mvtec_ad --class_name bottle --arch resnet18
 
 It goes the way that upstream goes: everything in memory, all layers enlarged and concatenated
-before channels are chosen, NumPy and SciPy patch by patch, scikit-learn's curves, a new figure for
+before channels are chosen, NumPy and SciPy patch by patch on arrays of upstream's layout (patches
+are the last axis), means and covariances left in a file, scikit-learn's curves, a new figure for
 every test image. It is written from that description, on images in MVTec AD's layout, and shares
-the list of channels with the suite, nothing else. Unlike upstream it saves no features.
+the list of channels with the suite, nothing else.
 
 The last line that it prints is JSON: ROCAUC by class, and the seconds of each stage.
 """
 
 import argparse
 import json
+import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -110,6 +112,8 @@ def naive_run(
         embeddings = embed(features, channels)
     with seconds("fit"):
         mean, covariance = fit(embeddings)
+    with seconds("file"):
+        write_statistics(save_path / f"train_{folder.name}.pkl", mean, covariance)
     del features, embeddings
 
     with seconds("network, test images"):
@@ -217,27 +221,36 @@ def concatenate(fine: Tensor, coarse: Tensor) -> Tensor:
     # blocks are (N, C, side * side, h, w)
     blocks = F.unfold(fine, side, stride=side).unflatten(1, (fine.shape[1], -1))
     blocks = blocks.unflatten(3, coarse.shape[2:])
-    repeated = coarse[:, :, None].expand(-1, -1, side * side, -1, -1)
-    joined = torch.cat([blocks, repeated], dim=1)
+    n, n_fine, per_block, *grid = blocks.shape
+    joined = torch.zeros(n, n_fine + coarse.shape[1], per_block, *grid)
+    for place in range(per_block):
+        joined[:, :, place] = torch.cat([blocks[:, :, place], coarse], dim=1)
     return F.fold(joined.flatten(3).flatten(1, 2), fine.shape[2:], side, stride=side)
 
 
 def fit(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means (d, P) and covariances (P, d, d) of (N, d, P)."""
+    """Means (d, P) and covariances (d, d, P) of (N, d, P)."""
     _, d, n_patches = embeddings.shape
-    covariance = np.zeros((n_patches, d, d), dtype=np.float32)
+    covariance = np.zeros((d, d, n_patches), dtype=np.float32)
     for i in range(n_patches):
-        covariance[i] = np.cov(embeddings[:, :, i], rowvar=False) + EPS * np.identity(d)
+        covariance[:, :, i] = np.cov(embeddings[:, :, i], rowvar=False) + EPS * np.identity(d)
     return embeddings.mean(axis=0), covariance
+
+
+def write_statistics(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
+    """Leave them for a second run; there is none here."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        pickle.dump([mean, covariance], file)
 
 
 def measure(embeddings: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
     """Mahalanobis distances (N, h, w)."""
     distances = []
-    for i in range(len(covariance)):
-        inverse = np.linalg.inv(covariance[i])
+    for i in range(mean.shape[1]):
+        inverse = np.linalg.inv(covariance[:, :, i])
         distances.append([mahalanobis(one[:, i], mean[:, i], inverse) for one in embeddings])
-    side = int(len(covariance) ** 0.5)
+    side = int(mean.shape[1] ** 0.5)
     return np.array(distances).T.reshape(len(embeddings), side, side)
 
 
