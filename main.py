@@ -143,7 +143,6 @@ def run_classes(args: argparse.Namespace, world: World) -> None:
         from utils import runtime
         from utils.features import FeatureExtractor
         from utils.finished import discard_finished
-        from utils.report import Report
         from utils.tables import to_text
 
         # a frozen ImageNet network, and random draws of its channels, the same for all classes
@@ -154,7 +153,10 @@ def run_classes(args: argparse.Namespace, world: World) -> None:
         print(f"{args.arch} on {runtime.device_name(device)}, {len(draws[args.seed])} channels")
         check_memory_of(args, remaining, draws[args.seed], device, world)
 
-        report = Report(folder, fingerprints, finished)
+        if world.leads:  # what draws is imported by no other process
+            from utils.report import Report
+
+            report = Report(folder, fingerprints, finished)
 
         def write_report() -> list[Table]:
             channels = draws[args.seed]
@@ -188,24 +190,25 @@ def run_class(
 
     Of several processes all fit and score, each its share; the one that leads does the rest.
     """
-    from utils.evaluation import evaluate, score_images
-    from utils.figures import choose_drawn
+    from utils.evaluation import choose_drawn, evaluate, score_images
     from utils.padim import PaDiM
-    from utils.report import describe_class, make_result
     from utils.saving import is_saved, save_class
     from utils.thresholds import choose_held_out, find_thresholds
+
+    if world.leads:
+        from utils.report import describe_class, make_result
 
     print(f"\n{test.class_name}: {len(train)} training images, {len(test)} test images")
     seconds = Stopwatch()
     results, files = [], []
 
-    # the network runs once; what it gives is kept only if several draws look at it
-    keep = list if len(draws) > 1 else iter
+    # the network runs once; all that it gives is kept if several draws look at it
+    keep, chosen = (list, None) if len(draws) > 1 else (iter, draws[args.seed])
     with seconds("fit"):
-        good = keep(extractor(images) for images, _, _ in loader.batches(train))
+        good = keep(extractor(images, chosen) for images, _, _ in loader.batches(train))
     with seconds("score"):
         unseen = keep(
-            (extractor(images), images, *truth) for images, *truth in loader.batches(test)
+            (extractor(images, chosen), images, *truth) for images, *truth in loader.batches(test)
         )
 
     for seed, channels in draws.items():

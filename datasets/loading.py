@@ -25,7 +25,7 @@ class Loader:
         datasets: have __len__, __getitem__, class_name and split, as ImageDataset.
         batch_size: items in a batch; the last one of a dataset may be smaller.
         num_workers: threads; 0 makes each item when it is wanted.
-        read_ahead: bytes of the items that may wait to be used; at least a batch always may.
+        read_ahead: bytes of the items that may wait on this machine; at least a batch always may.
         world: the processes that share each batch; the one that leads shows a progress bar.
     """
 
@@ -39,7 +39,7 @@ class Loader:
     ) -> None:
         self.batch_size = batch_size
         self.world = world
-        self._bytes = read_ahead
+        self._bytes = read_ahead // world.local_size
         self._most = batch_size
         self._pool = ThreadPoolExecutor(num_workers) if num_workers else None
         self._tasks = (

@@ -29,10 +29,16 @@ def pretended(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     # scipy smooths it, and what is fake is no array
     monkeypatch.setattr(padim, "enlarging", lambda *sides: torch.empty(sides[:2], device=sides[2]))
-    patches.parents_on.cache_clear()
+    forget_indices()
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
+    forget_indices()
+
+
+def forget_indices() -> None:
+    """Those kept are fake, or are not."""
     patches.parents_on.cache_clear()
+    patches.cells_on.cache_clear()
 
 
 def features(n: int) -> dict[str, torch.Tensor]:

@@ -12,7 +12,13 @@ from torchvision.transforms import Normalize, ToTensor
 from tests.conftest import build_network
 from tests.naive import naive_embeddings
 from utils.backbone import BACKBONES, Network, load_network
-from utils.features import FeatureExtractor, concatenate, fold_batch_norm, select_channels
+from utils.features import (
+    CPU_BATCH,
+    FeatureExtractor,
+    concatenate,
+    fold_batch_norm,
+    select_channels,
+)
 
 CPU = torch.device("cpu")
 # stated in the documentation of torchvision's weights
@@ -214,3 +220,13 @@ def test_order_of_the_channels_has_no_effect():
     features = random_features()
     one, other = (concatenate(select_channels(features, c)) for c in ([2, 0, 14, 9], [9, 14, 0, 2]))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("n", [0, 1, CPU_BATCH, CPU_BATCH + 3])
+def test_the_network_gives_only_the_channels_asked_for(extractor, n):
+    images, channels = random_images(n, 3, 64, 96), [300, 3, 190, 65, 2]
+    expected = select_channels(extractor(images), channels)
+    found = extractor(images, channels)
+    assert [layer.shape[1] for layer in found] == [2, 2, 1]
+    assert all(map(torch.equal, found, expected))
+    assert select_channels(found, channels) is found

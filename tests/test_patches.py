@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.patches import Pyramid, arrange, nearest, parents_of, parents_on
+from utils.patches import Pyramid, arrange, cells_of, cells_on, nearest, parents_of, parents_on
 
 CPU = torch.device("cpu")
 
@@ -96,6 +96,17 @@ def test_parents_in_a_band_are_those_that_torch_repeats(pyramid, n):
             width = band.grids[layer][1]
             assert {i // width for i in own} == {i // width for i in expected}
             assert parents_on(band, layer, CPU).tolist() == parents_of(band, layer).tolist()
+
+
+@settings(deadline=None, max_examples=150)
+@given(pyramid=odd_pyramids(), n=st.integers(1, 6))
+def test_cells_are_the_patches_with_the_same_parents(pyramid, n):
+    for band in filter(lambda band: band.shape[0] and len(band.grids) > 1, pyramid.split(n)):
+        cells, shared = cells_of(band)
+        parents = [parents_of(band, layer) for layer in range(1, len(band.grids))]
+        np.testing.assert_array_equal(shared[:, cells], parents)
+        assert shared.shape[1] == len({*zip(*parents, strict=True)})
+        assert [kept.tolist() for kept in cells_on(band, CPU)] == [cells.tolist(), shared.tolist()]
 
 
 @settings(deadline=None, max_examples=150)

@@ -93,7 +93,8 @@ class Detector:
         n, size = len(prepared), prepared[0].shape[1:]
         held_out = choose_held_out(n)
         padim = PaDiM(channels)
-        padim.fit(map(extractor, _batches(prepared)), n, held_out)
+        batches = (extractor(images, channels) for images in _batches(prepared))
+        padim.fit(batches, n, held_out)
         thresholds = find_thresholds(padim.held_out_maps(size), target_fpr)
         digest = hashlib.sha256()
         for image in prepared:
@@ -153,8 +154,9 @@ class Detector:
 
     def score_batch(self, images: np.ndarray) -> np.ndarray:
         """The anomaly maps (B, H, W) float32 of (B, 3, H, W) uint8 images that prepare gave."""
-        features = self.extractor(images)
-        return self.model.padim.anomaly_maps(features, self.model.image_size).numpy(force=True)
+        padim = self.model.padim
+        features = self.extractor(images, padim.channels)
+        return padim.anomaly_maps(features, self.model.image_size).numpy(force=True)
 
     def prepare(
         self, image: Image.Image | np.ndarray, name: Path | str = "the image"

@@ -5,16 +5,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from datasets.mvtec import UNLABELLED
 from utils import metrics
+from utils.features import Features
 from utils.metrics import RocCurve, SortedScores, UndefinedMetricError
 from utils.padim import PaDiM, image_scores
 from utils.results import METRICS
 
 # features as FeatureExtractor gives them, and images, labels and masks as ImageDataset does
-Batch = tuple[Mapping[str, Tensor], np.ndarray, np.ndarray, np.ndarray]
+Batch = tuple[Features, np.ndarray, np.ndarray, np.ndarray]
 
 
 class DrawnImage(NamedTuple):
@@ -58,6 +58,13 @@ class Evaluation(NamedTuple):
     pixel_threshold: float | None
     metrics: Mapping[str, float | None]
     notes: list[str]
+
+
+def choose_drawn(n_images: int, figures: int | None) -> list[int]:
+    """The test images that get a figure: all, or so many spread evenly over them."""
+    if figures is None:
+        return list(range(n_images))
+    return np.linspace(0, n_images - 1, min(figures, n_images)).round().astype(int).tolist()
 
 
 def score_images(
@@ -110,7 +117,7 @@ def score_images(
 
 def _score_batch(
     model: PaDiM,
-    features: Mapping[str, Tensor],
+    features: Features,
     images: np.ndarray,
     labels: np.ndarray,
     masks: np.ndarray,

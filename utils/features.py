@@ -16,6 +16,8 @@ from utils.backbone import Network
 
 LAYERS = ("layer1", "layer2", "layer3")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+# outputs of all channels by layer, or the chosen ones of each layer that has some
+Features = Mapping[str, Tensor] | list[Tensor]
 CPU_BATCH = 8  # images that a CPU takes at once: its caches hold them, 20 % faster than 32
 
 
@@ -49,34 +51,43 @@ class FeatureExtractor(nn.Module):
         self.eval()
 
     @torch.inference_mode()
-    def forward(self, images: np.ndarray | Tensor) -> dict[str, Tensor]:
+    def forward(
+        self, images: np.ndarray | Tensor, channels: Sequence[int] | None = None
+    ) -> Features:
         """Layer outputs of a batch.
 
         Args:
             images: (B, 3, H, W) uint8 RGB, an array or a tensor.
+            channels: those of the concatenated layers to give; all without it.
 
         Returns:
             {"layer1": (B, C1, H/4, W/4), "layer2": (B, C2, H/8, W/8),
-            "layer3": (B, C3, H/16, W/16)} float32, by name.
+            "layer3": (B, C3, H/16, W/16)} float32, by name; with channels, what select_channels
+            gives of that.
         """
         images = torch.as_tensor(images)
         if self.device.type == "cuda":
             # from pinned memory the copy goes on beside what the device still computes
-            return self._run(images.pin_memory().to(self.device, non_blocking=True))
+            outputs = self._run(images.pin_memory().to(self.device, non_blocking=True))
+            return outputs if channels is None else select_channels(outputs, channels)
         # filled part by part, as joining parts would take all of them twice
-        features: dict[str, Tensor] = {}
+        joined: list[Tensor] = []
         for start in range(0, max(len(images), 1), CPU_BATCH):
             part = slice(start, start + CPU_BATCH)
-            for name, output in self._run(images[part]).items():
-                if name not in features:
-                    features[name] = output.new_empty((len(images), *output.shape[1:])).contiguous(
-                        memory_format=self.memory_format
+            outputs = self._run(images[part])
+            layers = outputs.values() if channels is None else select_channels(outputs, channels)
+            for number, layer in enumerate(layers):
+                if number == len(joined):
+                    joined.append(
+                        layer.new_empty((len(images), *layer.shape[1:])).contiguous(
+                            memory_format=self.memory_format
+                        )
                     )
-                features[name][part] = output
-        return features
+                joined[number][part] = layer
+        return dict(zip(LAYERS, joined, strict=True)) if channels is None else joined
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
-        images = images.float().div(255).sub(self.mean).div(self.std)
+        images = images.float().div_(255).sub_(self.mean).div_(self.std)
         stem, *layers = self.stages
         images = images.to(PRECISIONS[self.precision])
         output = stem(images.contiguous(memory_format=self.memory_format))
@@ -98,16 +109,18 @@ def fold_batch_norm(module: nn.Module) -> None:
         previous_name, previous = name, child
 
 
-def select_channels(features: Mapping[str, Tensor], channels: Sequence[int]) -> list[Tensor]:
+def select_channels(features: Features, channels: Sequence[int]) -> list[Tensor]:
     """The chosen channels of each layer, each at its own resolution.
 
     Args:
-        features: layer outputs (B, C, h, w), finest first.
+        features: layer outputs (B, C, h, w), finest first; a list is of chosen ones already.
         channels: indices into the concatenation of the layers, in any order.
 
     Returns:
         (B, d_l, h_l, w_l) of every layer that has chosen channels, these in ascending order.
     """
+    if isinstance(features, list):
+        return features
     chosen, first = [], 0
     for feature in features.values():
         own = sorted(c - first for c in channels if first <= c < first + feature.shape[1])

@@ -1,8 +1,7 @@
-"""The localisation figures of a class: which test images are drawn, and what is said of them."""
+"""The localisation figures of a class, and what is said of them."""
 
 from pathlib import Path
 
-import numpy as np
 from matplotlib.colors import Normalize
 from tqdm import tqdm
 
@@ -15,13 +14,6 @@ from utils.plot import Localisation, plot_localisations
 FOLDER = "figures"
 THRESHOLD_SOURCE = "best image F1 on these test images: an oracle, not a threshold to deploy"
 NO_THRESHOLD = "no threshold: it needs both normal and anomalous images"
-
-
-def choose_drawn(n_images: int, figures: int | None) -> list[int]:
-    """The test images that get a figure: all, or so many spread evenly over them."""
-    if figures is None:
-        return list(range(n_images))
-    return np.linspace(0, n_images - 1, min(figures, n_images)).round().astype(int).tolist()
 
 
 def draw_figures(

@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from utils.patches import Patches, Pyramid, parents_of, parents_on
+from utils.patches import Patches, Pyramid, cells_of, cells_on, parents_on
 
 COVARIANCE_EPS = 0.01  # paper, section III-B; upstream
 SUBSTITUTED = 32  # rows of a factor that is inverted by substitution, not by halves; speed only
@@ -121,8 +122,12 @@ class DualGaussians:
             (B, h, w) float32; h and w are the pyramid's shape. A square that rounding made
             negative counts as 0.
         """
-        centred = [(z - mean).mT for z, mean in zip(patches.layers, self.means, strict=True)]
-        squared = _sum_layers([z.square().sum(dim=1) for z in centred], self.pyramid)
+        centred = [
+            torch.sub(z, mean, out=z.new_empty(z.shape)).mT
+            for z, mean in zip(patches.layers, self.means, strict=True)
+        ]
+        lengths = [torch.linalg.vector_norm(z, dim=1).square() for z in centred]
+        squared = _sum_layers(lengths, self.pyramid)
         for rows in _blocks(len(squared), block):
             products = _inner_products(self.samples, centred, self.pyramid, rows)
             squared[rows] -= _whitened_norm(self.whitening[rows], products)
@@ -266,9 +271,11 @@ def _fit_dual(batches: Iterable[Patches], n_train: int, eps: float, block: int) 
     level = _raise_constant(samples, pyramid)
     whitening = level.new_empty(len(level), n_train, n_train)
     for rows in _blocks(len(whitening), block):
-        products = _inner_products(samples, [kept.mT for kept in samples], pyramid, rows)
+        # where they stay, as memory that is new to a process takes as long as the products
+        products = whitening[rows]
+        _inner_products(samples, [kept.mT for kept in samples], pyramid, rows, out=products)
         products.add_(level[rows, None, None]).diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
-        _whiten(products, whitening[rows])
+        _whiten(products, products)
     return DualGaussians(pyramid, means, samples, whitening, eps)
 
 
@@ -301,20 +308,32 @@ def _repeat(values: Tensor, pyramid: Pyramid, number: int, rows: slice) -> Tenso
 
 
 def _inner_products(
-    samples: list[Tensor], others: list[Tensor], pyramid: Pyramid, rows: slice
+    samples: list[Tensor],
+    others: list[Tensor],
+    pyramid: Pyramid,
+    rows: slice,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Xz at the patches in rows: (rows, N, B), from (P_l, N, d_l) and (P_l, d_l, B) per layer."""
-    repeated = None
+    if len(samples) == 1:
+        return torch.bmm(samples[0][rows], others[0][rows], out=out)
+    # of the coarser layers once where they are the same, then repeated
+    cells, parents = cells_of(pyramid)
+    own_cells = _range(cells[rows])
+    cells_there, parents_there = cells_on(pyramid, samples[0].device)
+    shared = None
     for number in range(1, len(samples)):
-        # the product of a coarse layer once, then repeated
-        parents = parents_of(pyramid, number)[rows]
-        own = slice(parents.min(), parents.max() + 1)
-        index = parents_on(pyramid, number, samples[0].device)[rows] - int(own.start)
+        own = _range(parents[number - 1, own_cells])
+        index = parents_there[number - 1, own_cells] - own.start
         product = (samples[number][own] @ others[number][own]).index_select(0, index)
-        repeated = product if repeated is None else repeated.add_(product)
-    if repeated is None:
-        return samples[0][rows] @ others[0][rows]
-    return repeated.baddbmm_(samples[0][rows], others[0][rows])
+        shared = product if shared is None else shared.add_(product)
+    product = torch.index_select(shared, 0, cells_there[rows] - own_cells.start, out=out)
+    return product.baddbmm_(samples[0][rows], others[0][rows])
+
+
+def _range(index: np.ndarray) -> slice:
+    """What an index lies in."""
+    return slice(int(index.min()), int(index.max()) + 1)
 
 
 def _whiten(matrices: Tensor, inverse: Tensor) -> None:
@@ -350,7 +369,11 @@ def _whiten_small(matrices: Tensor) -> Tensor:
 
 def _whitened_norm(whitening: Tensor, columns: Tensor) -> Tensor:
     """‖L⁻¹c‖² of every column c: (P, k, k) and (P, k, B) to (P, B)."""
-    return (whitening @ columns).square().sum(dim=1)
+    # the upper right quarter holds zeros
+    half = whitening.shape[1] // 2
+    upper = whitening[:, :half, :half] @ columns[:, :half]
+    lower = whitening[:, half:] @ columns
+    return upper.square_().sum(dim=1) + lower.square_().sum(dim=1)
 
 
 def _embeddings(patches: Patches, rows: slice) -> Tensor:

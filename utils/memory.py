@@ -96,15 +96,16 @@ def _running_bytes(work: Work, at_once: int, world: World) -> int:
     outputs = _image_bytes(work, BACKBONES[work.arch].layer_channels)
     embedding = _image_bytes(work, count_layer_features(work.arch, work.channels))
     own = _share(work.batch_size, world)
+    whole = own if work.keeps_features else min(own, at_once)  # with all of their channels
     network = FLOAT * NETWORK_FLOATS * work.image_size[0] * work.image_size[1]
     block = 3 * FLOAT * PATCH_BLOCK * min(len(work.channels), work.n_train) ** 2
-    return own * (2 * outputs + 3 * embedding) + min(own, at_once) * network + block
+    return 2 * whole * outputs + 3 * own * embedding + min(own, at_once) * network + block
 
 
 def _host_bytes(work: Work, world: World) -> int:
     """What is on the host in any case: images, and scores and masks of all pixels."""
     pixels = work.image_size[0] * work.image_size[1]
-    waiting = max(READ_AHEAD, 4 * work.batch_size * pixels) + LIBRARIES
+    waiting = max(READ_AHEAD // world.local_size, 4 * work.batch_size * pixels) + LIBRARIES
     maps = 5 * work.n_test if work.keeps_maps else 0
     return waiting + ((maps + 8 * work.n_drawn) * pixels if world.leads else 0)
 

@@ -3,7 +3,7 @@
 Reference: Defard et al., arXiv 2011.08785, section III; upstream's main.py.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -13,7 +13,7 @@ from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from utils.distributed import ALONE, World
-from utils.features import select_channels
+from utils.features import Features, select_channels
 from utils.gaussian import DualGaussians, Gaussians, fit_gaussians, is_primal
 from utils.patches import Patches
 
@@ -41,15 +41,16 @@ class PaDiM:
     @torch.inference_mode()
     def fit(
         self,
-        batches: Iterable[Mapping[str, Tensor]],
+        batches: Iterable[Features],
         n_train: int,
         held_out: Collection[int] = (),
     ) -> "PaDiM":
         """Learn the Gaussian of every patch position from good images (section III-B).
 
         Args:
-            batches: yields layer outputs of some images at a time, as FeatureExtractor gives
-                them, all of the same sizes; of this process's share of the images.
+            batches: yields layer outputs of some images at a time, or the model's channels of
+                them, as FeatureExtractor gives them, all of the same sizes; of this process's
+                share of the images.
             n_train: images in all batches of all processes together.
             held_out: numbers of the images that held_out_maps is for.
 
@@ -62,7 +63,7 @@ class PaDiM:
         self.gaussians = fit_gaussians(self._arrange(batches), n_train)
         return self
 
-    def _arrange(self, batches: Iterable[Mapping[str, Tensor]]) -> Iterator[Patches]:
+    def _arrange(self, batches: Iterable[Features]) -> Iterator[Patches]:
         # the dual form keeps all images anyway
         wanted = self._held_out if is_primal(self.n_train, len(self.channels)) else ()
         seen = 0
@@ -111,11 +112,11 @@ class PaDiM:
         return enlarge(distances, size).cpu().numpy()
 
     @torch.inference_mode()
-    def anomaly_maps(self, features: Mapping[str, Tensor], size: Sequence[int]) -> Tensor:
+    def anomaly_maps(self, features: Features, size: Sequence[int]) -> Tensor:
         """Raw anomaly maps (section III-C): distances, enlarged to the images and smoothed.
 
         Args:
-            features: layer outputs of B images.
+            features: layer outputs of B images, or the model's channels of them.
             size: H and W of the images.
 
         Returns:

@@ -67,11 +67,9 @@ class Patches(NamedTuple):
 
 
 def arrange(layers: Sequence[Tensor]) -> Patches:
-    """Layers (B, d_l, h_l, w_l), finest first, as patches of all rows."""
+    """Layers (B, d_l, h_l, w_l), finest first, as patches of all rows; nothing is copied."""
     pyramid = Pyramid.whole([layer.shape[2:] for layer in layers])
-    return Patches(
-        pyramid, [layer.permute(2, 3, 0, 1).flatten(0, 1).contiguous() for layer in layers]
-    )
+    return Patches(pyramid, [layer.flatten(2).permute(2, 0, 1) for layer in layers])
 
 
 def nearest(from_side: int, to_side: int) -> np.ndarray:
@@ -91,6 +89,27 @@ def parents_of(pyramid: Pyramid, layer: int) -> np.ndarray:
 
 
 @lru_cache(maxsize=64)
+def cells_of(pyramid: Pyramid) -> tuple[np.ndarray, np.ndarray]:
+    """Which patches of the band share those of all coarser layers, and are a cell in that.
+
+    Returns:
+        For each patch (P,) its cell, and for each coarser layer and each cell (layers, cells) which
+        of the layer's patches_of is repeated there; int64, in the order of the patches.
+    """
+    layers = range(1, len(pyramid.grids))
+    parents = np.stack([parents_of(pyramid, layer) for layer in layers])
+    shared, cells = np.unique(parents, axis=1, return_inverse=True)
+    return cells.ravel(), shared
+
+
+@lru_cache(maxsize=64)
 def parents_on(pyramid: Pyramid, layer: int, device: torch.device) -> Tensor:
-    """The same on a device."""
+    """The same as parents_of on a device."""
     return torch.from_numpy(parents_of(pyramid, layer)).to(device)
+
+
+@lru_cache(maxsize=64)
+def cells_on(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
+    """The same as cells_of on a device."""
+    cells, parents = cells_of(pyramid)
+    return torch.from_numpy(cells).to(device), torch.from_numpy(parents).to(device)

@@ -255,9 +255,11 @@ def study_rotation(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
     yield images.row("aligned", n_features, None, images.measure(channels))
     for seed in setup.seeds:
         train, test = RotatedDataset(images.train, seed), RotatedDataset(images.test, seed)
-        good = (setup.extractor(batch) for batch, _, _ in setup.load(train))
+        good = (setup.extractor(batch, channels) for batch, _, _ in setup.load(train))
         model = PaDiM(channels).fit(good, len(train))
-        unseen = ((setup.extractor(batch), batch, *truth) for batch, *truth in setup.load(test))
+        unseen = (
+            (setup.extractor(batch, channels), batch, *truth) for batch, *truth in setup.load(test)
+        )
         metrics = images.evaluate(score_images(model, unseen, len(test), keep_maps=True))
         yield images.row("rotated", n_features, seed, metrics)
 
