@@ -17,7 +17,8 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
-from skimage.morphology import disk, opening
+from scipy.ndimage import binary_dilation, binary_erosion
+from skimage.morphology import disk
 from skimage.segmentation import find_boundaries
 
 from utils.files import printable, replacing
@@ -179,12 +180,17 @@ def _panel_pixels(
         panels["Ground truth"] = _black_and_white(item.mask)
     panels["Predicted heat map"] = _overlay(image, item.anomaly_map, norm)
     if threshold is not None:
-        pred_mask = opening(item.anomaly_map >= threshold, OPENING)
+        pred_mask = _open(item.anomaly_map >= threshold)
         outlined = image.copy()
         outlined[find_boundaries(pred_mask)] = BOUNDARY_COLOUR
         panels["Predicted mask"] = _black_and_white(pred_mask)
         panels["Segmentation result"] = outlined
     return panels
+
+
+def _open(mask: np.ndarray) -> np.ndarray:
+    """As skimage's opening, which takes twice as long: it is made for grey images."""
+    return binary_dilation(binary_erosion(mask, OPENING, border_value=1), OPENING)
 
 
 def _overlay(image: np.ndarray, anomaly_map: np.ndarray, norm: Normalize) -> np.ndarray:
