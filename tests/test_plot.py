@@ -3,6 +3,8 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from PIL import Image
+from scipy.ndimage import gaussian_filter
+from skimage.morphology import disk, opening
 
 from utils.metrics import RocCurve
 from utils.plot import (
@@ -141,6 +143,17 @@ def test_outline_runs_around_the_predicted_mask(item):
     np.testing.assert_array_equal(
         pixels["Segmentation result"][~red], item.image.transpose(1, 2, 0)[~red]
     )
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_predicted_mask_is_opened_as_skimage_opens_it(item, seed):
+    noise = np.random.default_rng(seed).standard_normal((SIDE, SIDE))
+    item = item._replace(anomaly_map=gaussian_filter(noise, 4).astype(np.float32))
+    mask = panels(item, threshold=0)["Predicted mask"][..., 0] > 0
+    assert 0 < mask.sum() < (item.anomaly_map >= 0).sum()
+    assert mask[[0, -1]].any()
+    assert mask[:, [0, -1]].any()
+    np.testing.assert_array_equal(mask, opening(item.anomaly_map >= 0, disk(4)))
 
 
 def test_title_is_written_above_the_panels(item):

@@ -156,12 +156,22 @@ class World:
         """The tensors of all ranks, which may differ in length, joined in the one that leads."""
         if self.size == 1:
             return tensor
-        pieces = [tensor] + [tensor[:0]] * (self.size - 1)
-        sizes = self._all_counts(tensor.numel())
-        parts = self._exchange(pieces, sizes if self.leads else [0] * self.size)
-        # they lie one behind the other, as they were received
-        whole = parts[0].as_strided((sum(sizes),), (1,)) if self.leads else None
-        return whole if whole is None else whole.view(-1, *tensor.shape[1:])
+        from torch import distributed as dist
+
+        counts = self._all_counts(len(tensor))
+        with _reporting_loss():
+            if not self.leads:
+                if len(tensor):
+                    dist.send(tensor.contiguous(), dst=0)
+                return None
+            # received where they stay: a model of several processes takes much memory
+            whole = tensor.new_empty((sum(counts), *tensor.shape[1:]))
+            parts = whole.split(counts)
+            parts[0].copy_(tensor)
+            for rank in range(1, self.size):
+                if counts[rank]:
+                    dist.recv(parts[rank], src=rank)
+        return whole
 
     def _exchange(self, pieces: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
         """Send a piece to each rank; what each has sent, of the sizes given."""

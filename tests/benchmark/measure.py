@@ -61,8 +61,9 @@ def run_job(job: Job, timeout: float) -> list[Row]:
         with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
             seconds, peak, status = measure(command, job.environment, timeout, out, err)
         if status != 0:
-            lines = (folder / "stderr").read_text(errors="replace").split("\n")
-            said = [line.strip() for line in lines if line.strip()][-1:]
+            text = (folder / "stderr").read_text(errors="replace")
+            print(text, file=sys.stderr)
+            said = [line.strip() for line in text.split("\n") if line.strip()][-1:]
             return rows({FAILURE: " ".join([describe_status(status), *said])})
         try:
             found = read_output(folder)
