@@ -232,6 +232,13 @@ def test_processes_are_told_relative_to_one():
     assert table.notes[-1] == "resnet18 suite processes 4: not available: why"
 
 
+def test_decoding_threads_are_told_relative_to_none():
+    rows = rows_of("seconds", "threads", suite={0: 20, 1: 16, 2: 15})
+    rows += rows_of("peak bytes", "threads", suite=dict.fromkeys(range(3), GIGABYTE))
+    (table,) = tables.workers_tables({"workers": rows})
+    assert cells(table)["resnet18, 2"] == ["15.0", "1.00", "75", "100"]
+
+
 def test_onnx_runtime_stands_beside_the_network():
     found = {"seconds network": 0.012, "seconds ONNX Runtime": 0.01, "ratio": 1.25}
     rows = [row for k, v in found.items() for row in rows_of(k, backbone={0: v})]

@@ -5,10 +5,11 @@
 
 Parts: whole (the command and the naive reference, see tests/naive_pipeline.py, in turn), stages
 (the network and the Gaussians alone), backbone (the network beside ONNX Runtime), scaling (more
-images, more channels, larger images), processes (torchrun). Each leaves its raw measurements in
-<part>.csv, and what they were made with in <part>.json; benchmark.md has tables of all, scaling.png
-shows how time and memory grow. Without --data_path the demo set is measured. Everything runs on
-the CPU, one command at a time: leave the machine alone meanwhile.
+images, more channels, larger images), processes (torchrun), workers (threads that decode images).
+Each leaves its raw measurements in <part>.csv, and what they were made with in <part>.json;
+benchmark.md has tables of all, scaling.png shows how time and memory grow. Without --data_path the
+demo set is measured. Everything runs on the CPU, one command at a time: leave the machine alone
+meanwhile.
 """
 
 import argparse
@@ -79,8 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
         help += "" if settings.get("default") is None else " (default: %(default)s)"
         parser.add_argument(f"--{name}", help=help, **settings)
 
-    def add_counts(name: str, help: str, default: list[int]) -> None:
-        add(name, help, type=at_least(1), nargs="*", default=default, metavar="N")
+    def add_counts(name: str, help: str, default: list[int], least: int = 1) -> None:
+        add(name, help, type=at_least(least), nargs="*", default=default, metavar="N")
 
     def add_repeats(name: str, help: str, default: int | None) -> None:
         add(name, help, type=at_least(0), default=default, metavar="N")
@@ -116,6 +117,8 @@ def make_parser() -> argparse.ArgumentParser:
     add_counts("n_features", "numbers of channels", [50, 100, 200, 400])
     add_counts("image_sizes", "sides of the images", [128, 224, 320, 448])
     add_counts("processes", "numbers of processes", [1, 2])
+    add_repeats("workers_repeats", "runs of each number of decoding threads", 1)
+    add_counts("workers", "numbers of decoding threads", [0, 1, 2], least=0)
     add("timeout", "seconds after which a command is given up", type=at_least(1), default=TIMEOUT)
     return parser
 

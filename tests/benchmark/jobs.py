@@ -108,12 +108,24 @@ def processes_jobs(setup: Setup) -> Iterator[Job]:
                 )
 
 
+def workers_jobs(setup: Setup) -> Iterator[Job]:
+    """Whole commands with some numbers of threads that decode images, in turn."""
+    args = setup.args
+    for arch in args.arch:
+        options = class_options(setup, arch)
+        for repeat in range(args.workers_repeats):
+            for count in args.workers:
+                command = suite(*options, "--num_workers", str(count))
+                yield Job(arch, SUITE, command, repeat, "threads", count)
+
+
 JOBS = {
     "whole": whole_jobs,
     "stages": stages_jobs,
     "backbone": backbone_jobs,
     "scaling": scaling_jobs,
     "processes": processes_jobs,
+    "workers": workers_jobs,
 }
 
 

@@ -16,7 +16,7 @@ from utils.tables import DASH, Table, to_markdown
 REFERENCE_N = 500  # memory is told relative to that with so many training images
 # a stage of the suite, and those of the naive reference that do the same
 STAGE_PAIRS = {
-    "fit": ("network, training images", "embeddings, training images", "fit"),
+    "fit": ("network, training images", "embeddings, training images", "fit", "file"),
     "score": ("network, test images", "embeddings, test images", "distances", "maps"),
     "metrics": ("metrics",),
     "figures": ("figures",),
@@ -200,24 +200,37 @@ def fit_line(points: Mapping[int, Point]) -> tuple[float, float]:
 
 def processes_tables(rows: Mapping[str, Rows]) -> list[Table]:
     """The whole command on one and on several processes."""
+    note = "Whole commands in turn, the cores shared out among the processes; medians."
+    return [_relative_table("one process and several", "processes", 1, note, rows["processes"])]
+
+
+def workers_tables(rows: Mapping[str, Rows]) -> list[Table]:
+    """The whole command with other numbers of threads that decode images."""
+    note = "Whole commands in turn, with --num_workers; medians. The default is one per core."
+    return [_relative_table("threads that decode images", "threads", 0, note, rows["workers"])]
+
+
+def _relative_table(title: str, unit: str, base: int, note: str, rows: Rows) -> Table:
+    """Time and memory of whole commands at each point, and relative to those at base."""
     cells = []
-    for arch in archs(rows["processes"]):
-        chosen = [row for row in rows["processes"] if row.arch == arch]
+    for arch in archs(rows):
+        chosen = [row for row in rows if row.arch == arch]
         points = scaled(chosen, SUITE)
         for at in dict.fromkeys(row.at for row in chosen):
             found = [DASH] * 4
             if at in points:
                 time, peak = points[at]
                 found[:2] = seconds(time), gigabytes(peak)
-            if {1, at} <= points.keys():
+            if {base, at} <= points.keys():
                 found[2:] = (
-                    f"{100 * v / one:.0f}" for v, one in zip(points[at], points[1], strict=True)
+                    f"{100 * v / one:.0f}" for v, one in zip(points[at], points[base], strict=True)
                 )
             cells.append([f"{arch}, {at}", *found])
-    columns = ["processes", "s", "GB, largest process", "time, % of one", "memory, % of one"]
-    note = "Whole commands in turn, the cores shared out among the processes; medians."
-    notes = [note, *failures(rows["processes"])]
-    return [Table("one process and several", columns, cells, notes)]
+    columns = [
+        *(unit, "s", "GB, largest process"),
+        *(f"{what}, % of that at {base}" for what in ("time", "memory")),
+    ]
+    return Table(title, columns, cells, [note, *failures(rows)])
 
 
 TABLES = {
@@ -226,6 +239,7 @@ TABLES = {
     "backbone": backbone_tables,
     "scaling": scaling_tables,
     "processes": processes_tables,
+    "workers": workers_tables,
 }
 
 
