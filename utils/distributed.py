@@ -174,11 +174,11 @@ class World:
         return whole
 
     def _exchange(self, pieces: Sequence[Tensor], sizes: Sequence[int]) -> list[Tensor]:
-        """Send a piece to each rank; what each has sent, of the sizes given."""
+        """Send a piece to each rank, which differ in length; what each has sent, of these sizes."""
         import torch
         from torch import distributed as dist
 
-        sent = torch.cat([piece.flatten() for piece in pieces])
+        sent = torch.cat(list(pieces)).flatten()
         received = sent.new_empty(sum(sizes))
         with _reporting_loss():
             dist.all_to_all_single(received, sent, list(sizes), [piece.numel() for piece in pieces])
