@@ -95,16 +95,16 @@ def test_channels_hash_is_that_of_the_comma_joined_list():
     assert channels_sha256([3, 1, 20]) == hashlib.sha256(b"3,1,20").hexdigest()
 
 
+def output_of(code: str) -> str:
+    """What Python code prints in a process of its own."""
+    folder = Path(__file__).parent.parent
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
+
+
 def test_reading_the_table_imports_no_network_package():
     code = "import sys, utils.backbone; print({'torch', 'torchvision'} & set(sys.modules))"
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout == "set()\n"
+    assert output_of(code) == "set()\n"
 
 
 def test_torchvision_can_still_ask_the_compiler():
@@ -118,14 +118,7 @@ def test_torchvision_can_still_ask_the_compiler():
         "from torch._dynamo.utils import is_compile_supported\n"
         "print(before, answer == is_compile_supported('cpu'), is_compile_supported is not asks)"
     )
-    result = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=Path(__file__).parent.parent,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert result.stdout == "False True True\n"
+    assert output_of(code) == "False True True\n"
 
 
 def test_whole_and_cut_state_dict_give_the_same_network(resnet18, random_weights, tmp_path):

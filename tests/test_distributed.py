@@ -313,9 +313,9 @@ def arguments(data_path, random_weights, save_path):
     ]
 
 
-def torchrun(*words) -> subprocess.Popen:
+def torchrun(*words, options=()) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", MAIN]
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", *options, MAIN]
         + [str(word) for word in words],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -377,6 +377,25 @@ def test_run_of_two_processes_writes_what_one_writes(shared, alone):
     assert len(names[0]) > 10
     assert names[0] == names[1]
     assert_same_rows(folder, alone)
+
+
+def test_only_the_process_that_leads_imports_what_draws(
+    drawn_tree, random_weights, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
+    options = ("--redirects=2", f"--log-dir={tmp_path / 'logs'}")
+    words = arguments(drawn_tree, random_weights, tmp_path / "out")
+    process = torchrun(*words, options=options)
+    process.communicate(timeout=100)
+    assert process.returncode == 0
+    imported = []
+    for path in sorted((tmp_path / "logs").glob("*/attempt_0/*/stderr.log")):
+        lines = path.read_text().splitlines()
+        imported.append({line.rpartition("|")[2].strip() for line in lines})
+    assert len(imported) == 2
+    drawing = {"matplotlib", "skimage.morphology"}
+    assert [drawing & names for names in imported] == [drawing, set()]
+    assert all("torch" in names for names in imported)
 
 
 @pytest.mark.parametrize("class_name", ["bolt", "weave"])

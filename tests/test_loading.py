@@ -134,6 +134,15 @@ def test_items_come_one_by_one_as_they_are(num_workers):
     assert items[5][0].shape == (2, 2)
 
 
+def test_processes_of_a_machine_share_what_is_read_ahead():
+    numbers = Numbers(length=300)
+    world = World(rank=0, size=2, local_size=2)
+    with Loader([numbers], 10, 2, read_ahead=400, world=world):
+        wait_for(numbers, 50)
+        time.sleep(0.05)
+        assert len(numbers.asked) == 50
+
+
 def test_a_batch_is_always_read_ahead():
     numbers = Numbers(length=50)
     with Loader([numbers], 10, 2, read_ahead=0) as loader:
