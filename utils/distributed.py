@@ -75,6 +75,7 @@ class World:
             signal.signal(signal.SIGTERM, _stop)
             try:
                 with heard:
+                    self._form_group(store)
                     yield self
                     self._disconnect()
             except BaseException:
@@ -194,20 +195,27 @@ class World:
         return [int(count) for count in counts]
 
     def _connect(self) -> Any:
-        """Set up the process group; the store that all processes see."""
+        """The store that all processes see."""
         import torch
         from torch import distributed as dist
 
         if os.environ.get("OMP_NUM_THREADS") == "1":
             # torchrun's default, which leaves cores idle where there are more than processes
             torch.set_num_threads(max(count_cores() // self.local_size, 1))
+        with _reporting_loss():
+            store, *_ = next(dist.rendezvous("env://"))
+        return store
+
+    def _form_group(self, store: Any) -> None:
+        """Set up the process group; another process may have failed before this one is there."""
+        import torch
+        from torch import distributed as dist
+
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         with _reporting_loss():
-            store, rank, size = next(dist.rendezvous("env://"))
             dist.init_process_group(
-                backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT
+                backend, store=store, rank=self.rank, world_size=self.size, timeout=TIMEOUT
             )
-        return store
 
     def _disconnect(self) -> None:
         """Part when the leader is done: what it lacks until then, all hear of."""
