@@ -49,7 +49,7 @@ def undisturbed(server, command, tmp_path_factory):
 
 
 def is_temporary(path):
-    return path.name.startswith(".")
+    return any(part.startswith(".") for part in path.parts)
 
 
 def assert_complete(folder, undisturbed):

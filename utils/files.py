@@ -5,53 +5,53 @@ import platform
 import re
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from shutil import rmtree
 from zlib import crc32
 
 import psutil
 from safetensors import SafetensorError
 
-# of the machine, in the names of temporary files: others may write to the same folder
+# of the machine, in the names of temporary folders: others may write beside them
 MACHINE = f"{crc32(platform.node().encode()):08x}"
-TEMPORARY = re.compile(rf"\..*\.{MACHINE}-(?P<process>\d{{1,9}})(\.[^.]*)?", re.DOTALL)
+TEMPORARY = re.compile(rf"\..*\.{MACHINE}-(?P<process>\d{{1,9}})", re.DOTALL)
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder, renamed to path when the block ends without error.
+    """A temporary path, renamed to path when the block ends without error.
 
-    It is hidden, and keeps path's suffix, from which many writers take the format. What runs that
-    were killed have left of theirs in the folder is removed.
+    It has path's name, and lies in a hidden folder beside path, which takes what a writer makes
+    beside its file. What runs that were killed have left of theirs is removed.
 
     Raises:
         OSError: if path cannot be written; the message names it.
     """
-    temporary = path.with_name(f".{path.stem}.{MACHINE}-{os.getpid()}{path.suffix}")
+    hidden = path.with_name(f".{path.stem}.{MACHINE}-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_leftovers(path.parent)
-        yield temporary
-        temporary.replace(path)
+        hidden.mkdir(exist_ok=True)
+        yield hidden / path.name
+        (hidden / path.name).replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(
             f"cannot write {path}: {reason}; make room, or choose another folder"
         ) from error
     finally:
-        with suppress(OSError):  # its folder need not be there
-            temporary.unlink()
+        rmtree(hidden, ignore_errors=True)  # it need not be there
 
 
 @cache
 def _remove_leftovers(folder: Path) -> None:
-    """Remove, once for each folder, temporary files of this machine's processes that have ended."""
+    """Remove, once for each folder, what processes of this machine that have ended left in it."""
     for path in folder.iterdir():
         name = TEMPORARY.fullmatch(path.name)
         if name and not psutil.pid_exists(int(name["process"])):
-            with suppress(OSError):  # another user's: it is in nobody's way
-                path.unlink()
+            rmtree(path, ignore_errors=True)  # another user's stays: it is in nobody's way
 
 
 def find_output_error(error: Exception) -> OSError | None:
