@@ -11,15 +11,16 @@ from utils.features import concatenate
 from utils.gaussian import (
     COVARIANCE_EPS,
     PATCH_BLOCK,
-    DualGaussians,
-    PrimalGaussians,
+    Gaussians,
     _fit_dual,
     _fit_primal,
+    count_numbers,
     fit_gaussians,
 )
 from utils.patches import arrange
 
 FORMS = {"primal": _fit_primal, "dual": _fit_dual}
+FEW_OR_MANY = {"dual": 3, "primal": 20}  # images with which it is the smaller form
 in_both_forms = pytest.mark.parametrize("form", FORMS)
 # float32 against float64 on embeddings near 1; the largest error seen is a tenth of it
 TOLERANCE = 1e-4
@@ -42,34 +43,49 @@ def fit(
     train: Tensor | list[Tensor],
     eps: float = COVARIANCE_EPS,
     block: int = PATCH_BLOCK,
-) -> PrimalGaussians | DualGaussians:
+) -> Gaussians:
     """Fit all images at once in the form wanted, whatever their number."""
     layers = [train] if isinstance(train, Tensor) else train
     return FORMS[form]([arrange(layers)], len(layers[0]), eps, block)
 
 
-def leave_one_out(form: str, train: Tensor) -> Tensor:
-    gaussians = fit(form, train)
-    if form == "primal":
-        return gaussians.leave_one_out(arrange([train]), len(train))
-    return gaussians.leave_one_out(range(len(train)))
+def leave_one_out(form: str, train: Tensor | list[Tensor]) -> Tensor:
+    layers = [train] if isinstance(train, Tensor) else train
+    n = len(layers[0])
+    return fit(form, layers).leave_one_out(arrange(layers) if form == "primal" else range(n), n)
+
+
+def repeat(layers: list[Tensor]) -> np.ndarray:
+    """Layers in one piece, as torch repeats them to the first one's grid."""
+    grid = layers[0].shape[2:]
+    return torch.cat([F.interpolate(z, grid, mode="nearest") for z in layers], dim=1).numpy()
 
 
 def assert_close(distances: Tensor, expected: np.ndarray | Tensor, tolerance: float = TOLERANCE):
     np.testing.assert_allclose(distances.numpy(), np.asarray(expected), rtol=tolerance, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("n", "form"), [(5, DualGaussians), (12, DualGaussians), (13, PrimalGaussians)]
-)
-def test_form_is_the_smaller_one(n, form):
-    assert type(fit_gaussians([arrange([draw(n, 12)])], n)) is form
+@pytest.mark.parametrize(("n", "primal"), [(5, False), (12, False), (13, True)])
+def test_form_is_the_smaller_one(n, primal):
+    assert fit_gaussians([arrange([draw(n, 12)])], n).is_primal is primal
 
 
-def test_form_counts_the_channels_of_all_layers():
-    # 4 + 5 + 6 = 15 channels
-    pyramid = draw_pyramid(10, [(4, 4), (2, 2), (1, 1)])
-    assert type(fit_gaussians([arrange(pyramid)], 10)) is DualGaussians
+@pytest.mark.parametrize(("n", "primal"), [(11, False), (12, True)])
+def test_form_counts_the_channels_of_the_coarser_layers(n, primal):
+    # 4, and 5 + 6
+    pyramid = draw_pyramid(n, [(4, 4), (2, 2), (1, 1)])
+    assert fit_gaussians([arrange(pyramid)], n).is_primal is primal
+
+
+@in_both_forms
+@pytest.mark.parametrize("grids", [[(6, 4)], [(6, 4), (3, 2)], [(7, 5), (4, 3), (2, 2)]])
+def test_numbers_are_counted(form, grids):
+    gaussians = fit_gaussians([arrange(draw_pyramid(n := FEW_OR_MANY[form], grids))], n)
+    assert gaussians.is_primal is (form == "primal")
+    found = []
+    gaussians.map_tensors(lambda tensor, part: found.append(tensor.numel()))
+    features = [4 + i for i in range(len(grids))]
+    assert count_numbers(gaussians.pyramid, features, n) == sum(found)
 
 
 @pytest.mark.parametrize("n", [2, 5, 12, 13, 40])
@@ -133,11 +149,7 @@ def test_pyramid_equals_its_layers_in_one_piece(form, grids):
 def test_pyramid_equals_the_naive_distances_of_nearest_repeats(form):
     grids = [(7, 5), (4, 3), (2, 2)]
     train, test = draw_pyramid(10, grids), draw_pyramid(3, grids, seed=1)
-    repeated = [
-        torch.cat([F.interpolate(layer, grids[0], mode="nearest") for layer in layers], dim=1)
-        for layers in (train, test)
-    ]
-    expected = naive_distances(repeated[0].numpy(), repeated[1].numpy())
+    expected = naive_distances(repeat(train), repeat(test))
     assert_close(fit(form, train).distances(arrange(test)), expected)
 
 
@@ -298,6 +310,28 @@ def test_leave_one_out_of_far_images_keeps_its_digits():
         np.testing.assert_allclose(distances.numpy(), expected[0], rtol=1e-2)
 
 
+@in_both_forms
+@pytest.mark.parametrize(("n", "tolerance"), [(4, 2e-2), (12, 2e-3), (30, 1e-4)])
+@pytest.mark.parametrize("grids", [[(4, 4), (2, 2)], [(5, 3), (3, 2), (2, 1)]])
+def test_leave_one_out_of_a_pyramid_equals_a_fit_without_the_image(form, n, tolerance, grids):
+    train = draw_pyramid(n, grids)
+    distances, images = leave_one_out(form, train), repeat(train)
+    for i in range(n):
+        others = np.delete(images, i, axis=0)
+        expected = naive_distances(others, images[[i]], eps=0.01 * (n - 1) / (n - 2))
+        np.testing.assert_allclose(distances[i].numpy(), expected[0], rtol=tolerance)
+
+
+def test_leave_one_out_of_far_images_of_a_pyramid_keeps_its_digits():
+    # 5 + 6 coarser channels, of which 6 images are all that there is
+    train = [20 * layer for layer in draw_pyramid(6, [(4, 4), (2, 2), (1, 1)])]
+    images = repeat(train)
+    for i, distances in enumerate(leave_one_out("dual", train)):
+        others = np.delete(images, i, axis=0)
+        expected = naive_distances(others, images[[i]], eps=0.01 * 5 / 4)
+        np.testing.assert_allclose(distances.numpy(), expected[0], rtol=1e-2)
+
+
 def test_leave_one_out_of_equal_images_is_0():
     train = torch.full((4, 8, 2, 1), 7.0)
     assert (leave_one_out("dual", train) == 0).all()
@@ -317,6 +351,24 @@ def test_distances_of_any_shape_equal_the_naive_ones(form, n, d, grid, n_test, s
     train, test = draw(n, d, grid, seed), draw(n_test, d, grid, seed + 1)
     distances = fit(form, train, block=3).distances(arrange([test]))
     assert_close(distances, naive_distances(train.numpy(), test.numpy()), 1e-3)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    form=st.sampled_from(sorted(FORMS)),
+    n=st.integers(2, 25),
+    grids=st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=2, max_size=3),
+    block=st.integers(1, 40),
+    seed=st.integers(0, 2**31),
+)
+def test_distances_of_any_pyramid_equal_the_naive_ones(form, n, grids, block, seed):
+    # no grid has more rows or columns than the one before
+    grids = [
+        tuple(min(sides) for sides in zip(*grids[: i + 1], strict=True)) for i in range(len(grids))
+    ]
+    train, test = draw_pyramid(n, grids, seed), draw_pyramid(2, grids, seed + 1)
+    distances = fit(form, train, block=block).distances(arrange(test), block)
+    assert_close(distances, naive_distances(repeat(train), repeat(test)), 1e-3)
 
 
 @pytest.mark.parametrize("n", [0, 1])

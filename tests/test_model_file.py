@@ -110,7 +110,9 @@ def test_pickle_is_refused_and_not_run(path):
 
 def test_other_format_is_refused(path):
     rewrite(path, lambda tensors, settings: settings.update(format=FORMAT + 1))
-    with pytest.raises(ValueError, match=f"has model format 2, this version reads {FORMAT}"):
+    with pytest.raises(
+        ValueError, match=f"has model format {FORMAT + 1}, this version reads {FORMAT}"
+    ):
         load_model(path, CPU)
 
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from utils.patches import Pyramid, arrange, cells_of, cells_on, nearest, parents_of, parents_on
+from utils.patches import Pyramid, arrange, blocks_of, cells_of, cells_on, nearest, new_cells_of
 
 CPU = torch.device("cpu")
 
@@ -68,7 +68,10 @@ def test_an_empty_band_has_no_patches():
     pyramid = Pyramid(((4, 3), (2, 2)), (2, 2))
     assert pyramid.shape == (0, 3)
     assert pyramid.patches_of(1) == pyramid.new_patches_of(1) == slice(0, 0)
-    assert parents_of(pyramid, 1).size == 0
+    of_patches, parents, members = cells_of(pyramid)
+    assert of_patches.size == parents.size == members.size == 0
+    assert blocks_of(pyramid, 4) == []
+    assert new_cells_of(pyramid) == slice(0, 0)
 
 
 def test_patches_are_in_row_major_order():
@@ -84,29 +87,64 @@ def test_patches_are_in_row_major_order():
 
 @settings(deadline=None, max_examples=150)
 @given(pyramid=odd_pyramids(), n=st.integers(1, 6))
-def test_parents_in_a_band_are_those_that_torch_repeats(pyramid, n):
+def test_parents_of_cells_are_the_patches_that_torch_repeats(pyramid, n):
     for band in pyramid.split(n):
-        for layer in range(len(pyramid.grids)):
+        of_patches, parents, _ = cells_of(band)
+        coarser = range(len(band.grids))[-len(parents) :]
+        assert list(coarser) == (list(range(1, len(band.grids))) or [0])
+        for layer, own_parents in zip(coarser, parents, strict=True):
             expected = naive_parents(band, layer)
             own = range(*band.patches_of(layer).indices(10**6))
             np.testing.assert_array_equal(
-                np.array(own, dtype=int)[parents_of(band, layer)], expected
+                np.array(own, dtype=int)[own_parents[of_patches]], expected
             )
             # all rows of them are needed
             width = band.grids[layer][1]
             assert {i // width for i in own} == {i // width for i in expected}
-            assert parents_on(band, layer, CPU).tolist() == parents_of(band, layer).tolist()
+        on_device = cells_on(band, CPU)
+        for index, kept in zip(cells_of(band), on_device, strict=True):
+            assert kept.tolist() == index.tolist()
 
 
 @settings(deadline=None, max_examples=150)
 @given(pyramid=odd_pyramids(), n=st.integers(1, 6))
 def test_cells_are_the_patches_with_the_same_parents(pyramid, n):
-    for band in filter(lambda band: band.shape[0] and len(band.grids) > 1, pyramid.split(n)):
-        cells, shared = cells_of(band)
-        parents = [parents_of(band, layer) for layer in range(1, len(band.grids))]
-        np.testing.assert_array_equal(shared[:, cells], parents)
-        assert shared.shape[1] == len({*zip(*parents, strict=True)})
-        assert [kept.tolist() for kept in cells_on(band, CPU)] == [cells.tolist(), shared.tolist()]
+    for band in pyramid.split(n):
+        of_patches, parents, members = cells_of(band)
+        different = {*zip(*parents.tolist(), strict=True)}
+        assert len(different) == parents.shape[1] == len(members)
+        for cell, patches in enumerate(members):
+            assert set(patches) == set(np.flatnonzero(of_patches == cell))
+
+
+@settings(deadline=None, max_examples=150)
+@given(pyramid=odd_pyramids(), n=st.integers(1, 6), size=st.integers(1, 80))
+def test_blocks_are_all_cells_with_their_patches_once(pyramid, n, size):
+    for band in pyramid.split(n):
+        of_patches, parents, _ = cells_of(band)
+        cells, patches = [], []
+        for block in blocks_of(band, size):
+            cells += range(parents.shape[1])[block.cells]
+            own = range(len(of_patches))[block.patches]
+            assert set(of_patches[own]) == set(range(parents.shape[1])[block.cells])
+            patches += own
+        assert cells == list(range(parents.shape[1]))
+        assert patches == list(range(len(of_patches)))
+
+
+@settings(deadline=None, max_examples=150)
+@given(pyramid=odd_pyramids(), n=st.integers(1, 6))
+def test_new_cells_of_all_bands_are_all_cells_once(pyramid, n):
+    def whole_parents(band):
+        """Of the band's cells, counted from the first row of all."""
+        coarser = range(len(band.grids))[1:] or [0]
+        first = [band.patches_of(layer).start for layer in coarser]
+        return (cells_of(band).parents + np.array(first)[:, None]).T.tolist()
+
+    found = []
+    for band in pyramid.split(n):
+        found += whole_parents(band)[new_cells_of(band)]
+    assert found == whole_parents(pyramid)
 
 
 @settings(deadline=None, max_examples=150)

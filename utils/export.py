@@ -20,10 +20,10 @@ from utils.arguments import add_option, make_folder
 from utils.detector import Detector
 from utils.features import LAYERS, FeatureExtractor, select_channels
 from utils.files import replacing
-from utils.gaussian import DualGaussians, PrimalGaussians
+from utils.gaussian import Gaussians
 from utils.model_file import TrainedModel, model_bytes
 from utils.padim import enlarging, image_scores
-from utils.patches import Pyramid, parents_on
+from utils.patches import Cells, Pyramid, cells_on
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # torch's default; ONNX Runtime reads it since 1.17
@@ -125,8 +125,7 @@ class ExportedModel(nn.Module):
         blank = np.zeros((1, 3, *model.image_size), dtype=np.uint8)
         grids = [layer.shape[2:] for layer in select_channels(extractor(blank), self.channels)]
         self.grid = tuple(grids[0])
-        pyramid = Pyramid.whole(grids)
-        self.parents = [parents_on(pyramid, number, CPU) for number in range(len(grids))]
+        self.cells = cells_on(Pyramid.whole(grids), CPU)
         self.gaussians = model.padim.gaussians
         for name, *sides in zip(("rows", "columns"), model.image_size, self.grid, strict=True):
             self.register_buffer(name, enlarging(*sides, CPU))
@@ -141,34 +140,33 @@ class ExportedModel(nn.Module):
         # (B, d_l, h_l, w_l) to (h_l * w_l, d_l, B)
         layers = select_channels(features, self.channels)
         patches = [layer.flatten(2).permute(2, 1, 0) for layer in layers]
-        primal = isinstance(self.gaussians, PrimalGaussians)
-        measure = primal_distances if primal else dual_distances
-        distances = measure(self.gaussians, patches, self.parents).mT.unflatten(1, self.grid)
+        distances = measure(self.gaussians, patches, self.cells).mT.unflatten(1, self.grid)
         anomaly_maps = self.rows @ distances @ self.columns.mT
         return anomaly_maps.amax(dim=(1, 2)), anomaly_maps
 
 
-def primal_distances(
-    gaussians: PrimalGaussians, patches: Sequence[Tensor], parents: Sequence[Tensor]
-) -> Tensor:
-    """As PrimalGaussians.distances, of patches (P_l, d_l, B) per layer: (P, B)."""
-    repeated = [z.index_select(0, own) for z, own in zip(patches, parents, strict=True)]
-    centred = torch.cat(repeated, dim=1) - gaussians.mean[:, :, None]
-    return (gaussians.whitening @ centred).square().sum(dim=1).sqrt()
+def measure(gaussians: Gaussians, patches: Sequence[Tensor], cells: Cells) -> Tensor:
+    """As Gaussians.distances, of patches (P_l, d_l, B) per layer: (P, B)."""
+    centred = [z - mean.mT for z, mean in zip(patches, gaussians.means, strict=True)]
+    finest, *coarser = centred if len(centred) > 1 else (None, *centred)
 
+    def repeat(layers: Sequence[Tensor]) -> list[Tensor]:
+        return [z.index_select(0, own) for z, own in zip(layers, cells.parents, strict=True)]
 
-def dual_distances(
-    gaussians: DualGaussians, patches: Sequence[Tensor], parents: Sequence[Tensor]
-) -> Tensor:
-    """As DualGaussians.distances, of patches (P_l, d_l, B) per layer: (P, B)."""
-    products, lengths = [], []
-    layers = zip(patches, gaussians.means, gaussians.samples, parents, strict=True)
-    for z, mean, samples, own in layers:
-        centred = z - mean.mT
-        products.append((samples @ centred).index_select(0, own))
-        lengths.append(centred.square().sum(dim=1).index_select(0, own))
-    explained = (gaussians.whitening @ sum(products)).square().sum(dim=1)
-    return ((sum(lengths) - explained) / gaussians.eps).clamp(min=0).sqrt()
+    if gaussians.is_primal:
+        whitened = gaussians.whitening @ torch.cat(repeat(coarser), dim=1)
+        squared = whitened.square().sum(dim=1)
+    else:
+        products = [x @ z for x, z in zip(gaussians.samples, coarser, strict=True)]
+        whitened = gaussians.whitening @ sum(repeat(products))
+        lengths = sum(repeat([z.square().sum(dim=1) for z in coarser]))
+        squared = ((lengths - whitened.square().sum(dim=1)) / gaussians.eps).clamp(min=0)
+    squared = squared.index_select(0, cells.of_patches)
+    if finest is not None:
+        told = gaussians.loadings.mT @ whitened.index_select(0, cells.of_patches)
+        residual = gaussians.residual_whitening @ (finest - told)
+        squared = squared + residual.square().sum(dim=1)
+    return squared.sqrt()
 
 
 def export(module: nn.Module, size: Sequence[int], path: Path) -> None:

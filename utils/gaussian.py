@@ -1,107 +1,65 @@
-"""One Gaussian per patch position, and the Mahalanobis distance to it, in two exact forms.
+"""One Gaussian per patch position, and the Mahalanobis distance to it, factored by the chain rule.
 
-With X the centred (N, d) training embeddings of a patch and z a centred test embedding, both are
-for the covariance XᵀX / (N - 1) + eps I:
+A patch of the finest layer shares those of the coarser layers with its neighbours, in a cell. With
+z = (z_1, z_c), the finest layer and the coarser ones, and w the whitened z_c,
 
-- primal, for N > d: covariance = LLᵀ, distance = ‖L⁻¹z‖. Only sums over the images are kept.
-- dual, for N <= d: XXᵀ + eps (N - 1) I = LLᵀ is N x N, and by the Woodbury identity
-  distance² = (‖z‖² - ‖L⁻¹Xz‖²) / eps. Inner products of embeddings are sums over the layers, so
-  each layer is kept, and multiplied, at its own resolution and only the products are repeated.
+    distance² = distance²(z_c) + ‖T (z_1 - Bᵀw)‖²,
 
-Cholesky factors are inverted once, so that a distance is one product of matrices; no covariance
+the second term the distance of z_1 from its Gaussian given z_c. Large matrices are there once in a
+cell, small ones in a patch; nothing is approximated. With X the centred training embeddings, all is
+for the covariance XᵀX / (N - 1) + eps I, in one of two exact forms:
+
+- primal, for N above the channels of the coarser layers: covariance_c = LLᵀ, w = L⁻¹z_c and
+  distance²(z_c) = ‖w‖². Only sums over the images are kept.
+- dual, for fewer images: X_c X_cᵀ + eps (N - 1) I = LLᵀ is N x N, w = L⁻¹X_c z_c, and by the
+  Woodbury identity distance²(z_c) = (‖z_c‖² - ‖w‖²) / eps. Inner products of embeddings are sums
+  over the layers, so each coarser layer is kept, and multiplied, at its own resolution.
+
+Cholesky factors are inverted once, so that a distance is a few products of matrices; no covariance
 ever is.
 
-Reference: Defard et al., arXiv 2011.08785, sections III-B (eq. 1) and III-C (eq. 2).
+Reference: Defard et al., arXiv 2011.08785, sections III-B (eq. 1) and III-C (eq. 2); the factors of
+a Gaussian: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, appendix A.2.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from utils.patches import Patches, Pyramid, cells_of, cells_on, parents_on
+from utils.patches import (
+    Block,
+    Patches,
+    Pyramid,
+    blocks_of,
+    cells_of,
+    cells_on,
+    new_cells_of,
+)
 
 COVARIANCE_EPS = 0.01  # paper, section III-B; upstream
 SUBSTITUTED = 32  # rows of a factor that is inverted by substitution, not by halves; speed only
-PATCH_BLOCK = 112  # two rows of a 56-wide grid: they share one row of layer2
+PATCH_BLOCK = 224  # four rows of a 56-wide grid: they share a row of layer3
 
 
 @dataclass(frozen=True)
-class PrimalGaussians:
-    """Mean and covariance of the embeddings of every patch.
+class Gaussians:
+    """The Gaussians of all patches, by the chain rule.
+
+    A single layer counts as coarser, and the finest then has d_1 = 0 channels.
 
     Attributes:
-        pyramid: of the P patches.
-        mean: (P, d).
-        whitening: (P, d, d), L⁻¹ of the covariance, lower triangular.
-    """
-
-    pyramid: Pyramid
-    mean: Tensor
-    whitening: Tensor
-
-    def distances(self, patches: Patches, block: int = PATCH_BLOCK) -> Tensor:
-        """Mahalanobis distance of each patch (PaDiM, section III-C, eq. 2), not squared.
-
-        Args:
-            patches: of B images, at the P patches.
-            block: as in fit_gaussians.
-
-        Returns:
-            (B, h, w) float32; h and w are the pyramid's shape.
-        """
-        squared = self.mean.new_empty(len(self.mean), patches.layers[0].shape[1])
-        for rows in _blocks(len(squared), block):
-            centred = _embeddings(patches, rows) - self.mean[rows, None]
-            squared[rows] = _whitened_norm(self.whitening[rows], centred.mT)
-        return _to_grid(squared.sqrt(), self.pyramid)
-
-    def leave_one_out(self, patches: Patches, n_train: int) -> Tensor:
-        """Distances of training images to the Gaussians of the other n_train - 1.
-
-        No second fit is needed: mean and scatter without an image are rank-one updates of those
-        with it, and by the Sherman-Morrison formula so is the distance. Equal to a fit without
-        the image, with eps larger by (N - 1) / (N - 2).
-
-        Args:
-            patches: of training images, as in distances.
-            n_train: N, at least 3.
-
-        Returns:
-            (B, h, w) float32.
-        """
-        # zᵀ (S + eps (N - 1) I)⁻¹ z, with S the scatter, is below (N - 1) / N
-        share = self.distances(patches).square() / (n_train - 1)
-        left = 1 - n_train / (n_train - 1) * share
-        return _without(left.clamp_(min=torch.finfo(left.dtype).eps), n_train)
-
-    def map_tensors(self, function: Callable[[Tensor, slice], Tensor]) -> "PrimalGaussians":
-        """The Gaussians of all rows from those of bands.
-
-        Args:
-            function: takes a tensor of this band and the part of it that no earlier band has, and
-                gives these parts of all bands, joined along the first axis.
-        """
-        whole = slice(None)
-        return PrimalGaussians(
-            Pyramid.whole(self.pyramid.grids),
-            function(self.mean, whole),
-            function(self.whitening, whole),
-        )
-
-
-@dataclass(frozen=True)
-class DualGaussians:
-    """Training embeddings of every patch and the factor of their regularised inner products.
-
-    Attributes:
-        pyramid: of the P patches, and of the P_l of each layer's own grid.
+        pyramid: of the P patches in C cells, and of the P_l of each layer's own grid.
         means: per layer (P_l, 1, d_l).
-        samples: per layer (P_l, N, d_l), centred.
-        whitening: (P, N, N), L⁻¹ of the inner products, lower triangular.
+        samples: per coarser layer (P_l, N, d_l), centred, in the dual form; none in the primal.
+        whitening: (C, k, k), L⁻¹ of the coarser layers' covariance (k their channels) or, in the
+            dual form, of their regularised inner products (k = N); lower triangular.
+        loadings: (P, k, d_1), B: what the whitened coarser layers w (k,) tell of the finest.
+        residual_whitening: (P, d_1, d_1), T: L⁻¹ of the covariance of what they do not tell.
         eps: as in fit_gaussians.
     """
 
@@ -109,7 +67,14 @@ class DualGaussians:
     means: list[Tensor]
     samples: list[Tensor]
     whitening: Tensor
+    loadings: Tensor
+    residual_whitening: Tensor
     eps: float
+
+    @property
+    def is_primal(self) -> bool:
+        """Whether sums over the training images were kept, not their embeddings."""
+        return not self.samples
 
     def distances(self, patches: Patches, block: int = PATCH_BLOCK) -> Tensor:
         """Mahalanobis distance of each patch (PaDiM, section III-C, eq. 2), not squared.
@@ -123,52 +88,96 @@ class DualGaussians:
             negative counts as 0.
         """
         centred = [
-            torch.sub(z, mean, out=z.new_empty(z.shape)).mT
+            torch.sub(z, mean, out=z.new_empty(z.shape))
             for z, mean in zip(patches.layers, self.means, strict=True)
         ]
-        lengths = [torch.linalg.vector_norm(z, dim=1).square() for z in centred]
-        squared = _sum_layers(lengths, self.pyramid)
-        for rows in _blocks(len(squared), block):
-            products = _inner_products(self.samples, centred, self.pyramid, rows)
-            squared[rows] -= _whitened_norm(self.whitening[rows], products)
-        return _to_grid((squared / self.eps).clamp_(min=0).sqrt(), self.pyramid)
+        finest, coarser = _split(centred)
+        of_patches = cells_on(self.pyramid, finest.device).of_patches
+        squared = finest.new_empty(finest.shape[:2])
+        for cells, rows in blocks_of(self.pyramid, block):
+            whitened, coarser_squared = self._whiten_coarser(coarser, cells)
+            own = of_patches[rows] - cells.start
+            told = whitened.index_select(0, own) @ self.loadings[rows]
+            residual = (finest[rows] - told) @ self.residual_whitening[rows].mT
+            squared[rows] = coarser_squared.index_select(0, own) + _square_lengths(residual)
+        return squared.sqrt_().mT.reshape(squared.shape[1], *self.pyramid.shape)
 
-    def leave_one_out(self, images: Sequence[int]) -> Tensor:
-        """Distances of training images to the Gaussians of all others, as in the primal form.
+    def _whiten_coarser(self, layers: list[Tensor], cells: slice) -> tuple[Tensor, Tensor]:
+        """Centred coarser layers (P_l, B, d_l) at the cells: w (C, B, k), distance² (C, B)."""
+        if self.is_primal:
+            coarser = _join(layers, self.pyramid, cells)
+        else:
+            coarser = _inner_products(layers, self.samples, self.pyramid, cells)
+        whitened = _apply(self.whitening[cells], coarser)
+        explained = _square_lengths(whitened)
+        if self.is_primal:
+            return whitened, explained
+        lengths = sum(_at_cells(self.pyramid, cells, _square_lengths, layers))
+        return whitened, (lengths - explained).div_(self.eps).clamp_(min=0)
 
-        With G the inverse of the regularised inner products, 1 - zᵀ (S + eps (N - 1) I)⁻¹ z is
-        eps (N - 1) times an entry of G's diagonal.
+    def leave_one_out(self, held_out: Patches | Sequence[int], n_train: int) -> Tensor:
+        """Distances of training images to the Gaussians of the other n_train - 1.
+
+        No second fit is needed: mean and scatter without an image are rank-one updates of those
+        with it, and by the Sherman-Morrison formula so is the distance. Equal to a fit without
+        the image, with eps larger by (N - 1) / (N - 2).
 
         Args:
-            images: numbers of training images, N >= 3 of them in all.
+            held_out: the images' patches, as in distances, or in the dual form their numbers.
+            n_train: N, at least 3.
 
         Returns:
             (B, h, w) float32.
         """
+        n = n_train
+        if self.is_primal:
+            # zᵀ (S + eps (N - 1) I)⁻¹ z, with S the scatter, is below (N - 1) / N
+            left = 1 - n / (n - 1) ** 2 * self.distances(held_out).square()
+        else:
+            left = n * self.eps * self._inverse_diagonal(held_out)
+            left = left.mT.reshape(len(held_out), *self.pyramid.shape)
+        left = left.clamp_(torch.finfo(left.dtype).eps, 1)
+        return ((n - 2) * n / (n - 1) * (1 - left) / left).sqrt()
+
+    def _inverse_diagonal(self, images: Sequence[int]) -> Tensor:
+        """Of the inverse of all regularised inner products the entries of images: (P, B).
+
+        With G = M + X_1 X_1ᵀ the products of all layers, M = LLᵀ those of the coarser ones, 1 minus
+        zᵀ (S + eps (N - 1) I)⁻¹ z is eps (N - 1) times an entry of the diagonal of
+        G⁻¹ = L⁻ᵀ (I - eps BTᵀTBᵀ) L⁻¹.
+        """
         n = self.whitening.shape[1]
         ridge = self.eps * (n - 1)
-        inverse = self.whitening.new_empty(len(self.whitening), len(images))
-        for rows in _blocks(len(inverse), PATCH_BLOCK):
-            inverse[rows] = self.whitening[rows].square().sum(dim=1)[:, images]
-        # less what the raised constant vector adds
-        level = _raise_constant(self.samples, self.pyramid)
-        inverse -= 1 / (n * (ridge + n * level[:, None]))
-        left = (n * ridge / (n - 1) * inverse).clamp_(torch.finfo(inverse.dtype).eps, 1)
-        return _to_grid(_without(left, n), self.pyramid)
+        members = cells_on(self.pyramid, self.whitening.device).members
+        diagonal = self.loadings.new_empty(len(self.loadings), len(images))
+        for cells, _ in blocks_of(self.pyramid, PATCH_BLOCK):
+            columns = self.whitening[cells].mT[:, images]
+            # less what the raised constant vector adds
+            level = _constant(self.samples, self.pyramid, cells)
+            coarser = _square_lengths(columns) - 1 / (n * (ridge + n * level[:, None]))
+            for own in members[cells].unbind(1):
+                told = columns @ self.loadings[own] @ self.residual_whitening[own].mT
+                diagonal[own] = coarser - self.eps * _square_lengths(told)
+        return diagonal
 
-    def map_tensors(self, function: Callable[[Tensor, slice], Tensor]) -> "DualGaussians":
-        """The Gaussians of all rows from those of bands, as in the primal form."""
+    def map_tensors(self, function: Callable[[Tensor, slice], Tensor]) -> "Gaussians":
+        """The Gaussians of all rows from those of bands.
+
+        Args:
+            function: takes a tensor of this band and the part of it that no earlier band has, and
+                gives these parts of all bands, joined along the first axis.
+        """
         own = [self.pyramid.new_patches_of(number) for number in range(len(self.means))]
-        return DualGaussians(
+        coarser = own[1:] or own
+        return Gaussians(
             Pyramid.whole(self.pyramid.grids),
             [function(mean, part) for mean, part in zip(self.means, own, strict=True)],
-            [function(kept, part) for kept, part in zip(self.samples, own, strict=True)],
-            function(self.whitening, slice(None)),
+            [function(kept, part) for kept, part in zip(self.samples, coarser, strict=False)],
+            function(self.whitening, new_cells_of(self.pyramid)),
+            function(self.loadings, slice(None)),
+            function(self.residual_whitening, slice(None)),
             self.eps,
         )
-
-
-Gaussians = PrimalGaussians | DualGaussians
 
 
 def fit_gaussians(
@@ -187,8 +196,8 @@ def fit_gaussians(
         block: patches worked on at once. Memory only; the result does not depend on it.
 
     Returns:
-        The Gaussians of the pyramid's patches, float32 on the batches' device, in the form that
-        is smaller for N and d. Covariance divides by N - 1.
+        The Gaussians of the pyramid's patches, float32 on the batches' device, in the form whose
+        large matrices are smaller. Covariance divides by N - 1.
 
     Raises:
         ValueError: if n_train < 2, or an embedding is not finite or too large for eps to count.
@@ -197,14 +206,19 @@ def fit_gaussians(
         raise ValueError(f"a covariance needs at least 2 training images; got {n_train}")
     batches = iter(batches)
     first = next(batches)
-    primal = is_primal(n_train, sum(layer.shape[2] for layer in first.layers))
+    primal = is_primal(n_train, [layer.shape[2] for layer in first.layers])
     fit = _fit_primal if primal else _fit_dual
     return fit(chain([first], batches), n_train, eps, block)
 
 
-def is_primal(n_train: int, n_features: int) -> bool:
-    """Whether the primal form is the smaller one."""
-    return n_train > n_features
+def is_primal(n_train: int, layer_features: Sequence[int]) -> bool:
+    """Whether the matrices of the coarser layers are smaller in the primal form.
+
+    Args:
+        n_train: N.
+        layer_features: d_l of each layer, finest first.
+    """
+    return n_train > sum(layer_features[1:] or layer_features)
 
 
 def count_numbers(pyramid: Pyramid, layer_features: Sequence[int], n_train: int) -> int:
@@ -215,45 +229,85 @@ def count_numbers(pyramid: Pyramid, layer_features: Sequence[int], n_train: int)
         layer_features: d_l of each of its layers.
         n_train: N.
     """
-    height, width = pyramid.shape
-    d = sum(layer_features)
-    if is_primal(n_train, d):
-        return height * width * (d + d**2)
-    sizes = [pyramid.patches_of(number) for number in range(len(layer_features))]
-    kept = sum((n.stop - n.start) * d_l for n, d_l in zip(sizes, layer_features, strict=True))
-    return height * width * n_train**2 + (n_train + 1) * kept
+    of_patches, parents, _ = cells_of(pyramid)
+    finest = layer_features[0] if len(layer_features) > 1 else 0
+    size = min(n_train, sum(layer_features) - finest)
+    own = [pyramid.patches_of(number) for number in range(len(layer_features))]
+    means = [
+        (patches.stop - patches.start) * d_l
+        for patches, d_l in zip(own, layer_features, strict=True)
+    ]
+    samples = 0 if is_primal(n_train, layer_features) else n_train * sum(means[1:] or means)
+    return (
+        sum(means)
+        + samples
+        + parents.shape[1] * size**2
+        + len(of_patches) * finest * (size + finest)
+    )
 
 
-def _fit_primal(
-    batches: Iterable[Patches], n_train: int, eps: float, block: int
-) -> PrimalGaussians:
-    shift, seen = None, 0
+def _fit_primal(batches: Iterable[Patches], n_train: int, eps: float, block: int) -> Gaussians:
+    shifts, seen = [], 0
     for patches in batches:
         seen += patches.layers[0].shape[1]
-        if shift is None:
+        if not shifts:
             # sums of differences from a typical embedding lose no digits to a large mean
-            means = [layer.mean(dim=1, keepdim=True) for layer in patches.layers]
-            shift = _embeddings(patches._replace(layers=means), slice(None))[:, 0]
-            total = torch.zeros_like(shift)
-            scatter = shift.new_zeros(*shift.shape, shift.shape[1])
-        for rows in _blocks(len(shift), block):
-            shifted = _embeddings(patches, rows).sub_(shift[rows, None])
-            total[rows] += shifted.sum(dim=1)
-            scatter[rows].baddbmm_(shifted.mT, shifted)
-        pyramid = patches.pyramid
-        del patches  # while the next batch is made, nothing holds this one
+            shifts = [layer.mean(dim=1, keepdim=True) for layer in patches.layers]
+            totals = [torch.zeros_like(shift) for shift in shifts]
+            pyramid = patches.pyramid
+            scatter = _new_scatter(shifts, pyramid)
+        shifted = [layer - shift for layer, shift in zip(patches.layers, shifts, strict=True)]
+        for total, layer in zip(totals, shifted, strict=True):
+            total += layer.sum(dim=1, keepdim=True)
+        _add_products(scatter, shifted, pyramid, block)
+        del patches, shifted  # while the next batch is made, nothing holds this one
     assert seen == n_train
-    mean = shift + total / n_train
-    _check_finite(mean)
-    for rows in _blocks(len(shift), block):
-        covariance = scatter[rows]
-        covariance.baddbmm_(total[rows, :, None], total[rows, None], alpha=-1 / n_train)
-        covariance.div_(n_train - 1).diagonal(dim1=1, dim2=2).add_(eps)
-        _whiten(covariance, covariance)
-    return PrimalGaussians(pyramid, mean, scatter)
+    means = [shift + total / n_train for shift, total in zip(shifts, totals, strict=True)]
+    for mean in means:
+        _check_finite(mean)
+    _add_products(scatter, totals, pyramid, block, -1 / n_train)
+    for products in scatter:
+        products.div_(n_train - 1)
+    coarser, cross, finest = scatter
+    for covariance in (coarser, finest):
+        covariance.diagonal(dim1=1, dim2=2).add_(eps)
+    for part in blocks_of(pyramid, block):
+        _whiten(coarser[part.cells], coarser[part.cells])
+        _condition(coarser, cross, finest, pyramid, part, alpha=-1)
+    return Gaussians(pyramid, means, [], coarser, cross, finest, eps)
 
 
-def _fit_dual(batches: Iterable[Patches], n_train: int, eps: float, block: int) -> DualGaussians:
+class _Scatter(NamedTuple):
+    """Sums of products: of coarser layers (C, d_c, d_c), with the finest (P, d_c, d_1), of that."""
+
+    coarser: Tensor
+    cross: Tensor
+    finest: Tensor
+
+
+def _new_scatter(means: list[Tensor], pyramid: Pyramid) -> _Scatter:
+    finest, coarser = _split(means)
+    n_patches, d, d_c = len(finest), finest.shape[2], sum(z.shape[2] for z in coarser)
+    n_cells = len(cells_of(pyramid).members)
+    shapes = (n_cells, d_c, d_c), (n_patches, d_c, d), (n_patches, d, d)
+    return _Scatter(*(finest.new_zeros(shape) for shape in shapes))
+
+
+def _add_products(
+    scatter: _Scatter, layers: list[Tensor], pyramid: Pyramid, block: int, alpha: float = 1
+) -> None:
+    """Add alpha times the products of layers (P_l, B, d_l), summed over B."""
+    finest, coarser = _split(layers)
+    of_patches = cells_on(pyramid, finest.device).of_patches
+    for cells, rows in blocks_of(pyramid, block):
+        joined = _join(coarser, pyramid, cells)
+        scatter.coarser[cells].baddbmm_(joined.mT, joined, alpha=alpha)
+        joined = joined.index_select(0, of_patches[rows] - cells.start)
+        scatter.cross[rows].baddbmm_(joined.mT, finest[rows], alpha=alpha)
+        scatter.finest[rows].baddbmm_(finest[rows].mT, finest[rows], alpha=alpha)
+
+
+def _fit_dual(batches: Iterable[Patches], n_train: int, eps: float, block: int) -> Gaussians:
     samples, seen = [], 0
     for patches in batches:
         if not samples:
@@ -268,72 +322,114 @@ def _fit_dual(batches: Iterable[Patches], n_train: int, eps: float, block: int) 
     for kept, mean in zip(samples, means, strict=True):
         _check_finite(mean)
         kept -= mean
-    level = _raise_constant(samples, pyramid)
-    whitening = level.new_empty(len(level), n_train, n_train)
-    for rows in _blocks(len(whitening), block):
-        # where they stay, as memory that is new to a process takes as long as the products
-        products = whitening[rows]
-        _inner_products(samples, [kept.mT for kept in samples], pyramid, rows, out=products)
-        products.add_(level[rows, None, None]).diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
-        _whiten(products, products)
-    return DualGaussians(pyramid, means, samples, whitening, eps)
+    finest, coarser = _split(samples)
+    whitening = finest.new_empty(len(cells_of(pyramid).members), n_train, n_train)
+    noise = eps * torch.eye(finest.shape[2], device=finest.device)
+    covariance = finest.new_empty(len(finest), *noise.shape)
+    for part in blocks_of(pyramid, block):
+        products = _inner_products(coarser, coarser, pyramid, part.cells)
+        products += _constant(coarser, pyramid, part.cells)[:, None, None]
+        products.diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
+        _whiten(products, whitening[part.cells])
+        covariance[part.patches] = noise
+        _condition(whitening, finest, covariance, pyramid, part, alpha=eps)
+    return Gaussians(pyramid, means, coarser, whitening, finest, covariance, eps)
 
 
-def _raise_constant(samples: list[Tensor], pyramid: Pyramid) -> Tensor:
-    """What is added to all inner products of a patch: the mean square length, (P,).
+def _at_cells(
+    pyramid: Pyramid, cells: slice, function: Callable[..., Tensor], *layers: list[Tensor]
+) -> list[Tensor]:
+    """What a function gives of each coarser layer, at the cells.
+
+    Args:
+        pyramid: of all cells.
+        cells: some of them.
+        function: takes some of the layer's patches of each of the lists (n, ...) and gives
+            (n, ...), once where it is the same; that is repeated.
+        layers: lists of a tensor (P_l, ...) for each coarser layer.
+    """
+    found = []
+    wanted = cells_of(pyramid).parents[:, cells]
+    index = cells_on(pyramid, layers[0][0].device).parents[:, cells]
+    for number, values in enumerate(zip(*layers, strict=True)):
+        first, behind = int(wanted[number].min()), int(wanted[number].max()) + 1
+        result = function(*(value[first:behind] for value in values))
+        if not np.array_equal(wanted[number], range(first, behind)):
+            result = result.index_select(0, index[number] - first)
+        found.append(result)
+    return found
+
+
+def _join(layers: list[Tensor], pyramid: Pyramid, cells: slice) -> Tensor:
+    """Coarser layers (P_l, B, d_l) side by side at the cells: (C, B, d)."""
+    return torch.cat(_at_cells(pyramid, cells, lambda z: z, layers), dim=2)
+
+
+def _inner_products(
+    some: list[Tensor], others: list[Tensor], pyramid: Pyramid, cells: slice
+) -> Tensor:
+    """Inner products (C, B, N) of coarser layers (P_l, B, d_l) and (P_l, N, d_l) at the cells."""
+    first, *more = _at_cells(pyramid, cells, lambda z, x: z @ x.mT, some, others)
+    for products in more:
+        first += products
+    return first
+
+
+def _square_lengths(embeddings: Tensor) -> Tensor:
+    """Of all (P, B, d): (P, B)."""
+    return torch.linalg.vector_norm(embeddings, dim=2).square_()
+
+
+def _condition(
+    whitening: Tensor,
+    cross: Tensor,
+    covariance: Tensor,
+    pyramid: Pyramid,
+    block: Block,
+    alpha: float,
+) -> None:
+    """Condition the finest layer on the coarser ones, in a block, in place.
+
+    Args:
+        whitening: (C, k, k), of the coarser layers.
+        cross: (P, k, d), products with the finest layer; becomes the loadings B.
+        covariance: (P, d, d) of the finest layer, to which alpha BᵀB is added; becomes T.
+        pyramid: of all cells and patches.
+        block: some of them.
+        alpha: as said.
+    """
+    # one patch of each cell at a time, as they share its whitening; a patch that is there twice is
+    # taken twice before it is replaced
+    members = cells_on(pyramid, cross.device).members[block.cells].unbind(1)
+    columns = [cross[own] for own in members]
+    for own, taken in zip(members, columns, strict=True):
+        cross[own] = whitening[block.cells] @ taken
+    loadings, residual = cross[block.patches], covariance[block.patches]
+    residual.baddbmm_(loadings.mT, loadings, alpha=alpha)
+    _whiten(residual, residual)
+
+
+def _constant(samples: list[Tensor], pyramid: Pyramid, cells: slice) -> Tensor:
+    """What is added to all inner products of a cell: the samples' mean square length, (C,).
 
     Samples are centred, so the constant vector is no part of any product Xz and no distance
     changes. Left at eps, its eigenvalue would swamp the diagonal that leave_one_out reads.
     """
-    lengths = [torch.linalg.vector_norm(kept, dim=2).square().mean(dim=1) for kept in samples]
-    return _sum_layers(lengths, pyramid)
+    return sum(_at_cells(pyramid, cells, lambda x: _square_lengths(x).mean(dim=1), samples))
 
 
-def _without(left: Tensor, n_train: int) -> Tensor:
-    """Distances without an image from 1 - N / (N - 1) zᵀ (S + eps (N - 1) I)⁻¹ z with it."""
-    n = n_train
-    return ((n - 2) * n / (n - 1) * (1 - left) / left).clamp_(min=0).sqrt()
+def _apply(whitening: Tensor, rows: Tensor) -> Tensor:
+    """L⁻¹ times every row of a matrix: (C, k, k) and (C, B, k) to (C, B, k)."""
+    # the upper right quarter holds zeros
+    half = whitening.shape[1] // 2
+    upper = rows[..., :half] @ whitening[:, :half, :half].mT
+    return torch.cat([upper, rows @ whitening[:, half:].mT], dim=2)
 
 
-def _sum_layers(values: list[Tensor], pyramid: Pyramid) -> Tensor:
-    """The sum over the layers at each patch: (P_l, ...) per layer to (P, ...)."""
-    return sum(_repeat(value, pyramid, number, slice(None)) for number, value in enumerate(values))
-
-
-def _repeat(values: Tensor, pyramid: Pyramid, number: int, rows: slice) -> Tensor:
-    """The values (P_l, ...) of a layer at the patches in rows."""
-    if number == 0:
-        return values[rows]
-    return values.index_select(0, parents_on(pyramid, number, values.device)[rows])
-
-
-def _inner_products(
-    samples: list[Tensor],
-    others: list[Tensor],
-    pyramid: Pyramid,
-    rows: slice,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Xz at the patches in rows: (rows, N, B), from (P_l, N, d_l) and (P_l, d_l, B) per layer."""
-    if len(samples) == 1:
-        return torch.bmm(samples[0][rows], others[0][rows], out=out)
-    # of the coarser layers once where they are the same, then repeated
-    cells, parents = cells_of(pyramid)
-    own_cells = _range(cells[rows])
-    cells_there, parents_there = cells_on(pyramid, samples[0].device)
-    shared = None
-    for number in range(1, len(samples)):
-        own = _range(parents[number - 1, own_cells])
-        index = parents_there[number - 1, own_cells] - own.start
-        product = (samples[number][own] @ others[number][own]).index_select(0, index)
-        shared = product if shared is None else shared.add_(product)
-    product = torch.index_select(shared, 0, cells_there[rows] - own_cells.start, out=out)
-    return product.baddbmm_(samples[0][rows], others[0][rows])
-
-
-def _range(index: np.ndarray) -> slice:
-    """What an index lies in."""
-    return slice(int(index.min()), int(index.max()) + 1)
+def _split(layers: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """The finest layer and the coarser ones; a single layer is coarser, the finest is empty."""
+    first, *others = layers
+    return (first, others) if others else (first[..., :0], layers)
 
 
 def _whiten(matrices: Tensor, inverse: Tensor) -> None:
@@ -365,32 +461,6 @@ def _whiten_small(matrices: Tensor) -> Tensor:
         ) from error
     identity = torch.eye(cholesky.shape[1], device=cholesky.device)
     return torch.linalg.solve_triangular(cholesky, identity, upper=False)
-
-
-def _whitened_norm(whitening: Tensor, columns: Tensor) -> Tensor:
-    """‖L⁻¹c‖² of every column c: (P, k, k) and (P, k, B) to (P, B)."""
-    # the upper right quarter holds zeros
-    half = whitening.shape[1] // 2
-    upper = whitening[:, :half, :half] @ columns[:, :half]
-    lower = whitening[:, half:] @ columns
-    return upper.square_().sum(dim=1) + lower.square_().sum(dim=1)
-
-
-def _embeddings(patches: Patches, rows: slice) -> Tensor:
-    """The layers side by side at the patches in rows of the finest grid: (rows, B, d)."""
-    pyramid, layers = patches
-    return torch.cat([_repeat(z, pyramid, n, rows) for n, z in enumerate(layers)], dim=2)
-
-
-def _to_grid(values: Tensor, pyramid: Pyramid) -> Tensor:
-    """(P, B) as (B, h, w)."""
-    return values.mT.reshape(values.shape[1], *pyramid.shape)
-
-
-def _blocks(total: int, size: int) -> Iterator[slice]:
-    """Slices of at most size that cover range(total)."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
 
 
 def _check_finite(mean: Tensor) -> None:

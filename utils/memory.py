@@ -17,7 +17,7 @@ from utils.distributed import ALONE, World
 from utils.features import CPU_BATCH
 from utils.gaussian import PATCH_BLOCK, count_numbers, is_primal
 from utils.model_file import DTYPES
-from utils.patches import Pyramid
+from utils.patches import Pyramid, cells_of
 from utils.saving import AUTO_BYTES
 from utils.thresholds import choose_held_out
 
@@ -66,11 +66,17 @@ class Work(NamedTuple):
 
 def gaussian_bytes(work: Work, world: World = ALONE) -> int:
     """Bytes of the Gaussians of this process's patches."""
+    pyramid, features = _layers_of(work)
+    own = pyramid.split(world.size)[world.rank]
+    return FLOAT * count_numbers(own, features, work.n_train)
+
+
+def _layers_of(work: Work) -> tuple[Pyramid, list[int]]:
+    """Grids and numbers of channels of the layers that have some."""
     features = count_layer_features(work.arch, work.channels)
     grids = layer_grids(work.image_size)
     there = [(grid, d_l) for grid, d_l in zip(grids, features, strict=True) if d_l]
-    pyramid = Pyramid.whole([grid for grid, _ in there]).split(world.size)[world.rank]
-    return FLOAT * count_numbers(pyramid, [d_l for _, d_l in there], work.n_train)
+    return Pyramid.whole([grid for grid, _ in there]), [d_l for _, d_l in there]
 
 
 def estimate_bytes(work: Work, world: World = ALONE) -> int:
@@ -82,7 +88,7 @@ def estimate_bytes(work: Work, world: World = ALONE) -> int:
 def _lasting_bytes(work: Work, world: World) -> int:
     """What lies where the network runs until the class is done."""
     lasting = gaussian_bytes(work, world)
-    if is_primal(work.n_train, len(work.channels)):
+    if is_primal(work.n_train, _layers_of(work)[1]):
         embedding = _image_bytes(work, count_layer_features(work.arch, work.channels))
         lasting += _share(len(choose_held_out(work.n_train)) * embedding, world)
     if work.keeps_features:
@@ -98,8 +104,19 @@ def _running_bytes(work: Work, at_once: int, world: World) -> int:
     own = _share(work.batch_size, world)
     whole = own if work.keeps_features else min(own, at_once)  # with all of their channels
     network = FLOAT * NETWORK_FLOATS * work.image_size[0] * work.image_size[1]
-    block = 3 * FLOAT * PATCH_BLOCK * min(len(work.channels), work.n_train) ** 2
-    return 2 * whole * outputs + 3 * own * embedding + min(own, at_once) * network + block
+    passing = 2 * whole * outputs + 3 * own * embedding + min(own, at_once) * network
+    return passing + _block_bytes(work, own)
+
+
+def _block_bytes(work: Work, n_images: int) -> int:
+    """What lies there while the Gaussians of a block of patches are worked on."""
+    pyramid, features = _layers_of(work)
+    of_patches, _, members = cells_of(pyramid)
+    cells = -(-PATCH_BLOCK * len(members) // len(of_patches))
+    k = min(sum(features[1:] or features), work.n_train)
+    # matrices and their factors, and embeddings of the cells, of the patches
+    numbers = cells * k * (3 * k + 3 * n_images) + PATCH_BLOCK * n_images * (k + 3 * features[0])
+    return FLOAT * numbers
 
 
 def _host_bytes(work: Work, world: World) -> int:

@@ -19,20 +19,15 @@ from datasets.images import Preprocessing, check_preprocessing
 from utils.backbone import BACKBONES, count_layer_features, layer_grids
 from utils.features import LAYERS, PRECISIONS
 from utils.files import replacing
-from utils.gaussian import (
-    COVARIANCE_EPS,
-    DualGaussians,
-    Gaussians,
-    PrimalGaussians,
-    count_numbers,
-)
+from utils.gaussian import COVARIANCE_EPS, Gaussians, count_numbers, is_primal
 from utils.padim import SMOOTHING_SIGMA, PaDiM
-from utils.patches import Pyramid
+from utils.patches import Pyramid, cells_of
 from utils.thresholds import Thresholds
 
-FORMAT = 1
+FORMAT = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 LARGEST = 1e6  # of a feature: fit refuses all above some thousands, and no square overflows
+MATRICES = ("whitening", "loadings", "residual_whitening")
 KEY = "padim"  # of the settings in the file's metadata
 
 
@@ -66,10 +61,7 @@ class TrainedModel:
 def model_bytes(padim: PaDiM, dtype: str = "float32") -> int:
     """Size of the file, but for some kilobytes; of all processes' patches together."""
     gaussians = padim.gaussians
-    if isinstance(gaussians, PrimalGaussians):
-        layer_features = [gaussians.mean.shape[1]]
-    else:
-        layer_features = [mean.shape[2] for mean in gaussians.means]
+    layer_features = [mean.shape[2] for mean in gaussians.means]
     pyramid = Pyramid.whole(gaussians.pyramid.grids)
     return count_numbers(pyramid, layer_features, padim.n_train) * DTYPES[dtype].itemsize
 
@@ -181,7 +173,7 @@ def _from_file(
         settings["class_name"],
         settings["arch"],
         settings["weights_sha256"],
-        settings.get("precision", "float32"),  # older files do not tell
+        settings["precision"],
         Preprocessing(**settings["preprocessing"]),
         tuple(settings["image_size"]),
         settings["training_sha256"],
@@ -197,7 +189,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         type(c) is int and 0 <= c < sum(backbone.layer_channels) for c in settings["channels"]
     ):
         raise ValueError("channels that the network does not have")
-    if settings.get("precision", "float32") not in PRECISIONS:
+    if settings["precision"] not in PRECISIONS:
         raise ValueError(f"unknown precision {settings['precision']!r}")
     for name in ("class_name", "weights_sha256", "training_sha256"):
         if not isinstance(settings[name], str):
@@ -225,8 +217,8 @@ def _check_magnitudes(tensors: Mapping[str, Tensor], eps: float) -> None:
     """Refuse what no fit gives, and what would make distances overflow."""
     for name, tensor in tensors.items():
         # L⁻¹ of a matrix that is eps or more in every direction; twice that is beyond rounding
-        limit = 2 / eps**0.5 if name == "whitening" else LARGEST
-        if tensor.abs().max() > limit:
+        limit = 2 / eps**0.5 if name.endswith("whitening") else LARGEST
+        if tensor.numel() and tensor.abs().max() > limit:
             raise ValueError(f"{name} is beyond {limit:g}")
 
 
@@ -236,39 +228,39 @@ def _check_numbers(name: str, values: Iterable[Any], above: float, below: float)
 
 
 def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
-    if isinstance(gaussians, PrimalGaussians):
-        return {"mean": gaussians.mean, "whitening": gaussians.whitening}
-    tensors = {"whitening": gaussians.whitening}
-    for i, (mean, samples) in enumerate(zip(gaussians.means, gaussians.samples, strict=True)):
-        tensors |= {f"mean.{i}": mean, f"samples.{i}": samples}
-    return tensors
+    tensors = {name: getattr(gaussians, name) for name in MATRICES}
+    tensors |= {f"mean.{i}": mean for i, mean in enumerate(gaussians.means)}
+    return tensors | {f"samples.{i}": samples for i, samples in enumerate(gaussians.samples)}
 
 
 def _layers_of(settings: Mapping[str, Any]) -> list[tuple[tuple[int, int], int]]:
-    """Grid and number of channels of every layer that has some; as many as the file has."""
+    """Grid and number of channels of every layer that has some."""
     grids = layer_grids(settings["image_size"])
     counts = count_layer_features(settings["arch"], settings["channels"])
-    there = [layer for layer in zip(grids, counts, strict=True) if layer[1]]
-    # older files of the primal form tell the finest grid alone
-    return there[: len(settings["grids"])]
+    return [layer for layer in zip(grids, counts, strict=True) if layer[1]]
 
 
 def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gaussians:
-    grids = settings["grids"]
-    pyramid = Pyramid.whole(grids)
-    n, d = settings["n_train"], len(settings["channels"])
-    (height, width), whitening = grids[0], tensors["whitening"]
-    if "mean" in tensors:
-        _check_shape(tensors["mean"], height * width, d)
-        _check_shape(whitening, height * width, d, d)
-        return PrimalGaussians(pyramid, tensors["mean"], whitening)
+    grids, features = zip(*_layers_of(settings), strict=True)
+    pyramid, n = Pyramid.whole(grids), settings["n_train"]
+    sizes = [height * width for height, width in grids]
     means = [tensors[f"mean.{i}"] for i in range(len(grids))]
-    samples = [tensors[f"samples.{i}"] for i in range(len(grids))]
-    _check_shape(whitening, height * width, n, n)
-    for (grid, own), mean, kept in zip(_layers_of(settings), means, samples, strict=True):
-        _check_shape(kept, grid[0] * grid[1], n, own)
-        _check_shape(mean, grid[0] * grid[1], 1, own)
-    return DualGaussians(pyramid, means, samples, whitening, settings["eps"])
+    for mean, size, d in zip(means, sizes, features, strict=True):
+        _check_shape(mean, size, 1, d)
+    coarser = list(zip(sizes, features, strict=True))[min(len(grids) - 1, 1) :]
+    finest, k = sum(features) - sum(d for _, d in coarser), sum(d for _, d in coarser)
+    samples = []
+    if not is_primal(n, features):
+        k = n
+        samples = [tensors[f"samples.{i}"] for i in range(len(coarser))]
+        for kept, (size, d) in zip(samples, coarser, strict=True):
+            _check_shape(kept, size, n, d)
+    whitening, loadings, residual_whitening = (tensors[name] for name in MATRICES)
+    _check_shape(whitening, len(cells_of(pyramid).members), k, k)
+    _check_shape(loadings, sizes[0], k, finest)
+    _check_shape(residual_whitening, sizes[0], finest, finest)
+    matrices = whitening, loadings, residual_whitening
+    return Gaussians(pyramid, means, samples, *matrices, settings["eps"])
 
 
 def _check_shape(tensor: Tensor, *shape: int) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from utils.distributed import ALONE, World
 from utils.features import Features, select_channels
-from utils.gaussian import DualGaussians, Gaussians, fit_gaussians, is_primal
+from utils.gaussian import Gaussians, fit_gaussians, is_primal
 from utils.patches import Patches
 
 SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
@@ -64,13 +64,13 @@ class PaDiM:
         return self
 
     def _arrange(self, batches: Iterable[Features]) -> Iterator[Patches]:
-        # the dual form keeps all images anyway
-        wanted = self._held_out if is_primal(self.n_train, len(self.channels)) else ()
         seen = 0
         for features in batches:
             layers = select_channels(features, self.channels)
             patches, counts = self.world.share_patches(layers)
-            kept = [i for i in range(sum(counts)) if seen + i in wanted]
+            # the dual form keeps all images anyway
+            primal = is_primal(self.n_train, [layer.shape[1] for layer in layers])
+            kept = [i for i in range(sum(counts)) if primal and seen + i in self._held_out]
             if kept:
                 self._hold_out(patches, kept)
             seen += sum(counts)
@@ -100,13 +100,13 @@ class PaDiM:
             (n, H, W) float32, as anomaly_maps; in processes that do not lead, none. What was kept
             for them is freed.
         """
-        if isinstance(self.gaussians, DualGaussians):
-            distances = self.gaussians.leave_one_out(self._held_out)
-        elif self._held_out_patches is None:
-            distances = self.gaussians.mean.new_empty(0, *self.gaussians.pyramid.shape)
+        if not self._held_out:
+            shape = (0, *self.gaussians.pyramid.shape)
+            distances = self.gaussians.whitening.new_empty(shape)
         else:
-            patches, self._held_out_patches = self._held_out_patches, None
-            distances = self.gaussians.leave_one_out(patches, self.n_train)
+            kept = self._held_out_patches if self.gaussians.is_primal else self._held_out
+            distances = self.gaussians.leave_one_out(kept, self.n_train)
+        self._held_out_patches = None
         to_leader = [len(distances)] + [0] * (self.world.size - 1)
         distances = self.world.share_distances(distances, self.gaussians.pyramid, to_leader)
         return enlarge(distances, size).cpu().numpy()

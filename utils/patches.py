@@ -80,36 +80,94 @@ def nearest(from_side: int, to_side: int) -> np.ndarray:
     return places.clip(max=from_side - 1)
 
 
-@lru_cache(maxsize=64)
-def parents_of(pyramid: Pyramid, layer: int) -> np.ndarray:
-    """For each patch of the band (P,) int64: which of the layer's patches_of is repeated there."""
-    (height, width), (tall, wide) = pyramid.grids[layer], pyramid.grids[0]
-    rows = nearest(height, tall)[slice(*pyramid.band)] - pyramid.rows_of(layer)[0]
-    return (rows[:, None] * width + nearest(width, wide)).ravel()
+class Cells(NamedTuple):
+    """Patches of a band with the same patches of all coarser layers, which are a cell together.
 
+    A single layer counts as coarser: its patches are the cells. Indices are int64, cells and
+    patches in row-major order.
 
-@lru_cache(maxsize=64)
-def cells_of(pyramid: Pyramid) -> tuple[np.ndarray, np.ndarray]:
-    """Which patches of the band share those of all coarser layers, and are a cell in that.
-
-    Returns:
-        For each patch (P,) its cell, and for each coarser layer and each cell (layers, cells) which
-        of the layer's patches_of is repeated there; int64, in the order of the patches.
+    Attributes:
+        of_patches: for each patch (P,) its cell.
+        parents: for each coarser layer and each cell (layers, C) which of the layer's patches_of is
+            repeated there.
+        members: for each cell (C, m) its patches; one of fewer than m has its last ones twice.
     """
-    layers = range(1, len(pyramid.grids))
-    parents = np.stack([parents_of(pyramid, layer) for layer in layers])
-    shared, cells = np.unique(parents, axis=1, return_inverse=True)
-    return cells.ravel(), shared
+
+    of_patches: np.ndarray | Tensor
+    parents: np.ndarray | Tensor
+    members: np.ndarray | Tensor
 
 
 @lru_cache(maxsize=64)
-def parents_on(pyramid: Pyramid, layer: int, device: torch.device) -> Tensor:
-    """The same as parents_of on a device."""
-    return torch.from_numpy(parents_of(pyramid, layer)).to(device)
+def cells_of(pyramid: Pyramid) -> Cells:
+    """The cells of a band."""
+    coarser = pyramid.grids[1:] or pyramid.grids
+    first_rows = [pyramid.rows_of(layer)[0] for layer in range(-len(coarser), 0)]
+    rows = _lines(pyramid, 0)[:, slice(*pyramid.band)] - np.array(first_rows)[:, None]
+    row_parents, row_cells, row_members = _group(rows)
+    column_parents, column_cells, column_members = _group(_lines(pyramid, 1))
+    widths = np.array([width for _, width in coarser])[:, None, None]
+    parents = row_parents[:, :, None] * widths + column_parents[:, None]
+    members = row_members[:, None, :, None] * pyramid.shape[1] + column_members[:, None]
+    (_, n_rows, n_columns), (_, _, tall, wide) = parents.shape, members.shape
+    return Cells(
+        (row_cells[:, None] * n_columns + column_cells).ravel(),
+        parents.reshape(len(coarser), n_rows * n_columns),
+        members.reshape(n_rows * n_columns, tall * wide),
+    )
+
+
+class Block(NamedTuple):
+    """Rows of cells, and the patches in them."""
+
+    cells: slice
+    patches: slice
 
 
 @lru_cache(maxsize=64)
-def cells_on(pyramid: Pyramid, device: torch.device) -> tuple[Tensor, Tensor]:
+def blocks_of(pyramid: Pyramid, size: int) -> list[Block]:
+    """The band in blocks of about so many patches, a row of cells or more."""
+    rows = _group(_lines(pyramid, 0)[:, slice(*pyramid.band)])[2][:, 0]
+    first_patches = [*(rows * pyramid.shape[1]).tolist(), pyramid.shape[0] * pyramid.shape[1]]
+    n_columns = len(_group(_lines(pyramid, 1))[2])
+    step = max(size * len(rows) // max(first_patches[-1], 1), 1)
+    cuts = [*range(0, len(rows), step), len(rows)]
+    return [
+        Block(
+            slice(first * n_columns, behind * n_columns),
+            slice(first_patches[first], first_patches[behind]),
+        )
+        for first, behind in zip(cuts, cuts[1:], strict=False)
+    ]
+
+
+def new_cells_of(pyramid: Pyramid) -> slice:
+    """Those of the band's cells that no earlier band has a part of."""
+    lines, start = _lines(pyramid, 0), pyramid.band[0]
+    shared = 0 < start < lines.shape[1] and (lines[:, start - 1] == lines[:, start]).all()
+    n_columns = len(_group(_lines(pyramid, 1))[2])
+    n_cells = cells_of(pyramid).parents.shape[1]
+    return slice(min(n_columns * int(shared), n_cells), n_cells)
+
+
+def _lines(pyramid: Pyramid, axis: int) -> np.ndarray:
+    """For each row (or column) of the finest grid, those of all coarser layers: (layers, n)."""
+    coarser = pyramid.grids[1:] or pyramid.grids
+    return np.stack([nearest(grid[axis], pyramid.grids[0][axis]) for grid in coarser])
+
+
+def _group(lines: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Different lines (layers, k), which of them each (n,) is, and where each is found (k, m)."""
+    different, groups = np.unique(lines, axis=1, return_inverse=True)
+    groups = groups.ravel()
+    number = np.arange(different.shape[1])
+    # no line is below the one before, so equal ones are neighbours
+    first, behind = (np.searchsorted(groups, number, side) for side in ("left", "right"))
+    most = (behind - first).max(initial=1)
+    return different, groups, np.minimum(first[:, None] + np.arange(most), behind[:, None] - 1)
+
+
+@lru_cache(maxsize=64)
+def cells_on(pyramid: Pyramid, device: torch.device) -> Cells:
     """The same as cells_of on a device."""
-    cells, parents = cells_of(pyramid)
-    return torch.from_numpy(cells).to(device), torch.from_numpy(parents).to(device)
+    return Cells(*(torch.from_numpy(index).to(device) for index in cells_of(pyramid)))

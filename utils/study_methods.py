@@ -22,7 +22,6 @@ from datasets.splits import ImageDataset
 from utils.backbone import BACKBONES, Backbone
 from utils.evaluation import ScoredImages, evaluate, score_images
 from utils.features import FeatureExtractor, concatenate
-from utils.gaussian import PrimalGaussians
 from utils.model_file import model_bytes
 from utils.padim import PaDiM, image_scores
 from utils.tables import COMPARED
@@ -209,7 +208,7 @@ def study_cost(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
             "method": method,
             "n_features": len(channels),
             "n_train": len(images.train),
-            "form": "primal" if isinstance(model.gaussians, PrimalGaussians) else "dual",
+            "form": "primal" if model.gaussians.is_primal else "dual",
             "network_seconds": network_seconds,
             "map_seconds": map_seconds,
             "network_bytes": tensor_bytes(setup.extractor.state_dict().values()),
