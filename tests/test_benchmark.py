@@ -1,16 +1,27 @@
 """The benchmark, cut short; what it measures is not tested, but that it says what it measured."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
+from threading import Event, Timer
 
 import pytest
 import torch
 
 from main import make_parser as make_main_parser
 from tests.benchmark import __main__ as benchmark
-from tests.benchmark import inputs, jobs, tables
-from tests.benchmark.measure import FAILURE, FOLDER, Job, Row, read_rows, run_job, write_rows
+from tests.benchmark import inputs, jobs, measure, tables
+from tests.benchmark.measure import (
+    FAILURE,
+    FOLDER,
+    PROPORTIONAL,
+    Job,
+    Row,
+    read_rows,
+    run_job,
+    write_rows,
+)
 from tests.benchmark.plots import plot_scaling
 from tests.benchmark.stages import time_class
 from utils.backbone import draw_channels, load_network
@@ -108,6 +119,35 @@ def test_a_command_is_measured_with_all_its_memory():
     found = quantities(run_job(python(code), 60))
     assert found["peak bytes"] > 3e8
     assert found["seconds a"] == 1.5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="no other system tells")
+def test_memory_that_processes_share_is_counted_in_parts(monkeypatch):
+    monkeypatch.setattr(measure, "INTERVAL", 0.1)
+    # 300 MB that a fork reads and does not write
+    code = (
+        "import os; b = bytearray(300_000_000)\n"
+        "if os.fork(): print('forked', flush=True); os.wait()\n"
+        "else: input()"
+    )
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", code], **pipes) as process:
+        assert process.stdout.readline() == "forked\n"
+        peaks, ended = {}, Event()
+        Timer(0.5, ended.set).start()
+        measure.watch(process.pid, peaks, ended)
+        print(file=process.stdin)
+    assert len(peaks) == 2
+    assert all(1e8 < peak < 2e8 for peak in peaks.values())
+
+
+def test_shared_memory_is_told_where_it_is_asked_for(monkeypatch):
+    monkeypatch.setattr(measure, "INTERVAL", 0.1)
+    code = "import time; time.sleep(0.5); print('{\"seconds\": {}}')"
+    assert (PROPORTIONAL in quantities(run_job(python(code, shares=True), 60))) is (
+        sys.platform == "linux"
+    )
+    assert PROPORTIONAL not in quantities(run_job(python(code), 60))
 
 
 @pytest.mark.parametrize(
@@ -225,10 +265,11 @@ def test_scaling_tells_of_memory_and_of_the_straight_line():
 def test_processes_are_told_relative_to_one():
     rows = rows_of("seconds", "processes", suite={1: 20, 2: 18})
     rows += rows_of("peak bytes", "processes", suite={1: 2 * GIGABYTE, 2: GIGABYTE})
+    rows += rows_of(PROPORTIONAL, "processes", suite={1: 2 * GIGABYTE, 2: 0.8 * GIGABYTE})
     rows += rows_of(FAILURE, "processes", suite={4: "not available: why"})
     (table,) = tables.processes_tables({"processes": rows})
-    assert cells(table)["resnet18, 2"] == ["18.0", "1.00", "90", "50"]
-    assert cells(table)["resnet18, 4"] == ["–"] * 4
+    assert cells(table)["resnet18, 2"] == ["18.0", "1.00", "0.80", "90", "50", "40"]
+    assert cells(table)["resnet18, 4"] == ["–"] * 6
     assert table.notes[-1] == "resnet18 suite processes 4: not available: why"
 
 

@@ -13,7 +13,7 @@ from tests.conftest import build_network
 from tests.naive import naive_embeddings
 from utils.backbone import BACKBONES, Network, load_network
 from utils.features import (
-    CPU_BATCH,
+    PER_THREAD,
     FeatureExtractor,
     concatenate,
     fold_batch_norm,
@@ -222,7 +222,7 @@ def test_order_of_the_channels_has_no_effect():
     assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize("n", [0, 1, CPU_BATCH, CPU_BATCH + 3])
+@pytest.mark.parametrize("n", [0, 1, PER_THREAD, PER_THREAD + 3])
 def test_the_network_gives_only_the_channels_asked_for(extractor, n):
     images, channels = random_images(n, 3, 64, 96), [300, 3, 190, 65, 2]
     expected = select_channels(extractor(images), channels)

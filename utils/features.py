@@ -18,7 +18,7 @@ LAYERS = ("layer1", "layer2", "layer3")
 PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 # outputs of all channels by layer, or the chosen ones of each layer that has some
 Features = Mapping[str, Tensor] | list[Tensor]
-CPU_BATCH = 8  # images that a CPU takes at once: its caches hold them, 20 % faster than 32
+PER_THREAD = 4  # images that a thread of the CPU takes at once: its cache holds them
 
 
 class FeatureExtractor(nn.Module):
@@ -72,8 +72,9 @@ class FeatureExtractor(nn.Module):
             return outputs if channels is None else select_channels(outputs, channels)
         # filled part by part, as joining parts would take all of them twice
         joined: list[Tensor] = []
-        for start in range(0, max(len(images), 1), CPU_BATCH):
-            part = slice(start, start + CPU_BATCH)
+        at_once = count_at_once()
+        for start in range(0, max(len(images), 1), at_once):
+            part = slice(start, start + at_once)
             outputs = self._run(images[part])
             layers = outputs.values() if channels is None else select_channels(outputs, channels)
             for number, layer in enumerate(layers):
@@ -96,6 +97,11 @@ class FeatureExtractor(nn.Module):
             output = layer(output)
             features[name] = output.float()
         return features
+
+
+def count_at_once() -> int:
+    """Images that the CPU takes at once; on two cores 8 of a batch are 20 % faster than all 32."""
+    return PER_THREAD * torch.get_num_threads()
 
 
 def fold_batch_norm(module: nn.Module) -> None:

@@ -14,7 +14,7 @@ import torch
 from datasets.loading import READ_AHEAD
 from utils.backbone import BACKBONES, count_layer_features, layer_grids
 from utils.distributed import ALONE, World
-from utils.features import CPU_BATCH
+from utils.features import count_at_once
 from utils.gaussian import PATCH_BLOCK, count_numbers, is_primal
 from utils.model_file import DTYPES
 from utils.patches import Pyramid, cells_of
@@ -81,7 +81,7 @@ def _layers_of(work: Work) -> tuple[Pyramid, list[int]]:
 
 def estimate_bytes(work: Work, world: World = ALONE) -> int:
     """The most that this process will take for a class on the CPU, beside what it has already."""
-    passing = max(_running_bytes(work, CPU_BATCH, world), _ending_bytes(work, world))
+    passing = max(_running_bytes(work, count_at_once(), world), _ending_bytes(work, world))
     return _lasting_bytes(work, world) + _host_bytes(work, world) + passing
 
 

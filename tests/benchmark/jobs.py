@@ -97,13 +97,14 @@ def processes_jobs(setup: Setup) -> Iterator[Job]:
             for count in args.processes:
                 head = (arch, SUITE)
                 if count == 1:
-                    yield Job(*head, suite(*options), repeat, "processes", count)
+                    yield Job(*head, suite(*options), repeat, "processes", count, shares=True)
                     continue
                 launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={count}")
                 threads = {"OMP_NUM_THREADS": str(max(count_cores() // count, 1))}
                 yield Job(
                     *(*head, suite(*options, launcher=launcher), repeat, "processes", count),
                     environment=threads,
+                    shares=True,
                     unavailable="" if is_distributed() else "main.py runs in one process here",
                 )
 

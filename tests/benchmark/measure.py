@@ -8,17 +8,22 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
-from threading import Timer
+from threading import Event, Thread, Timer
 from time import perf_counter
 from typing import NamedTuple
+
+import psutil
 
 from utils.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = "<folder>"  # stands in a command for a folder that is new in every run
 FAILURE = "failure"  # the quantity whose value says what went wrong
+PROPORTIONAL = "proportional bytes"  # the quantity: a page of n processes counts 1/n in each
+INTERVAL = 0.5  # seconds between looks at it
 
 
 class Job(NamedTuple):
@@ -32,6 +37,7 @@ class Job(NamedTuple):
     at: int | str = ""
     environment: Mapping[str, str] = {}
     unavailable: str = ""  # why it cannot be run
+    shares: bool = False  # whether it is several processes, which share pages of memory
 
 
 class Row(NamedTuple):
@@ -59,7 +65,7 @@ def run_job(job: Job, timeout: float) -> list[Row]:
         folder = Path(name)
         command = [name if word == FOLDER else word for word in job.command]
         with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
-            seconds, peak, status = measure(command, job.environment, timeout, out, err)
+            numbers, status = measure(command, job.environment, timeout, out, err, job.shares)
         if status != 0:
             text = (folder / "stderr").read_text(errors="replace")
             print(text, file=sys.stderr)
@@ -69,13 +75,20 @@ def run_job(job: Job, timeout: float) -> list[Row]:
             found = read_output(folder)
         except (LookupError, ValueError) as error:
             return rows({FAILURE: f"it did not say what it did ({error!r})"})
-        return rows({"seconds": seconds, "peak bytes": peak} | found)
+        return rows(numbers | found)
 
 
 def measure(
-    command: Sequence[str], environment: Mapping[str, str], timeout: float, out, err
-) -> tuple[float, int, int]:
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    timeout: float,
+    out,
+    err,
+    shares: bool = False,
+) -> tuple[dict[str, float], int]:
     """Wall seconds, peak bytes of the largest process, and exit status (negative: a signal).
+
+    With shares, also its peak with shared pages counted in parts, where the system tells.
 
     The system counts the memory of a process from that of the one that started it: a caller that
     holds more than the command does would measure itself.
@@ -91,6 +104,11 @@ def measure(
     )
     timer = Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
     timer.start()
+    peaks: dict[int, int] = {}
+    ended = Event()
+    watcher = Thread(target=watch, args=(process.pid, peaks, ended))
+    if shares:
+        watcher.start()
     try:
         # the command and all the processes that it has waited for, such as torchrun's
         _, status, usage = os.wait4(process.pid, 0)
@@ -100,10 +118,24 @@ def measure(
         raise
     finally:
         timer.cancel()
+        ended.set()
     process.returncode = os.waitstatus_to_exitcode(status)
     # bytes on macOS, KiB elsewhere
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return perf_counter() - start, peak, process.returncode
+    numbers = {"seconds": perf_counter() - start, "peak bytes": peak}
+    if peaks:
+        numbers[PROPORTIONAL] = max(peaks.values())
+    return numbers, process.returncode
+
+
+def watch(pid: int, peaks: dict[int, int], ended: Event) -> None:
+    """Keep the most proportional bytes that a process and its children have had, by process."""
+    while not ended.wait(INTERVAL):
+        with suppress(psutil.Error):
+            first = psutil.Process(pid)
+            for one in (first, *first.children(recursive=True)):
+                with suppress(psutil.Error, AttributeError):  # it has ended; Linux alone tells
+                    peaks[one.pid] = max(peaks.get(one.pid, 0), one.memory_full_info().pss)
 
 
 def describe_status(status: int) -> str:

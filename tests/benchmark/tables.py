@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tests.benchmark.jobs import BACKBONE, NAIVE, SCALED_ARCH, SCALED_N_TRAIN, STAGES, SUITE
-from tests.benchmark.measure import FAILURE, Row, read_rows
+from tests.benchmark.measure import FAILURE, PROPORTIONAL, Row, read_rows
 from utils.files import replacing
 from utils.tables import DASH, Table, to_markdown
 
@@ -200,35 +200,52 @@ def fit_line(points: Mapping[int, Point]) -> tuple[float, float]:
 
 def processes_tables(rows: Mapping[str, Rows]) -> list[Table]:
     """The whole command on one and on several processes."""
-    note = "Whole commands in turn, the cores shared out among the processes; medians."
-    return [_relative_table("one process and several", "processes", 1, note, rows["processes"])]
+    note = (
+        "Whole commands in turn, the cores shared out among the processes; medians. Shared: a page "
+        "that n processes have, such as a library's, counts 1/n in each (Linux's PSS, looked at "
+        "twice a second)."
+    )
+    memories = {"peak bytes": "largest process", PROPORTIONAL: "shared"}
+    title = "one process and several"
+    return [_relative_table(title, "processes", 1, note, rows["processes"], memories)]
 
 
 def workers_tables(rows: Mapping[str, Rows]) -> list[Table]:
     """The whole command with other numbers of threads that decode images."""
     note = "Whole commands in turn, with --num_workers; medians. The default is one per core."
-    return [_relative_table("threads that decode images", "threads", 0, note, rows["workers"])]
+    memories = {"peak bytes": "largest process"}
+    title = "threads that decode images"
+    return [_relative_table(title, "threads", 0, note, rows["workers"], memories)]
 
 
-def _relative_table(title: str, unit: str, base: int, note: str, rows: Rows) -> Table:
-    """Time and memory of whole commands at each point, and relative to those at base."""
+def _relative_table(
+    title: str, unit: str, base: int, note: str, rows: Rows, memories: Mapping[str, str]
+) -> Table:
+    """Time and memory of whole commands at each point, and relative to those at base.
+
+    Args:
+        title, note: of the table.
+        unit: of the points.
+        base: one of them.
+        rows: measured.
+        memories: what kinds of memory are called, by quantity.
+    """
+    writers = {"seconds": seconds} | dict.fromkeys(memories, gigabytes)
     cells = []
     for arch in archs(rows):
         chosen = [row for row in rows if row.arch == arch]
-        points = scaled(chosen, SUITE)
+        points = medians(chosen, SUITE)
         for at in dict.fromkeys(row.at for row in chosen):
-            found = [DASH] * 4
-            if at in points:
-                time, peak = points[at]
-                found[:2] = seconds(time), gigabytes(peak)
-            if {base, at} <= points.keys():
-                found[2:] = (
-                    f"{100 * v / one:.0f}" for v, one in zip(points[at], points[base], strict=True)
-                )
-            cells.append([f"{arch}, {at}", *found])
+            ours, base_ours = points.get(at, {}), points.get(base, {})
+            found = [write(ours[q]) if q in ours else DASH for q, write in writers.items()]
+            shares = [
+                f"{100 * ours[q] / base_ours[q]:.0f}" if q in ours and q in base_ours else DASH
+                for q in writers
+            ]
+            cells.append([f"{arch}, {at}", *found, *shares])
     columns = [
-        *(unit, "s", "GB, largest process"),
-        *(f"{what}, % of that at {base}" for what in ("time", "memory")),
+        *(unit, "s", *(f"GB, {name}" for name in memories.values())),
+        *(f"{what}, % of that at {base}" for what in ("time", *memories.values())),
     ]
     return Table(title, columns, cells, [note, *failures(rows)])
 
@@ -269,16 +286,22 @@ def total(rows: Rows, arch: str, method: str, quantities: Iterable[str]) -> Valu
     return {repeat: sum(own.values()) for repeat, own in values.items() if len(own) == len(wanted)}
 
 
-def scaled(rows: Rows, method: str) -> dict[int, Point]:
-    """Medians at each point that was measured."""
+def medians(rows: Rows, method: str) -> dict[int, dict[str, float]]:
+    """Of each quantity at each point that was measured."""
     values: dict[int, dict[str, list[float]]] = {}
     for row in rows:
-        if row.method == method and row.quantity in ("seconds", "peak bytes"):
+        if row.method == method and row.quantity != FAILURE:
             values.setdefault(row.at, {}).setdefault(row.quantity, []).append(row.value)
     return {
-        at: Point(median(found["seconds"]), median(found["peak bytes"]))
+        at: {quantity: median(one) for quantity, one in found.items()}
         for at, found in values.items()
     }
+
+
+def scaled(rows: Rows, method: str) -> dict[int, Point]:
+    """Time and memory at each point that was measured."""
+    found = medians(rows, method)
+    return {at: Point(one["seconds"], one["peak bytes"]) for at, one in found.items()}
 
 
 def compare(label: str, write: Callable[[float], str], suite: Values, naive: Values) -> list[str]:
