@@ -63,9 +63,10 @@ STUDIES = {
             "As the paper's tables VII and VIII. Time: medians over single images, after warm-up, "
             "without reading the file; the map is distances, enlarging and smoothing. Memory: the "
             "tensors that inference needs, float32, 1 MB = 10⁶ bytes.",
-            "Primal: mean and d x d factor of each patch, as in the paper. Dual, for no more "
-            "training images N than dimensions d: the N training embeddings and an N x N factor, "
-            "which gives the same distances.",
+            "The factor of the coarser layers is kept once for the patches that share them, that "
+            "of the finest layer given these for each. Primal: of their covariance. Dual, for no "
+            "more training images than coarser dimensions: of the training embeddings' inner "
+            "products. Distances are the same.",
         ],
     ),
     "rotation": Study(

@@ -143,7 +143,7 @@ def backbone_tables(rows: Mapping[str, Rows]) -> list[Table]:
     columns = ["", "suite, ms per image", "ONNX Runtime, ms per image", "suite / ONNX Runtime"]
     note = (
         "The same layers, batch norm folded, on as many threads; batches of noise, 224×224, in "
-        "turn; medians."
+        "turn; medians. The suite's time includes normalising and the choice of channels."
     )
     return [Table("network and ONNX Runtime", columns, cells, [note, *failures(rows["backbone"])])]
 
