@@ -233,6 +233,7 @@ def run_class(
                 thresholds = find_thresholds(held_out_maps, args.target_fpr)
                 saved = is_saved(model, args.save_models, args.save_dtype)
                 whole = model.gather() if saved else None
+        model = None  # before metrics and figures take its memory
 
         if world.leads:
             with seconds("metrics"):
@@ -242,12 +243,17 @@ def run_class(
                 print_thresholds(thresholds, evaluation)
                 if saved:
                     with seconds("fit"):
-                        known = (train, args.arch, extractor, whole, thresholds)
-                        files.append(save_class(folder, *known, args.save_dtype))
+                        files.append(
+                            save_class(
+                                *(folder, train, args.arch, extractor, whole, thresholds),
+                                args.save_dtype,
+                            )
+                        )
+                        whole = None
                 with seconds("figures"):
                     done = describe_class(folder, test, scored, evaluation, thresholds)
             results.append(make_result(train, test, seed, evaluation, seconds.take()))
-        model = scored = whole = None  # before the next fit takes its memory
+        scored = whole = None  # before the next fit takes its memory
     return replace(done, results=results, files=[*done.files, *files]) if world.leads else None
 
 
