@@ -229,8 +229,7 @@ def run_class(
         # what a user of the model needs: a threshold from good images, and all of it to save
         if first:
             with seconds("fit"):
-                held_out_maps = model.held_out_maps(train.image_size)
-                thresholds = find_thresholds(held_out_maps, args.target_fpr)
+                thresholds = find_thresholds(model.held_out_maps(train.image_size), args.target_fpr)
                 saved = is_saved(model, args.save_models, args.save_dtype)
                 whole = model.gather() if saved else None
         model = None  # before metrics and figures take its memory
