@@ -19,6 +19,7 @@ PRECISIONS = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.fl
 # outputs of all channels by layer, or the chosen ones of each layer that has some
 Features = Mapping[str, Tensor] | list[Tensor]
 PER_THREAD = 4  # images that a thread of the CPU takes at once: its cache holds them
+LAYER1_PER_THREAD = 2  # layer1 has the largest maps
 
 
 class FeatureExtractor(nn.Module):
@@ -88,15 +89,22 @@ class FeatureExtractor(nn.Module):
         return dict(zip(LAYERS, joined, strict=True)) if channels is None else joined
 
     def _run(self, images: Tensor) -> dict[str, Tensor]:
+        """The outputs of all channels, of as many images as are taken at once."""
+        if self.device.type == "cuda":
+            output = self._run_layer1(images)
+        else:
+            parts = images.split(LAYER1_PER_THREAD * torch.get_num_threads())
+            output = torch.cat([self._run_layer1(part) for part in parts])
+        features = [output]
+        for layer in self.stages[2:]:
+            features.append(layer(features[-1]))
+        return {name: one.float() for name, one in zip(LAYERS, features, strict=True)}
+
+    def _run_layer1(self, images: Tensor) -> Tensor:
         images = images.float().div_(255).sub_(self.mean).div_(self.std)
-        stem, *layers = self.stages
         images = images.to(PRECISIONS[self.precision])
-        output = stem(images.contiguous(memory_format=self.memory_format))
-        features = {}
-        for name, layer in zip(LAYERS, layers, strict=True):
-            output = layer(output)
-            features[name] = output.float()
-        return features
+        stem, layer1, *_ = self.stages
+        return layer1(stem(images.contiguous(memory_format=self.memory_format)))
 
 
 def count_at_once() -> int:
