@@ -242,17 +242,15 @@ def run_class(
                 print_thresholds(thresholds, evaluation)
                 if saved:
                     with seconds("fit"):
-                        files.append(
-                            save_class(
-                                *(folder, train, args.arch, extractor, whole, thresholds),
-                                args.save_dtype,
-                            )
+                        path = save_class(
+                            folder, train, args.arch, extractor, whole, thresholds, args.save_dtype
                         )
+                        files.append(path)
                         whole = None
                 with seconds("figures"):
                     done = describe_class(folder, test, scored, evaluation, thresholds)
             results.append(make_result(train, test, seed, evaluation, seconds.take()))
-        scored = whole = None  # before the next fit takes its memory
+        scored = None  # before the next fit takes its memory
     return replace(done, results=results, files=[*done.files, *files]) if world.leads else None
 
 

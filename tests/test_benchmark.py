@@ -95,6 +95,11 @@ def test_every_command_of_the_suite_parses(setup):
         make_main_parser().parse_args(command[at + 1 :])
 
 
+def test_shared_memory_is_looked_at_where_there_may_be_several_processes(setup):
+    for part, make in jobs.JOBS.items():
+        assert {job.shares for job in make(setup)} == {part == "processes"}
+
+
 def test_suite_and_naive_reference_run_in_turn(setup):
     setup.args.arch = ["resnet18", "wide_resnet50_2"]
     setup.weights["wide_resnet50_2"] = None

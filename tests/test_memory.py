@@ -12,9 +12,10 @@ from utils.backbone import (
 )
 from utils.distributed import World
 from utils.features import FeatureExtractor, select_channels
-from utils.gaussian import Gaussians
+from utils.gaussian import PATCH_BLOCK, Gaussians
 from utils.memory import Work, estimate_bytes, free_bytes, gaussian_bytes
 from utils.padim import PaDiM
+from utils.patches import blocks_of
 
 CPU = torch.device("cpu")
 SIZE = (37, 50)
@@ -84,6 +85,18 @@ def test_gaussians_of_a_band_take_the_bytes_told(n, rank, monkeypatch):
     gaussians = PaDiM(work.channels, world).fit([features(n)], n).gaussians
     assert gaussians.pyramid.shape[0] == 5
     assert gaussian_bytes(work, world) == tensor_bytes(gaussians)
+
+
+@pytest.mark.parametrize("n", [40, 120])
+def test_estimate_counts_the_matrices_of_a_block(n):
+    work = WORK._replace(n_train=n, image_size=(224, 224))
+    pyramid, features = memory._layers_of(work)
+    k = min(n, sum(features[1:]))
+    for cells, patches in blocks_of(pyramid, PATCH_BLOCK):
+        n_cells, n_patches = (part.stop - part.start for part in (cells, patches))
+        # products and their factors; what the patches have of the images of a batch
+        numbers = 2 * n_cells * k**2 + 8 * n_patches * (k + features[0])
+        assert memory._block_bytes(work, 8) >= 4 * numbers
 
 
 def test_layers_without_channels_take_nothing():

@@ -119,6 +119,8 @@ def measure(
     finally:
         timer.cancel()
         ended.set()
+        if shares:
+            watcher.join()
     process.returncode = os.waitstatus_to_exitcode(status)
     # bytes on macOS, KiB elsewhere
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
