@@ -171,6 +171,8 @@ def run_classes(args: argparse.Namespace, world: World) -> None:
             if world.leads:
                 report.keep(replace(done, fingerprint=fingerprints[test.class_name]))
                 tables = write_report()
+            # the one that leads evaluates and draws on all cores; then all begin the next class
+            world.wait_for_leader()
         if world.leads:
             tables = tables if remaining else write_report()
             print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")

@@ -397,6 +397,29 @@ def test_only_the_process_that_leads_imports_what_draws(
     assert all("torch" in names for names in imported)
 
 
+def note_times(words: list[str]) -> list[tuple[float, float]]:
+    """When the process begins and ends each class; the one that leads takes longer."""
+    times = []
+
+    def noting(args, *others):
+        begin = time.monotonic()
+        done = run_class(args, *others)
+        time.sleep(0.5 if others[-1].leads else 0)
+        times.append((begin, time.monotonic()))
+        return done
+
+    run_class, main.run_class = main.run_class, noting
+    assert _command(words).returncode == 0
+    return times
+
+
+def test_no_process_begins_a_class_while_the_leader_draws(drawn_tree, random_weights, tmp_path):
+    words = map(str, arguments(drawn_tree, random_weights, tmp_path))
+    leader, other = in_processes(2, note_times, ["main.py", *words])
+    assert len(leader) == len(other) == 2
+    assert other[1][0] > leader[0][1]
+
+
 @pytest.mark.parametrize("class_name", ["bolt", "weave"])
 def test_model_of_two_processes_is_that_of_one(shared, alone, class_name):
     found, expected = (

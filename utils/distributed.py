@@ -102,6 +102,10 @@ class World:
             dist.broadcast(values, src=0)
         return values.bool().tolist()
 
+    def wait_for_leader(self) -> None:
+        """Go on when the leader does; what it fails in until then, all hear of."""
+        self.agree([True])
+
     def share_patches(self, layers: Sequence[Tensor]) -> tuple[Patches, list[int]]:
         """From this process's images at all patches to all images at this process's patches.
 
@@ -218,8 +222,8 @@ class World:
             )
 
     def _disconnect(self) -> None:
-        """Part when the leader is done: what it lacks until then, all hear of."""
-        self.agree([True])
+        """Part when the leader is done."""
+        self.wait_for_leader()
         from torch import distributed as dist
 
         dist.destroy_process_group()
