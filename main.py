@@ -231,12 +231,16 @@ def run_class(
         # what a user of the model needs: a threshold from good images, and all of it to save
         if first:
             with seconds("fit"):
-                thresholds = find_thresholds(model.held_out_maps(train.image_size), args.target_fpr)
+                good_maps = model.held_out_maps(train.image_size)
                 saved = is_saved(model, args.save_models, args.save_dtype)
                 whole = model.gather() if saved else None
-        model = None  # before metrics and figures take its memory
+        model = None  # before thresholds, metrics and figures take its memory
 
         if world.leads:
+            if first:
+                with seconds("fit"):
+                    thresholds = find_thresholds(good_maps, args.target_fpr)
+                    good_maps = None
             with seconds("metrics"):
                 evaluation = evaluate(scored, test.has_masks)
             print_evaluation(evaluation)

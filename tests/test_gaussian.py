@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.naive import naive_distances
 from utils.features import concatenate
@@ -273,6 +274,28 @@ def test_training_embeddings_are_not_modified(form):
 @in_both_forms
 def test_distances_are_float32(form):
     assert fit(form, draw(9, 5)).distances(arrange([draw(3, 5)])).dtype == torch.float32
+
+
+class Sizes(TorchDispatchMode):
+    """Notes how many numbers each tensor that is made has."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.made.append(result.numel())
+        return result
+
+
+@in_both_forms
+def test_no_copy_of_all_test_embeddings_is_made(form):
+    train, test = draw(9, 5, grid=(20, 3)), draw(100, 5, grid=(20, 3), seed=1)
+    gaussians, patches = fit(form, train), arrange([test])
+    with Sizes() as sizes:
+        gaussians.distances(patches, block=6)
+    assert max(sizes.made) == 100 * 20 * 3  # the distances
 
 
 def test_square_that_rounding_makes_negative_counts_as_0():

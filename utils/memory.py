@@ -130,7 +130,7 @@ def _host_bytes(work: Work, world: World) -> int:
 def _ending_bytes(work: Work, world: World) -> int:
     """What is there in turn when all is scored, in the process that leads."""
     pixels = work.image_size[0] * work.image_size[1]
-    held_out = 3 * FLOAT * len(choose_held_out(work.n_train)) * pixels  # maps, and sorted
+    held_out = 2 * FLOAT * len(choose_held_out(work.n_train)) * pixels  # maps, and sorted
     metrics = 8 * work.n_test * pixels if work.keeps_maps else 0  # sorted, and as regions
     return max(held_out, metrics, _saved_bytes(work, world)) if world.leads else 0
 
