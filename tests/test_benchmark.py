@@ -111,6 +111,17 @@ def test_suite_and_naive_reference_run_in_turn(setup):
     ]
 
 
+def test_of_several_classes_the_first_is_also_run_alone_on_each_number_of_processes(setup):
+    setup = setup._replace(class_names=["bolt", "weave"])
+    setup.args.processes_repeats = 1
+    found = [(job.variable, job.at) for job in jobs.processes_jobs(setup)]
+    names = jobs.PROCESSES, jobs.FIRST_CLASS
+    assert found == [(name, count) for name in names for count in (1, 2)]
+    commands = [" ".join(job.command) for job in jobs.processes_jobs(setup)]
+    assert ["bolt weave" in command for command in commands] == [True, True, False, False]
+    assert all("--class_name bolt" in command for command in commands)
+
+
 def test_noise_has_as_many_images_as_asked_for_and_few_files(tmp_path):
     folder = inputs.write_noise(tmp_path, 40)
     paths = sorted((folder / "noise").rglob("*.png"))
@@ -276,6 +287,15 @@ def test_processes_are_told_relative_to_one():
     assert cells(table)["resnet18, 2"] == ["18.0", "1.00", "0.80", "90", "50", "40"]
     assert cells(table)["resnet18, 4"] == ["–"] * 6
     assert table.notes[-1] == "resnet18 suite processes 4: not available: why"
+
+
+def test_processes_on_a_class_alone_have_a_table_of_their_own():
+    rows = rows_of("seconds", jobs.PROCESSES, suite={1: 20, 2: 18})
+    rows += rows_of("seconds", jobs.FIRST_CLASS, suite={1: 4, 2: 5})
+    whole, first = tables.processes_tables({"processes": rows})
+    assert cells(whole)["resnet18, 2"][3] == "90"
+    assert cells(first)["resnet18, 2"][3] == "125"
+    assert whole.title != first.title
 
 
 def test_decoding_threads_are_told_relative_to_none():

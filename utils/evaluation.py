@@ -104,10 +104,12 @@ def score_images(
                 all_maps = np.empty((n_images, *masks.shape[1:]), dtype=np.float32)
                 all_masks = np.empty(all_maps.shape, dtype=bool)
             all_maps[here], all_masks[here] = anomaly_maps, masks
+            anomaly_maps, masks = all_maps[here], all_masks[here]  # kept once, also if drawn
         for i in range(here.start, here.stop):
             if i in drawn:
-                one = (images[i - seen], anomaly_maps[i - seen], masks[i - seen])
-                kept[i] = DrawnImage(*(pixels.copy() for pixels in one))
+                pixels = (anomaly_maps[i - seen], masks[i - seen])
+                own = pixels if keep_maps else map(np.copy, pixels)
+                kept[i] = DrawnImage(images[i - seen].copy(), *own)
         seen = here.stop
     if not model.world.leads:
         return None

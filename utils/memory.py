@@ -123,8 +123,9 @@ def _host_bytes(work: Work, world: World) -> int:
     """What is on the host in any case: images, and scores and masks of all pixels."""
     pixels = work.image_size[0] * work.image_size[1]
     waiting = max(READ_AHEAD // world.local_size, 4 * work.batch_size * pixels) + LIBRARIES
-    maps = 5 * work.n_test if work.keeps_maps else 0
-    return waiting + ((maps + 8 * work.n_drawn) * pixels if world.leads else 0)
+    # maps and masks of all images, or of those that are drawn
+    maps = 5 * (work.n_test if work.keeps_maps else work.n_drawn)
+    return waiting + ((maps + 3 * work.n_drawn) * pixels if world.leads else 0)
 
 
 def _ending_bytes(work: Work, world: World) -> int:

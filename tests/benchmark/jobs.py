@@ -11,6 +11,7 @@ from tests.benchmark.measure import FOLDER, ROOT, Job
 from utils.distributed import count_cores
 
 SUITE, NAIVE, STAGES, BACKBONE = "suite", "naive", "stages", "backbone"
+PROCESSES, FIRST_CLASS = "processes", "processes, first class"  # what is varied
 SCALED_ARCH = "resnet18"
 SCALED_N_TRAIN = 250  # where something else is scaled
 SLOW = "wide_resnet50_2"  # a run of the naive reference takes minutes
@@ -89,24 +90,34 @@ def scaling_jobs(setup: Setup) -> Iterator[Job]:
 
 
 def processes_jobs(setup: Setup) -> Iterator[Job]:
-    """Whole commands on one and on several processes, in turn; the cores are shared out."""
+    """Whole commands on one and on several processes, in turn; the cores are shared out.
+
+    Of all classes, and of the first alone: torchrun takes seconds to start, however long the run.
+    """
     args = setup.args
+    runs = {PROCESSES: setup.class_names, FIRST_CLASS: setup.class_names[:1]}
+    if len(setup.class_names) == 1:
+        del runs[FIRST_CLASS]
     for arch in args.arch:
-        options = class_options(setup, arch)
         for repeat in range(args.processes_repeats):
-            for count in args.processes:
-                head = (arch, SUITE)
-                if count == 1:
-                    yield Job(*head, suite(*options), repeat, "processes", count, shares=True)
-                    continue
-                launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={count}")
-                threads = {"OMP_NUM_THREADS": str(max(count_cores() // count, 1))}
-                yield Job(
-                    *(*head, suite(*options, launcher=launcher), repeat, "processes", count),
-                    environment=threads,
-                    shares=True,
-                    unavailable="" if is_distributed() else "main.py runs in one process here",
-                )
+            for variable, class_names in runs.items():
+                options = class_options(setup._replace(class_names=class_names), arch)
+                for count in args.processes:
+                    yield _processes_job(arch, options, repeat, variable, count)
+
+
+def _processes_job(
+    arch: str, options: Sequence[str], repeat: int, variable: str, count: int
+) -> Job:
+    if count == 1:
+        return Job(arch, SUITE, suite(*options), repeat, variable, count, shares=True)
+    launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={count}")
+    return Job(
+        *(arch, SUITE, suite(*options, launcher=launcher), repeat, variable, count),
+        environment={"OMP_NUM_THREADS": str(max(count_cores() // count, 1))},
+        shares=True,
+        unavailable="" if is_distributed() else "main.py runs in one process here",
+    )
 
 
 def workers_jobs(setup: Setup) -> Iterator[Job]:

@@ -8,7 +8,16 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tests.benchmark.jobs import BACKBONE, NAIVE, SCALED_ARCH, SCALED_N_TRAIN, STAGES, SUITE
+from tests.benchmark.jobs import (
+    BACKBONE,
+    FIRST_CLASS,
+    NAIVE,
+    PROCESSES,
+    SCALED_ARCH,
+    SCALED_N_TRAIN,
+    STAGES,
+    SUITE,
+)
 from tests.benchmark.measure import FAILURE, PROPORTIONAL, Row, read_rows
 from utils.files import replacing
 from utils.tables import DASH, Table, to_markdown
@@ -199,15 +208,26 @@ def fit_line(points: Mapping[int, Point]) -> tuple[float, float]:
 
 
 def processes_tables(rows: Mapping[str, Rows]) -> list[Table]:
-    """The whole command on one and on several processes."""
+    """Whole commands on one and on several processes, of all classes and of one."""
     note = (
         "Whole commands in turn, the cores shared out among the processes; medians. Shared: a page "
         "that n processes have, such as a library's, counts 1/n in each (Linux's PSS, looked at "
         "twice a second)."
     )
     memories = {"peak bytes": "largest process", PROPORTIONAL: "shared"}
-    title = "one process and several"
-    return [_relative_table(title, "processes", 1, note, rows["processes"], memories)]
+    titles = {
+        PROCESSES: "one process and several",
+        FIRST_CLASS: "one process and several, on the first class alone",
+    }
+    variables = dict.fromkeys(row.variable for row in rows["processes"])
+    return [
+        _relative_table(
+            *(titles[variable], "processes", 1, note),
+            [row for row in rows["processes"] if row.variable == variable],
+            memories,
+        )
+        for variable in variables
+    ]
 
 
 def workers_tables(rows: Mapping[str, Rows]) -> list[Table]:
