@@ -61,7 +61,8 @@ def plot_column(axes: Sequence, rows: Sequence[Row], variable: str) -> None:
     for ax in axes:
         ax.grid(color="0.9")
         ax.set_axisbelow(True)
-        ax.set_ylim(bottom=0)
+        # points that differ little leave no margin of their own above them
+        ax.set_ylim(0, 1.1 * max(ax.dataLim.y1, 0) or 1)
         if variable == "N":
             ax.set_xlim(left=0)
         else:
