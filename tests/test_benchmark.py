@@ -8,6 +8,7 @@ from threading import Event, Timer
 
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from main import make_parser as make_main_parser
 from tests.benchmark import __main__ as benchmark
@@ -22,7 +23,7 @@ from tests.benchmark.measure import (
     run_job,
     write_rows,
 )
-from tests.benchmark.plots import plot_scaling
+from tests.benchmark.plots import plot_column, plot_scaling
 from tests.benchmark.stages import time_class
 from utils.backbone import draw_channels, load_network
 from utils.features import FeatureExtractor
@@ -327,6 +328,15 @@ def test_figure_shows_what_was_measured_and_needs_something_to_show(tmp_path):
     write_rows(tmp_path / "scaling.csv", rows)
     plot_scaling(tmp_path)
     assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_points_that_differ_little_are_drawn_below_the_edge():
+    axes = Figure().subplots(2)
+    rows = rows_of("seconds", "N", suite={100: 3, 500: 7})
+    rows += rows_of("peak bytes", "N", suite={100: GIGABYTE, 500: 1.01 * GIGABYTE})
+    plot_column(axes, rows, "N")
+    assert axes[0].get_ylim() == pytest.approx((0, 7.7))
+    assert axes[1].get_ylim() == pytest.approx((0, 1.111))
 
 
 def test_tables_of_the_repository_are_those_of_its_measurements():
