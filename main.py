@@ -24,32 +24,33 @@ from pathlib import Path
 from time import perf_counter, sleep
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from datasets import demo, splits
+from datasets import dataset as splits
+from datasets import demo
 from datasets.images import Preprocessing
 from datasets.loading import Loader
 from utils import backbone
-from utils.arguments import add_option, add_shared_options, at_least, make_folder
-from utils.distributed import World
+from utils.commands.options import add_option, add_shared_options, at_least, make_folder
+from utils.system.processes import World
 from utils.thresholds import TARGET_FPR
 
 if TYPE_CHECKING:
     import torch
 
-    from datasets.splits import ImageDataset, Splits
+    from datasets.dataset import ImageDataset, Splits
     from utils.evaluation import Evaluation
     from utils.features import FeatureExtractor
-    from utils.finished import FinishedClass
-    from utils.tables import Table
+    from utils.report.finished import FinishedClass
+    from utils.report.tables import Table
     from utils.thresholds import Thresholds
 
 # everything but the reproduction itself; a module with add_arguments(parser) and run(args)
 COMMANDS = {
-    "check": "datasets.check",
-    "download": "datasets.download",
-    "export": "utils.export",
-    "predict": "utils.predict",
-    "study": "utils.study",
-    "tables": "utils.tables",
+    "check": "utils.commands.check",
+    "download": "utils.commands.download",
+    "export": "utils.commands.export",
+    "predict": "utils.commands.predict",
+    "study": "utils.commands.study",
+    "tables": "utils.report.tables",
 }
 PATIENCE = 10  # seconds; torchrun ends all processes when the first has ended
 
@@ -91,7 +92,7 @@ def prepare_output() -> None:
 
 def explain(error: Exception) -> str | None:
     """What went wrong in one line, if it is a mistake or a lack that the user can mend."""
-    from utils.files import find_output_error
+    from utils.system.files import find_output_error
 
     text = " ".join(str(find_output_error(error) or error).split())
     if isinstance(error, (OSError, ValueError)):
@@ -140,10 +141,10 @@ def run_classes(args: argparse.Namespace, world: World) -> None:
     # images are decoded from now on, while what takes seconds to import is imported
     every_image = chain.from_iterable(remaining)
     with Loader(every_image, args.batch_size, args.num_workers, world=world) as loader:
-        from utils import runtime
         from utils.features import FeatureExtractor
-        from utils.finished import discard_finished
-        from utils.tables import to_text
+        from utils.report.finished import discard_finished
+        from utils.report.tables import to_text
+        from utils.system import device as runtime
 
         # a frozen ImageNet network, and random draws of its channels, the same for all classes
         device = runtime.choose_device(args.device, world)
@@ -154,7 +155,7 @@ def run_classes(args: argparse.Namespace, world: World) -> None:
         check_memory_of(args, remaining, draws[args.seed], device, world)
 
         if world.leads:  # what draws is imported by no other process
-            from utils.report import Report
+            from utils.report.report import Report
 
             report = Report(folder, fingerprints, finished)
 
@@ -198,7 +199,7 @@ def run_class(
     from utils.thresholds import choose_held_out, find_thresholds
 
     if world.leads:
-        from utils.report import describe_class, make_result
+        from utils.report.report import describe_class, make_result
 
     print(f"\n{test.class_name}: {len(train)} training images, {len(test)} test images")
     seconds = Stopwatch()
@@ -264,7 +265,7 @@ def find_finished_classes(
     args: argparse.Namespace, folder: Path, datasets: Sequence[Splits]
 ) -> tuple[dict[str, str], dict[str, FinishedClass]]:
     """The fingerprints of all classes, and those that an earlier run into folder has finished."""
-    from utils.finished import find_finished, fingerprint_classes
+    from utils.report.finished import find_finished, fingerprint_classes
 
     make_folder(folder)
     fingerprints = fingerprint_classes(fingerprint_settings(args), args.data_path, datasets)
@@ -286,7 +287,7 @@ def check_memory_of(
     Raises:
         ValueError: if there is one.
     """
-    from utils.memory import Work, check_memory
+    from utils.system.memory import Work, check_memory
 
     for train, test in remaining:
         n_drawn = len(test) if args.figures is None else min(args.figures, len(test))

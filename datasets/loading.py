@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from utils.distributed import ALONE, World
+from utils.system.processes import ALONE, World
 
 READ_AHEAD = 64_000_000  # bytes of items: 320 of 224 x 224 pixels with a mask
 

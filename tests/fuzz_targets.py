@@ -30,12 +30,12 @@ from tests.damage import damage_bytes, damage_json, damage_text
 from tests.test_model_file import fit
 from tests.test_results import result
 from utils.backbone import BACKBONES, Backbone, load_network
-from utils.finished import FinishedClass, read_finished, write_finished
 from utils.metrics import RocCurve
 from utils.model_file import load_model, save_model
-from utils.page import Gallery, GalleryItem
-from utils.results import ClassThresholds, ImageScore, Run, write_run
-from utils.tables import ROOT, read_published, read_tables, to_markdown
+from utils.report.finished import FinishedClass, read_finished, write_finished
+from utils.report.page import Gallery, GalleryItem
+from utils.report.results import ClassThresholds, ImageScore, Run, write_run
+from utils.report.tables import ROOT, read_published, read_tables, to_markdown
 
 CPU = torch.device("cpu")
 

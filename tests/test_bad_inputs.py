@@ -79,7 +79,7 @@ def place(tmp_path, drawn_tree, weights, model, monkeypatch):
         shutil.copy(ROOT / name, tmp_path / name)
     (place.results / "studies").mkdir()
     (place.results / "studies/layers.md").write_text("a table\n")
-    monkeypatch.setattr("utils.tables.ROOT", tmp_path)
+    monkeypatch.setattr("utils.report.tables.ROOT", tmp_path)
     # the archive of MVTec AD would not fit on every machine
     free = shutil.disk_usage(tmp_path)._replace(free=10**11)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: free)
@@ -374,7 +374,7 @@ def test_without_permission_the_path_is_named(place, run, name, line):
         shutil.copytree(place.data, theirs.data)
         theirs.out.mkdir()
         Path(folder, name).chmod(0o700)
-        import_module("utils.finished")  # as long as it can be read
+        import_module("utils.report.finished")  # as long as it can be read
         os.seteuid(NOBODY)
         try:
             done = run(*words(theirs, "run", "--resize", "0", "--crop", "0"))

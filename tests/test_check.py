@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import main
-from datasets import check, mvtec
+from datasets import mvtec
 from tests.conftest import write_image
+from utils.commands import check
 
 
 @pytest.fixture

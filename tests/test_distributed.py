@@ -25,10 +25,10 @@ from tests.conftest import Done
 from tests.naive import naive_distances, naive_maps
 from tests.test_gaussian import draw
 from tests.test_main import MAIN, metrics
-from utils.distributed import ALONE, LOST, World
 from utils.features import concatenate, select_channels
 from utils.padim import PaDiM
-from utils.runtime import choose_device
+from utils.system.device import choose_device
+from utils.system.processes import ALONE, LOST, World
 from utils.thresholds import choose_held_out
 
 SIZE = (30, 26)  # of the images, in pixels

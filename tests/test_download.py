@@ -14,8 +14,8 @@ from urllib.request import Request
 import pytest
 
 import main
-from datasets import download
-from datasets.check import Counts
+from utils.commands import download
+from utils.commands.check import Counts
 
 COUNTS = {name: Counts(5, 2, 6) for name in ("bolt", "weave")}
 

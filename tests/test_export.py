@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from datasets.images import Preprocessing
-from utils import export
 from utils.backbone import IMAGENET_MEAN, IMAGENET_STD, load_network
+from utils.commands import export
 from utils.features import FeatureExtractor
 from utils.model_file import TrainedModel, save_model
 from utils.padim import PaDiM, image_scores

@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from utils.files import MACHINE, replacing
+from utils.system.files import MACHINE, replacing
 
 
 def test_file_appears_when_the_block_ends(tmp_path):

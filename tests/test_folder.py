@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets.dataset import choose_classes, load_splits
 from datasets.images import Preprocessing
 from datasets.layouts import LAYOUTS
-from datasets.splits import choose_classes, load_splits
 from tests.conftest import write_image
 
 FOLDER = LAYOUTS["folder"]
@@ -181,7 +181,7 @@ def test_a_size_that_suits_no_image_is_refused(parts):
 
 
 def test_only_headers_are_read_and_each_once(marked, monkeypatch):
-    from datasets import splits
+    from datasets import dataset as splits
 
     read = []
     size = splits.read_size

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from datasets.dataset import choose_classes, load_splits
 from datasets.images import Preprocessing
 from datasets.layouts import LAYOUTS, VISA_SPLIT, find_classes
-from datasets.splits import choose_classes, load_splits
 from tests.conftest import write_image
 
 GREY = np.full((40, 40), 90, dtype=np.uint8)

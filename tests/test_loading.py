@@ -4,9 +4,9 @@ import time
 import numpy as np
 import pytest
 
+from datasets.dataset import load_splits
 from datasets.loading import Loader, load_batches
-from datasets.splits import load_splits
-from utils.distributed import World
+from utils.system.processes import World
 
 MESSAGE = "cannot read item 3; replace it"
 both_worker_counts = pytest.mark.parametrize("num_workers", [0, 2])

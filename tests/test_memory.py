@@ -2,7 +2,6 @@ import pytest
 import torch
 
 from tests.test_main import metrics
-from utils import memory
 from utils.backbone import (
     BACKBONES,
     Network,
@@ -10,12 +9,13 @@ from utils.backbone import (
     draw_channels,
     layer_grids,
 )
-from utils.distributed import World
 from utils.features import FeatureExtractor, select_channels
 from utils.gaussian import PATCH_BLOCK, Gaussians
-from utils.memory import Work, estimate_bytes, free_bytes, gaussian_bytes
 from utils.padim import PaDiM
 from utils.patches import blocks_of
+from utils.system import memory
+from utils.system.memory import Work, estimate_bytes, free_bytes, gaussian_bytes
+from utils.system.processes import World
 
 CPU = torch.device("cpu")
 SIZE = (37, 50)

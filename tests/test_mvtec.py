@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from datasets import mvtec
+from datasets.dataset import ImageDataset, choose_classes, load_splits
 from datasets.mvtec import CLASS_NAMES
-from datasets.splits import ImageDataset, choose_classes, load_splits
 from tests.conftest import TREE_CLASSES, TREE_N_DEFECT, TREE_N_GOOD, TREE_N_TRAIN, write_image
 
 

@@ -8,8 +8,8 @@ from urllib.parse import unquote, unquote_to_bytes
 import pytest
 from PIL import Image
 
-from utils.page import PANELS, Gallery, GalleryItem, write_page
-from utils.tables import Table
+from utils.report.page import PANELS, Gallery, GalleryItem, write_page
+from utils.report.tables import Table
 
 HOSTILE = "50 %20 #1 & \"ü\" 'q' ?<script>alert(1)<"
 SIZE = (128, 29)

@@ -9,8 +9,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
-from utils.page import Gallery, GalleryItem, write_page
-from utils.tables import Table
+from utils.report.page import Gallery, GalleryItem, write_page
+from utils.report.tables import Table
 
 webdriver = pytest.importorskip("selenium.webdriver")
 

@@ -12,9 +12,9 @@ from datasets.images import Preprocessing, crop_box
 from datasets.loading import Loader
 from tests.conftest import write_image
 from tests.test_detector import SMALL, defective, good_images
-from utils import predict
+from utils.commands import predict
+from utils.commands.predict import COLUMNS, find_images, find_peak
 from utils.detector import Detector
-from utils.predict import COLUMNS, find_images, find_peak
 
 RED = (255, 0, 0)
 

@@ -3,7 +3,7 @@ import json
 
 import pytest
 
-from utils.results import METRICS, STAGES, ClassResult, Run, read_run, write_run
+from utils.report.results import METRICS, STAGES, ClassResult, Run, read_run, write_run
 
 
 def result(class_name="brick", seed=1024, **metrics):

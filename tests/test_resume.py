@@ -157,7 +157,7 @@ def test_class_that_other_settings_began_to_replace_is_not_taken_for_finished(
         raise OSError("disk full")
 
     # the model of the other settings is written, their figures are not
-    monkeypatch.setattr("utils.report.describe_class", fail)
+    monkeypatch.setattr("utils.report.report.describe_class", fail)
     model = (folder / "models/bolt.safetensors").read_bytes()
     assert run(*command, "--seed", "7").returncode == 2
     assert (folder / "models/bolt.safetensors").read_bytes() != model

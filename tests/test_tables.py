@@ -5,9 +5,9 @@ import pytest
 
 from datasets import demo, mvtec
 from tests.test_results import result
-from utils import tables
-from utils.results import Run, read_run
-from utils.tables import (
+from utils.report.report import tables
+from utils.report.results import Run, read_run
+from utils.report.tables import (
     END,
     START,
     Table,

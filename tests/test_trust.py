@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from tests.trust import END, START, Cases, count_cases, join_fuzzed, to_markdown
-from utils.tables import fill_in
+from utils.report.tables import fill_in
 
 ROOT = Path(__file__).resolve().parent.parent
 CONTENT = {

@@ -22,8 +22,8 @@ from typing import Any, NamedTuple
 from xml.etree import ElementTree
 
 from tests.fuzz_targets import TARGETS
-from utils.files import replacing
-from utils.tables import ROOT, fill_in
+from utils.report.tables import ROOT, fill_in
+from utils.system.files import replacing
 
 START, END = "<!-- written by: python -m tests.trust -->\n", "<!-- end of trust -->\n"
 KILLS, REFUSALS = 20, 10

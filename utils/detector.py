@@ -21,12 +21,12 @@ from datasets.images import (
     preprocessed_size,
     resized_size,
 )
-from utils.arguments import BATCH_SIZE
 from utils.backbone import BACKBONES, SEED, draw_channels, load_network
+from utils.commands.options import BATCH_SIZE
 from utils.features import PRECISIONS, FeatureExtractor
 from utils.model_file import TrainedModel, load_model, save_model
 from utils.padim import PaDiM
-from utils.runtime import choose_device
+from utils.system.device import choose_device
 from utils.thresholds import TARGET_FPR, choose_held_out, find_thresholds
 
 FEWEST = 3  # good images: one is held out, and a covariance of the others needs two

@@ -11,7 +11,7 @@ from utils import metrics
 from utils.features import Features
 from utils.metrics import RocCurve, SortedScores, UndefinedMetricError
 from utils.padim import PaDiM, image_scores
-from utils.results import METRICS
+from utils.report.results import METRICS
 
 # features as FeatureExtractor gives them, and images, labels and masks as ImageDataset does
 Batch = tuple[Features, np.ndarray, np.ndarray, np.ndarray]

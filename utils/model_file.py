@@ -18,10 +18,10 @@ from torch import Tensor
 from datasets.images import Preprocessing, check_preprocessing
 from utils.backbone import BACKBONES, count_layer_features, layer_grids
 from utils.features import LAYERS, PRECISIONS
-from utils.files import replacing
 from utils.gaussian import COVARIANCE_EPS, Gaussians, count_numbers, is_primal
 from utils.padim import SMOOTHING_SIGMA, PaDiM
 from utils.patches import Pyramid, cells_of
+from utils.system.files import replacing
 from utils.thresholds import Thresholds
 
 FORMAT = 2

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from utils.distributed import ALONE, World
 from utils.features import Features, select_channels
 from utils.gaussian import Gaussians, fit_gaussians, is_primal
 from utils.patches import Patches
+from utils.system.processes import ALONE, World
 
 SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
 

@@ -21,8 +21,8 @@ from scipy.ndimage import binary_dilation, binary_erosion
 from skimage.morphology import disk
 from skimage.segmentation import find_boundaries
 
-from utils.files import printable, replacing
 from utils.metrics import RocCurve
+from utils.system.files import printable, replacing
 
 DPI = 100
 FONT_SIZE = 10  # points

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
-from datasets.splits import ImageDataset
+from datasets.dataset import ImageDataset
 from utils.features import FeatureExtractor
-from utils.finished import make_fingerprint
 from utils.model_file import TrainedModel, model_bytes, save_model
 from utils.padim import PaDiM
+from utils.report.finished import make_fingerprint
 from utils.thresholds import Thresholds, choose_held_out
 
 FOLDER = "models"

@@ -32,10 +32,10 @@ from tests.benchmark.jobs import JOBS, SCALED_ARCH, Setup
 from tests.benchmark.measure import FAILURE, Row, run_job, write_rows
 from tests.benchmark.plots import plot_scaling
 from tests.benchmark.tables import describe_failure, write_tables
-from utils.arguments import at_least, make_folder
 from utils.backbone import BACKBONES, DEMO_ARCH
-from utils.distributed import count_cores
-from utils.files import replacing
+from utils.commands.options import at_least, make_folder
+from utils.system.files import replacing
+from utils.system.processes import count_cores
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "onnxruntime")
 TIMEOUT = 3600  # seconds

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from tests.benchmark.inputs import write_noise
 from tests.benchmark.measure import FOLDER, ROOT, Job
-from utils.distributed import count_cores
+from utils.system.processes import count_cores
 
 SUITE, NAIVE, STAGES, BACKBONE = "suite", "naive", "stages", "backbone"
 PROCESSES, FIRST_CLASS = "processes", "processes, first class"  # what is varied

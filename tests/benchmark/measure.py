@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import psutil
 
-from utils.files import replacing
+from utils.system.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = "<folder>"  # stands in a command for a folder that is new in every run

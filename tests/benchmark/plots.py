@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.benchmark.jobs import NAIVE, SCALED_ARCH, SCALED_N_TRAIN, SUITE
 from tests.benchmark.measure import Row, read_rows
 from tests.benchmark.tables import GIGABYTE, archs, fit_line, scaled
-from utils.files import replacing
+from utils.system.files import replacing
 
 # by what is varied: the column's title and its axis
 COLUMNS = {

@@ -19,8 +19,8 @@ from tests.benchmark.jobs import (
     SUITE,
 )
 from tests.benchmark.measure import FAILURE, PROPORTIONAL, Row, read_rows
-from utils.files import replacing
-from utils.tables import DASH, Table, to_markdown
+from utils.report.tables import DASH, Table, to_markdown
+from utils.system.files import replacing
 
 REFERENCE_N = 500  # memory is told relative to that with so many training images
 # a stage of the suite, and those of the naive reference that do the same

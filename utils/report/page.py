@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from PIL import Image
 
-from utils.files import replacing
-from utils.tables import Table
+from utils.report.tables import Table
+from utils.system.files import replacing
 
 FILE_NAME = "index.html"
 TEMPLATE = Path(__file__).with_name("page.html")

@@ -13,10 +13,10 @@ from statistics import fmean, stdev
 from typing import NamedTuple
 
 from datasets import demo, mvtec
-from utils.files import replacing
-from utils.results import METRICS, Run, damaged, read_run
+from utils.report.results import METRICS, Run, damaged, read_run
+from utils.system.files import replacing
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 START, END = "<!-- written by: python main.py tables -->\n", "<!-- end of the tables -->\n"
 COMPARED = ("image_auroc", "pixel_auroc", "aupro")
 DASH = "–"  # a cell without a measurement

@@ -4,13 +4,13 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from datasets.splits import ImageDataset
+from datasets.dataset import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
-from utils.figures import draw_figures
-from utils.finished import FinishedClass, write_finished
-from utils.page import write_page
 from utils.plot import plot_roc_curves, thin
-from utils.results import (
+from utils.report.figures import draw_figures
+from utils.report.finished import FinishedClass, write_finished
+from utils.report.page import write_page
+from utils.report.results import (
     STAGES,
     ClassResult,
     ClassThresholds,
@@ -20,7 +20,7 @@ from utils.results import (
     write_scores,
     write_thresholds,
 )
-from utils.tables import Table, run_tables, write_tables
+from utils.report.tables import Table, run_tables, write_tables
 from utils.thresholds import Thresholds
 
 ROC_FIGURE = "roc_curve.png"

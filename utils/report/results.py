@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-from utils.files import replacing
+from utils.system.files import replacing
 
 FORMAT = 1
 # of the columns and of the tables, in their order

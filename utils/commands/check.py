@@ -16,12 +16,12 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
+from datasets.dataset import LOSSY_SUFFIXES, choose_classes, load_splits
 from datasets.images import IMAGE_SUFFIXES, open_image, open_mask, to_rgb
 from datasets.layouts import find_classes
 from datasets.mvtec import is_image
-from datasets.splits import LOSSY_SUFFIXES, choose_classes, load_splits
-from utils.arguments import add_option
-from utils.distributed import count_cores
+from utils.commands.options import add_option
+from utils.system.processes import count_cores
 
 LAYOUT = "mvtec"
 FOLDERS = ("train", "test", "ground_truth")

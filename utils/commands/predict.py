@@ -26,8 +26,8 @@ from tqdm import tqdm
 
 from datasets.images import IMAGE_SUFFIXES, Box, crop_box, open_image, to_rgb, uncrop
 from datasets.loading import Loader
-from utils.arguments import add_network_options, add_option, make_folder
-from utils.files import printable, replacing
+from utils.commands.options import add_network_options, add_option, make_folder
+from utils.system.files import printable, replacing
 
 if TYPE_CHECKING:
     from utils.detector import Detector
@@ -140,7 +140,7 @@ def run(args: argparse.Namespace) -> None:
     folder = make_folder(args.output, "--output")
 
     from utils.detector import Detector
-    from utils.runtime import device_name
+    from utils.system.device import device_name
 
     detector = Detector.load(args.model, args.weights, args.device)
     model, thresholds = detector.model, detector.model.thresholds

@@ -17,14 +17,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from datasets.dataset import ImageDataset
 from datasets.images import CROP, RESIZE, open_image, resize, to_rgb
-from datasets.splits import ImageDataset
 from utils.backbone import BACKBONES, Backbone
 from utils.evaluation import ScoredImages, evaluate, score_images
 from utils.features import FeatureExtractor, concatenate
 from utils.model_file import model_bytes
 from utils.padim import PaDiM, image_scores
-from utils.tables import COMPARED
+from utils.report.tables import COMPARED
 
 DIMENSIONS = (100, 200)  # paper, table II
 MAX_ANGLE = 10  # degrees (paper, section IV-A)

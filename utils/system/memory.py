@@ -13,12 +13,12 @@ import torch
 
 from datasets.loading import READ_AHEAD
 from utils.backbone import BACKBONES, count_layer_features, layer_grids
-from utils.distributed import ALONE, World
 from utils.features import count_at_once
 from utils.gaussian import PATCH_BLOCK, count_numbers, is_primal
 from utils.model_file import DTYPES
 from utils.patches import Pyramid, cells_of
 from utils.saving import AUTO_BYTES
+from utils.system.processes import ALONE, World
 from utils.thresholds import choose_held_out
 
 FLOAT = 4  # bytes

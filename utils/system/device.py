@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from utils.backbone import Network, channels_sha256
-from utils.distributed import ALONE, World
+from utils.system.processes import ALONE, World
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow")
 

@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
+from datasets.dataset import Splits
 from datasets.images import unreadable
-from datasets.splits import Splits
-from utils.files import replacing
 from utils.metrics import RocCurve
-from utils.page import Gallery, GalleryItem
-from utils.results import ClassResult, ClassThresholds, ImageScore
+from utils.report.page import Gallery, GalleryItem
+from utils.report.results import ClassResult, ClassThresholds, ImageScore
+from utils.system.files import replacing
 
 FORMAT = 2
 FOLDER = "classes"

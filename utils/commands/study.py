@@ -17,13 +17,13 @@ from statistics import fmean, stdev
 from time import perf_counter
 from typing import Any, NamedTuple
 
-from datasets import splits
+from datasets import dataset as splits
 from datasets.images import DEFAULT, Preprocessing
 from utils import backbone
-from utils.arguments import add_option, add_shared_options, at_least, make_folder
-from utils.files import replacing
-from utils.results import METRICS
-from utils.tables import COMPARED, DASH, Table, to_markdown, to_text
+from utils.commands.options import add_option, add_shared_options, at_least, make_folder
+from utils.report.results import METRICS
+from utils.report.tables import COMPARED, DASH, Table, to_markdown, to_text
+from utils.system.files import replacing
 
 SEEDS = 5  # paper, section V-C: versions of Rd-MVTec AD (and 10 draws of channels, section V-A)
 FIGURE = "studies.png"
@@ -131,9 +131,9 @@ def run(args: argparse.Namespace) -> None:
     from tqdm import tqdm
 
     from datasets.loading import load_batches
-    from utils import runtime
+    from utils.commands.study_methods import METHODS, ClassFeatures, Setup
     from utils.features import FeatureExtractor
-    from utils.study_methods import METHODS, ClassFeatures, Setup
+    from utils.system import device as runtime
 
     def batches(dataset: Any):
         return load_batches(dataset, args.batch_size, args.num_workers)

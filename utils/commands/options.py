@@ -9,7 +9,7 @@ from typing import Any
 from datasets.images import CROP, RESIZE
 from datasets.layouts import AUTO, LAYOUTS
 from utils import backbone
-from utils.distributed import World, count_cores
+from utils.system.processes import World, count_cores
 
 BATCH_SIZE = 32  # upstream
 MAX_WORKERS = 8

@@ -5,11 +5,11 @@ from pathlib import Path
 from matplotlib.colors import Normalize
 from tqdm import tqdm
 
+from datasets.dataset import ImageDataset
 from datasets.mvtec import UNLABELLED
-from datasets.splits import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
-from utils.page import Gallery, GalleryItem
 from utils.plot import Localisation, plot_localisations
+from utils.report.page import Gallery, GalleryItem
 
 FOLDER = "figures"
 THRESHOLD_SOURCE = "best image F1 on these test images: an oracle, not a threshold to deploy"

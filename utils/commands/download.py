@@ -27,8 +27,8 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from datasets.check import COUNTS, Counts, describe_difference
-from utils.arguments import add_option, make_folder
+from utils.commands.check import COUNTS, Counts, describe_difference
+from utils.commands.options import add_option, make_folder
 
 PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
 LICENSE = f"""MVTec AD, copyright 2019 MVTec Software GmbH, licensed under CC BY-NC-SA 4.0:

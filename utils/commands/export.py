@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.arguments import add_option, make_folder
+from utils.commands.options import add_option, make_folder
 from utils.detector import Detector
 from utils.features import LAYERS, FeatureExtractor, select_channels
-from utils.files import replacing
 from utils.gaussian import Gaussians
 from utils.model_file import TrainedModel, model_bytes
 from utils.padim import enlarging, image_scores
 from utils.patches import Cells, Pyramid, cells_on
+from utils.system.files import replacing
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # torch's default; ONNX Runtime reads it since 1.17
