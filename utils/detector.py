@@ -27,13 +27,13 @@ from utils.features import PRECISIONS, FeatureExtractor
 from utils.model_file import TrainedModel, load_model, save_model
 from utils.padim import PaDiM
 from utils.system.device import choose_device
-from utils.thresholds import TARGET_FPR, choose_held_out, find_thresholds
+from utils.thresholds import TARGET_FPR, find_thresholds
 
-FEWEST = 3  # good images: one is held out, and a covariance of the others needs two
+FEWEST = 3  # good images: one is held out, and the covariance of the others needs two
 
 
 class Detector:
-    """Tells how anomalous an image is, and where.
+    """Scores images: how anomalous each is, and where.
 
     Args:
         extractor: of the network that the model was fitted with.
@@ -58,7 +58,7 @@ class Detector:
         device: str = "auto",
         name: str = "images",
     ) -> "Detector":
-        """Learn from good images, and choose thresholds by them.
+        """Fit PaDiM to good images, and find thresholds from them.
 
         Args:
             images: 3 or more, each a PIL image or (H, W, 3) uint8 RGB. They may come from a
@@ -88,21 +88,25 @@ class Detector:
             )
         check_preprocessing(preprocessing)
         channels = draw_channels(arch, seed, n_features)
-        extractor = _load_extractor(arch, weights, device, precision)
+        extractor = _load_extractor(arch, weights, device, precision, channels)
         prepared = _prepare_all(images, preprocessing, name)
         n, size = len(prepared), prepared[0].shape[1:]
-        held_out = choose_held_out(n)
-        padim = PaDiM(channels)
-        batches = (extractor(images, channels) for images in _batches(prepared))
-        padim.fit(batches, n, held_out)
+        padim = PaDiM().fit((extractor(batch) for batch in _batches(prepared)), n)
         thresholds = find_thresholds(padim.held_out_maps(size), target_fpr)
         digest = hashlib.sha256()
         for image in prepared:
             digest.update(np.ascontiguousarray(image))
-        sha256 = digest.hexdigest()
         model = TrainedModel(
-            *(name, arch, extractor.weights_sha256, precision),
-            *(preprocessing, size, sha256, padim, thresholds),
+            class_name=name,
+            arch=arch,
+            channels=channels,
+            weights_sha256=extractor.weights_sha256,
+            precision=precision,
+            preprocessing=preprocessing,
+            image_size=size,
+            training_sha256=digest.hexdigest(),
+            padim=padim,
+            thresholds=thresholds,
         )
         return cls(extractor, model)
 
@@ -122,7 +126,9 @@ class Detector:
             ValueError: if the file is damaged or was made with other weights.
         """
         model = load_model(Path(path), choose_device(device))
-        extractor = _load_extractor(model.arch, weights, device, model.precision)
+        extractor = _load_extractor(
+            model.arch, weights, device, model.precision, model.channels
+        )
         if extractor.weights_sha256 != model.weights_sha256:
             given = "the published weights" if weights is None else weights
             raise ValueError(
@@ -154,9 +160,8 @@ class Detector:
 
     def score_batch(self, images: np.ndarray) -> np.ndarray:
         """The anomaly maps (B, H, W) float32 of (B, 3, H, W) uint8 images that prepare gave."""
-        padim = self.model.padim
-        features = self.extractor(images, padim.channels)
-        return padim.anomaly_maps(features, self.model.image_size).numpy(force=True)
+        anomaly_maps = self.model.padim.anomaly_maps(self.extractor(images), self.model.image_size)
+        return anomaly_maps.numpy(force=True)
 
     def prepare(
         self, image: Image.Image | np.ndarray, name: Path | str = "the image"
@@ -183,10 +188,10 @@ class Detector:
 
 
 def _load_extractor(
-    arch: str, weights: Path | str | None, device: str, precision: str
+    arch: str, weights: Path | str | None, device: str, precision: str, channels: list[int]
 ) -> FeatureExtractor:
     network = load_network(arch, None if weights is None else Path(weights))
-    return FeatureExtractor(network, choose_device(device), precision)
+    return FeatureExtractor(network, choose_device(device), precision, channels)
 
 
 def _prepare_all(

@@ -1,24 +1,26 @@
-"""From the test images' anomaly maps to the numbers of a class."""
+"""From the test images' anomaly maps to the metrics of a class."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
+from torch import Tensor
 
 from datasets.mvtec import UNLABELLED
 from utils import metrics
-from utils.features import Features
 from utils.metrics import RocCurve, SortedScores, UndefinedMetricError
 from utils.padim import PaDiM, image_scores
-from utils.report.results import METRICS
 
-# features as FeatureExtractor gives them, and images, labels and masks as ImageDataset does
-Batch = tuple[Features, np.ndarray, np.ndarray, np.ndarray]
+METRICS = (
+    *("image_auroc", "image_ap", "image_f1"),
+    *("pixel_auroc", "pixel_ap", "pixel_f1", "aupro"),
+)
+# features as FeatureExtractor returns them; images, labels and masks as ImageDataset does
+Batch = tuple[list[Tensor], np.ndarray, np.ndarray, np.ndarray]
 
 
 class DrawnImage(NamedTuple):
-    """What a figure of a test image needs: (3, H, W) uint8, (H, W) float32 and (H, W) bool."""
+    """What a figure of a test image shows: (3, H, W) uint8, (H, W) float32 and (H, W) bool."""
 
     image: np.ndarray
     anomaly_map: np.ndarray
@@ -26,28 +28,28 @@ class DrawnImage(NamedTuple):
 
 
 class ScoredImages(NamedTuple):
-    """What a model says of test images.
+    """The N test images of a class with their scores.
 
     Attributes:
-        labels: (N,) int64 as in Sample.
+        labels: (N,) int64 as in datasets.mvtec.Sample.
         image_scores: (N,) float32.
         score_range: the lowest and the highest score of all pixels.
-        anomaly_maps, masks: (N, H, W) float32 and bool; None if they are not kept.
-        drawn: by number, the images of which there are figures.
+        anomaly_maps, masks: (n, H, W) float32 and bool, of all N images or of those drawn alone.
+        drawn: the images that get a figure, by number.
     """
 
     labels: np.ndarray
     image_scores: np.ndarray
     score_range: tuple[float, float]
-    anomaly_maps: np.ndarray | None
-    masks: np.ndarray | None
+    anomaly_maps: np.ndarray
+    masks: np.ndarray
     drawn: Mapping[int, DrawnImage]
 
 
 class Evaluation(NamedTuple):
-    """What the scores of a class are worth.
+    """The metrics of a class.
 
-    A curve, a threshold or a metric (by the keys of METRICS) that is not defined is None, and
+    A curve, a threshold or a metric (by the names in METRICS) that is not defined is None, and
     notes says why. The thresholds are those of the best F1 on these very test images: oracles for
     the figures, not thresholds to deploy.
     """
@@ -61,7 +63,7 @@ class Evaluation(NamedTuple):
 
 
 def choose_drawn(n_images: int, figures: int | None) -> list[int]:
-    """The test images that get a figure: all, or so many spread evenly over them."""
+    """The test images that get a figure: all if figures is None, else so many spread evenly."""
     if figures is None:
         return list(range(n_images))
     return np.linspace(0, n_images - 1, min(figures, n_images)).round().astype(int).tolist()
@@ -71,84 +73,62 @@ def score_images(
     model: PaDiM,
     batches: Iterable[Batch],
     n_images: int,
+    size: Sequence[int],
     keep_maps: bool,
-    drawn: Collection[int] = (),
-) -> ScoredImages | None:
-    """Score test images one batch after the other.
+    drawn: Sequence[int] = (),
+) -> ScoredImages:
+    """Score the test images of a class.
 
     Args:
         model: fitted.
-        batches: this process's share of the test images.
-        n_images: of all batches of all processes together.
+        batches: all test images, some at a time.
+        n_images: N, in all batches together.
+        size: H and W of the images.
         keep_maps: whether the maps of all images are kept, as pixel metrics need them.
-        drawn: numbers of the images to keep for figures.
-
-    Returns:
-        What was scored by all processes, in the one that leads; None in the others.
+        drawn: numbers of the images that get a figure.
     """
     labels, scores = np.empty(n_images, dtype=np.int64), np.empty(n_images, dtype=np.float32)
-    lows, highs, kept, seen = [], [], {}, 0
-    all_maps = all_masks = None
-    for batch in batches:
-        gathered = _score_batch(model, *batch)
-        del batch  # while the next one is made, nothing holds this one
-        if gathered is None:
-            continue
-        images, batch_labels, masks, anomaly_maps = gathered
+    row_of = {number: row for row, number in enumerate(range(n_images) if keep_maps else drawn)}
+    kept_maps = np.empty((len(row_of), *size), dtype=np.float32)
+    kept_masks = np.empty(kept_maps.shape, dtype=bool)
+    kept_images = {number: np.empty((3, *size), dtype=np.uint8) for number in drawn}
+    low, high, seen = np.inf, -np.inf, 0
+    for features, images, batch_labels, masks in batches:
+        anomaly_maps = model.anomaly_maps(features, size).numpy(force=True)
+        del features  # free this batch before the next one is made
         here = slice(seen, seen + len(images))
         labels[here], scores[here] = batch_labels, image_scores(anomaly_maps)
-        lows.append(anomaly_maps.min())
-        highs.append(anomaly_maps.max())
-        if keep_maps:
-            if all_maps is None:
-                all_maps = np.empty((n_images, *masks.shape[1:]), dtype=np.float32)
-                all_masks = np.empty(all_maps.shape, dtype=bool)
-            all_maps[here], all_masks[here] = anomaly_maps, masks
-            anomaly_maps, masks = all_maps[here], all_masks[here]  # kept once, also if drawn
-        for i in range(here.start, here.stop):
-            if i in drawn:
-                pixels = (anomaly_maps[i - seen], masks[i - seen])
-                own = pixels if keep_maps else map(np.copy, pixels)
-                kept[i] = DrawnImage(images[i - seen].copy(), *own)
+        low, high = min(low, anomaly_maps.min()), max(high, anomaly_maps.max())
+        for i, number in enumerate(range(here.start, here.stop)):
+            if number in row_of:
+                kept_maps[row_of[number]], kept_masks[row_of[number]] = anomaly_maps[i], masks[i]
+            if number in kept_images:
+                kept_images[number][:] = images[i]
         seen = here.stop
-    if not model.world.leads:
-        return None
-    score_range = (float(min(lows)), float(max(highs)))
-    return ScoredImages(labels, scores, score_range, all_maps, all_masks, kept)
-
-
-def _score_batch(
-    model: PaDiM,
-    features: Features,
-    images: np.ndarray,
-    labels: np.ndarray,
-    masks: np.ndarray,
-) -> list[np.ndarray] | None:
-    """Images, labels, masks and maps of all processes, in the one that leads."""
-    anomaly_maps = model.anomaly_maps(features, images.shape[2:]).cpu()
-    shares = [*map(torch.from_numpy, (images, labels, masks)), anomaly_maps]
-    gathered = [model.world.gather(share) for share in shares]
-    return [tensor.numpy() for tensor in gathered] if model.world.leads else None
+    figures = {
+        number: DrawnImage(image, kept_maps[row_of[number]], kept_masks[row_of[number]])
+        for number, image in kept_images.items()
+    }
+    return ScoredImages(labels, scores, (float(low), float(high)), kept_maps, kept_masks, figures)
 
 
 def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
     """Metrics of images, and of pixels pooled over all images, on raw scores.
 
     Args:
-        scored: the test images of one class, with their maps if has_masks.
+        scored: the test images of one class, with the maps of all images if has_masks.
         has_masks: whether the defects are marked.
     """
     notes: list[str] = []
     values = dict.fromkeys(METRICS)
+    images = pixels = None
     if (scored.labels == UNLABELLED).any():
-        images = None
         notes.append("image metrics need labels; the test images are in no folders that tell")
     else:
         images = _sort(scored.labels, scored.image_scores, "image", notes)
     if has_masks:
         pixels = _sort(scored.masks, scored.anomaly_maps, "pixel", notes)
     else:
-        pixels = None
         notes.append("pixel metrics need masks; there is no ground_truth folder")
     if pixels is not None:
         values["aupro"] = metrics.aupro(scored.masks, scored.anomaly_maps, pixels=pixels)
@@ -160,6 +140,7 @@ def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
 def _sort(
     labels: np.ndarray, scores: np.ndarray, level: str, notes: list[str]
 ) -> SortedScores | None:
+    """The sorted scores of images or pixels; None, and a note, if one kind is missing."""
     try:
         return metrics.sort_scores(labels, scores, f"{level}s")
     except UndefinedMetricError as error:
@@ -170,7 +151,7 @@ def _sort(
 def _evaluate_level(
     scores: SortedScores | None, level: str, values: dict[str, float | None]
 ) -> tuple[RocCurve | None, float | None]:
-    """Fill in the level's values; its ROC curve and the threshold of its best F1."""
+    """Fill in the values of images or pixels; return their ROC curve and best-F1 threshold."""
     if scores is None:
         return None, None
     auroc = metrics.auroc(scores)

@@ -1,22 +1,23 @@
 """One Gaussian per patch position, and the Mahalanobis distance to it, factored by the chain rule.
 
-A patch of the finest layer shares those of the coarser layers with its neighbours, in a cell. With
-z = (z_1, z_c), the finest layer and the coarser ones, and w the whitened z_c,
+A patch of the finest layer shares the patches of the coarser layers with its neighbours; together
+they are a cell. With z = (z_1, z_c), z_1 of the finest layer and z_c of the coarser ones, and w the
+whitened z_c,
 
-    distance² = distance²(z_c) + ‖T (z_1 - Bᵀw)‖²,
+    distance² = distance²(z_c) + ‖T (z_1 - Bᵀw)‖².
 
-the second term the distance of z_1 from its Gaussian given z_c. Large matrices are there once in a
-cell, small ones in a patch; nothing is approximated. With X the centred training embeddings, all is
-for the covariance XᵀX / (N - 1) + eps I, in one of two exact forms:
+The second term is the distance of z_1 from its Gaussian given z_c. So large matrices are needed
+once in a cell, and only small ones in each patch. Nothing is approximated. With X the centred
+training embeddings, the covariance is XᵀX / (N - 1) + eps I, in one of two exact forms:
 
-- primal, for N above the channels of the coarser layers: covariance_c = LLᵀ, w = L⁻¹z_c and
+- primal, if N exceeds the channels of the coarser layers: covariance_c = LLᵀ, w = L⁻¹z_c and
   distance²(z_c) = ‖w‖². Only sums over the images are kept.
 - dual, for fewer images: X_c X_cᵀ + eps (N - 1) I = LLᵀ is N x N, w = L⁻¹X_c z_c, and by the
   Woodbury identity distance²(z_c) = (‖z_c‖² - ‖w‖²) / eps. Inner products of embeddings are sums
   over the layers, so each coarser layer is kept, and multiplied, at its own resolution.
 
-Cholesky factors are inverted once, so that a distance is a few products of matrices; no covariance
-ever is.
+Cholesky factors are inverted once, so that a distance is a few matrix products; no covariance is
+ever inverted.
 
 Reference: Defard et al., arXiv 2011.08785, sections III-B (eq. 1) and III-C (eq. 2); the factors of
 a Gaussian: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, appendix A.2.
@@ -32,39 +33,31 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.patches import (
-    Block,
-    Patches,
-    Pyramid,
-    blocks_of,
-    cells_of,
-    cells_on,
-    new_cells_of,
-)
+from utils.patches import Block, Grids, blocks_of, cells_of, cells_on, grids_of, to_patches
 
 COVARIANCE_EPS = 0.01  # paper, section III-B; upstream
-SUBSTITUTED = 32  # rows of a factor that is inverted by substitution, not by halves; speed only
+SUBSTITUTED = 32  # factors of at most so many rows are inverted by substitution. Speed only
 PATCH_BLOCK = 224  # four rows of a 56-wide grid: they share a row of layer3
 
 
 @dataclass(frozen=True)
 class Gaussians:
-    """The Gaussians of all patches, by the chain rule.
+    """The Gaussians of all patches, factored by the chain rule.
 
-    A single layer counts as coarser, and the finest then has d_1 = 0 channels.
+    A single layer counts as coarser; the finest layer then has d_1 = 0 channels.
 
     Attributes:
-        pyramid: of the P patches in C cells, and of the P_l of each layer's own grid.
+        grids: h and w of each layer, finest first; P patches in C cells, P_l patches of layer l.
         means: per layer (P_l, 1, d_l).
-        samples: per coarser layer (P_l, N, d_l), centred, in the dual form; none in the primal.
-        whitening: (C, k, k), L⁻¹ of the coarser layers' covariance (k their channels) or, in the
-            dual form, of their regularised inner products (k = N); lower triangular.
-        loadings: (P, k, d_1), B: what the whitened coarser layers w (k,) tell of the finest.
-        residual_whitening: (P, d_1, d_1), T: L⁻¹ of the covariance of what they do not tell.
+        samples: dual form: per coarser layer (P_l, N, d_l), centred. Primal form: empty.
+        whitening: (C, k, k), L⁻¹ of the coarser layers' covariance (primal, k their channels) or
+            of their regularised inner products (dual, k = N); lower triangular.
+        loadings: (P, k, d_1), B: the regression of the finest layer on the whitened coarser ones.
+        residual_whitening: (P, d_1, d_1), T: L⁻¹ of the covariance of what that leaves.
         eps: as in fit_gaussians.
     """
 
-    pyramid: Pyramid
+    grids: Grids
     means: list[Tensor]
     samples: list[Tensor]
     whitening: Tensor
@@ -74,40 +67,42 @@ class Gaussians:
 
     @property
     def is_primal(self) -> bool:
-        """Whether sums over the training images were kept, not their embeddings."""
+        """Whether sums over the training images were kept instead of their embeddings."""
         return not self.samples
 
-    def distances(self, patches: Patches, block: int = PATCH_BLOCK) -> Tensor:
+    def distances(self, layers: Sequence[Tensor], block: int = PATCH_BLOCK) -> Tensor:
         """Mahalanobis distance of each patch (PaDiM, section III-C, eq. 2), not squared.
 
         Args:
-            patches: of B images, at the P patches.
+            layers: (B, d_l, h_l, w_l) of each layer, finest first.
             block: as in fit_gaussians.
 
         Returns:
-            (B, h, w) float32; h and w are the pyramid's shape. A square that rounding made
-            negative counts as 0.
+            (B, h, w) float32 on the finest grid. A square that rounding made negative counts as 0.
         """
-        finest, coarser = _split(patches.layers)
+        finest, coarser = _split(to_patches(layers))
         mean, _ = _split(self.means)
-        of_patches = cells_on(self.pyramid, finest.device).of_patches
+        of_patches = cells_on(self.grids, finest.device).of_patches
         squared = finest.new_empty(finest.shape[:2])
-        for cells, rows in blocks_of(self.pyramid, block):
+        for cells, patches in blocks_of(self.grids, block):
             whitened, coarser_squared = self._whiten_coarser(coarser, cells)
-            own = of_patches[rows] - cells.start
-            told = whitened.index_select(0, own) @ self.loadings[rows]
-            residual = (
-                _centre(finest[rows], mean[rows]).sub_(told) @ self.residual_whitening[rows].mT
-            )
-            squared[rows] = coarser_squared.index_select(0, own) + _square_lengths(residual)
-        return squared.sqrt_().mT.reshape(squared.shape[1], *self.pyramid.shape)
+            cell = of_patches[patches] - cells.start
+            expected = whitened.index_select(0, cell) @ self.loadings[patches]
+            residual = _centre(finest[patches], mean[patches]).sub_(expected)
+            residual = residual @ self.residual_whitening[patches].mT
+            squared[patches] = coarser_squared.index_select(0, cell) + _square_lengths(residual)
+        return self._on_grid(squared.sqrt_())
+
+    def _on_grid(self, values: Tensor) -> Tensor:
+        """Values (P, B) of the patches as (B, h, w)."""
+        return values.mT.reshape(values.shape[1], *self.grids[0])
 
     def _whiten_coarser(self, layers: list[Tensor], cells: slice) -> tuple[Tensor, Tensor]:
-        """Coarser layers (P_l, B, d_l) at the cells: w (C, B, k), distance² (C, B)."""
+        """Coarser layers (P_l, B, d_l) at the cells: w (C, B, k) and distance² (C, B)."""
         _, means = _split(self.means)
         if self.is_primal:
-            coarser = torch.cat(_at_cells(self.pyramid, cells, _centre, layers, means), dim=2)
-            whitened = _apply(self.whitening[cells], coarser)
+            coarser = torch.cat(_at_cells(self.grids, cells, _centre, layers, means), dim=2)
+            whitened = _whiten_rows(self.whitening[cells], coarser)
             return whitened, _square_lengths(whitened)
 
         def multiply(z: Tensor, mean: Tensor, samples: Tensor) -> Tensor:
@@ -116,21 +111,24 @@ class Gaussians:
         def measure(z: Tensor, mean: Tensor) -> Tensor:
             return _square_lengths(_centre(z, mean))
 
-        products = _sum(_at_cells(self.pyramid, cells, multiply, layers, means, self.samples))
-        whitened = _apply(self.whitening[cells], products)
-        lengths = _sum(_at_cells(self.pyramid, cells, measure, layers, means))
+        products = _sum(_at_cells(self.grids, cells, multiply, layers, means, self.samples))
+        whitened = _whiten_rows(self.whitening[cells], products)
+        lengths = _sum(_at_cells(self.grids, cells, measure, layers, means))
         squared = (lengths - _square_lengths(whitened)).div_(self.eps).clamp_(min=0)
         return whitened, squared
 
-    def leave_one_out(self, held_out: Patches | Sequence[int], n_train: int) -> Tensor:
-        """Distances of training images to the Gaussians of the other n_train - 1.
+    def leave_one_out(
+        self, images: Sequence[int], layers: Sequence[Tensor] | None, n_train: int
+    ) -> Tensor:
+        """Distances of training images to the Gaussians of the other n_train - 1 images.
 
         No second fit is needed: mean and scatter without an image are rank-one updates of those
-        with it, and by the Sherman-Morrison formula so is the distance. Equal to a fit without
+        with it, and so is the distance by the Sherman-Morrison formula. Equal to a fit without
         the image, with eps larger by (N - 1) / (N - 2).
 
         Args:
-            held_out: the images' patches, as in distances, or in the dual form their numbers.
+            images: numbers of B training images, in the order of the fit.
+            layers: their embeddings, as in distances; the dual form has them and needs none.
             n_train: N, at least 3.
 
         Returns:
@@ -139,15 +137,14 @@ class Gaussians:
         n = n_train
         if self.is_primal:
             # zᵀ (S + eps (N - 1) I)⁻¹ z, with S the scatter, is below (N - 1) / N
-            left = 1 - n / (n - 1) ** 2 * self.distances(held_out).square()
+            left = 1 - n / (n - 1) ** 2 * self.distances(layers).square()
         else:
-            left = n * self.eps * self._inverse_diagonal(held_out)
-            left = left.mT.reshape(len(held_out), *self.pyramid.shape)
+            left = self._on_grid(n * self.eps * self._inverse_diagonal(images))
         left = left.clamp_(torch.finfo(left.dtype).eps, 1)
         return ((n - 2) * n / (n - 1) * (1 - left) / left).sqrt()
 
     def _inverse_diagonal(self, images: Sequence[int]) -> Tensor:
-        """Of the inverse of all regularised inner products the entries of images: (P, B).
+        """Diagonal entries of the inverse of all regularised inner products: (P, B).
 
         With G = M + X_1 X_1ᵀ the products of all layers, M = LLᵀ those of the coarser ones, 1 minus
         zᵀ (S + eps (N - 1) I)⁻¹ z is eps (N - 1) times an entry of the diagonal of
@@ -155,40 +152,21 @@ class Gaussians:
         """
         n = self.whitening.shape[1]
         ridge = self.eps * (n - 1)
-        members = cells_on(self.pyramid, self.whitening.device).members
+        members = cells_on(self.grids, self.whitening.device).members
         diagonal = self.loadings.new_empty(len(self.loadings), len(images))
-        for cells, _ in blocks_of(self.pyramid, PATCH_BLOCK):
+        for cells, _ in blocks_of(self.grids, PATCH_BLOCK):
             columns = self.whitening[cells].mT[:, images]
             # less what the raised constant vector adds
-            level = _constant(self.samples, self.pyramid, cells)
+            level = _mean_square_length(self.samples, self.grids, cells)
             coarser = _square_lengths(columns) - 1 / (n * (ridge + n * level[:, None]))
-            for own in members[cells].unbind(1):
-                told = columns @ self.loadings[own] @ self.residual_whitening[own].mT
-                diagonal[own] = coarser - self.eps * _square_lengths(told)
+            for patches in members[cells].unbind(1):
+                explained = columns @ self.loadings[patches] @ self.residual_whitening[patches].mT
+                diagonal[patches] = coarser - self.eps * _square_lengths(explained)
         return diagonal
-
-    def map_tensors(self, function: Callable[[Tensor, slice], Tensor]) -> "Gaussians":
-        """The Gaussians of all rows from those of bands.
-
-        Args:
-            function: takes a tensor of this band and the part of it that no earlier band has, and
-                gives these parts of all bands, joined along the first axis.
-        """
-        own = [self.pyramid.new_patches_of(number) for number in range(len(self.means))]
-        coarser = own[1:] or own
-        return Gaussians(
-            Pyramid.whole(self.pyramid.grids),
-            [function(mean, part) for mean, part in zip(self.means, own, strict=True)],
-            [function(kept, part) for kept, part in zip(self.samples, coarser, strict=False)],
-            function(self.whitening, new_cells_of(self.pyramid)),
-            function(self.loadings, slice(None)),
-            function(self.residual_whitening, slice(None)),
-            self.eps,
-        )
 
 
 def fit_gaussians(
-    batches: Iterable[Patches],
+    batches: Iterable[Sequence[Tensor]],
     n_train: int,
     eps: float = COVARIANCE_EPS,
     block: int = PATCH_BLOCK,
@@ -196,15 +174,15 @@ def fit_gaussians(
     """Fit one Gaussian to each patch position (PaDiM, section III-B, eq. 1).
 
     Args:
-        batches: yields some images at a time, float32, all on the same pyramid; embeddings in
-            one piece are a single layer.
+        batches: yields layers (B, d_l, h_l, w_l) float32 of some images at a time, finest first,
+            all on the same grids; embeddings in one piece are a single layer.
         n_train: N, the images of all batches together.
         eps: added to the diagonal; makes the covariance invertible when N <= d.
         block: patches worked on at once. Memory only; the result does not depend on it.
 
     Returns:
-        The Gaussians of the pyramid's patches, float32 on the batches' device, in the form whose
-        large matrices are smaller. Covariance divides by N - 1.
+        The Gaussians of all patches, float32 on the batches' device, in the form whose large
+        matrices are smaller. Covariance divides by N - 1.
 
     Raises:
         ValueError: if n_train < 2, or an embedding is not finite or too large for eps to count.
@@ -213,7 +191,7 @@ def fit_gaussians(
         raise ValueError(f"a covariance needs at least 2 training images; got {n_train}")
     batches = iter(batches)
     first = next(batches)
-    primal = is_primal(n_train, [layer.shape[2] for layer in first.layers])
+    primal = is_primal(n_train, [layer.shape[1] for layer in first])
     fit = _fit_primal if primal else _fit_dual
     return fit(chain([first], batches), n_train, eps, block)
 
@@ -228,148 +206,147 @@ def is_primal(n_train: int, layer_features: Sequence[int]) -> bool:
     return n_train > sum(layer_features[1:] or layer_features)
 
 
-def count_numbers(pyramid: Pyramid, layer_features: Sequence[int], n_train: int) -> int:
-    """How many numbers the Gaussians of a pyramid's patches hold.
+def count_numbers(grids: Grids, layer_features: Sequence[int], n_train: int) -> int:
+    """How many numbers the Gaussians on these grids hold.
 
     Args:
-        pyramid: of the patches.
-        layer_features: d_l of each of its layers.
+        grids: h and w of each layer, finest first.
+        layer_features: d_l of each layer.
         n_train: N.
     """
-    of_patches, parents, _ = cells_of(pyramid)
+    of_patches, parents, _ = cells_of(grids)
     finest = layer_features[0] if len(layer_features) > 1 else 0
     size = min(n_train, sum(layer_features) - finest)
-    own = [pyramid.patches_of(number) for number in range(len(layer_features))]
-    means = [
-        (patches.stop - patches.start) * d_l
-        for patches, d_l in zip(own, layer_features, strict=True)
-    ]
+    means = [h * w * d_l for (h, w), d_l in zip(grids, layer_features, strict=True)]
     samples = 0 if is_primal(n_train, layer_features) else n_train * sum(means[1:] or means)
-    return (
-        sum(means)
-        + samples
-        + parents.shape[1] * size**2
-        + len(of_patches) * finest * (size + finest)
-    )
+    matrices = parents.shape[1] * size**2 + len(of_patches) * finest * (size + finest)
+    return sum(means) + samples + matrices
 
 
-def _fit_primal(batches: Iterable[Patches], n_train: int, eps: float, block: int) -> Gaussians:
+def _fit_primal(
+    batches: Iterable[Sequence[Tensor]], n_train: int, eps: float, block: int
+) -> Gaussians:
     shifts, seen = [], 0
-    for patches in batches:
-        seen += patches.layers[0].shape[1]
+    for layers in batches:
+        patches = to_patches(layers)
+        seen += len(layers[0])
         if not shifts:
             # sums of differences from a typical embedding lose no digits to a large mean
-            shifts = [layer.mean(dim=1, keepdim=True) for layer in patches.layers]
+            shifts = [layer.mean(dim=1, keepdim=True) for layer in patches]
             totals = [torch.zeros_like(shift) for shift in shifts]
-            pyramid = patches.pyramid
-            scatter = _new_scatter(shifts, pyramid)
-        shifted = [layer - shift for layer, shift in zip(patches.layers, shifts, strict=True)]
+            grids = grids_of(layers)
+            scatter = _new_scatter(shifts, grids)
+        shifted = [layer - shift for layer, shift in zip(patches, shifts, strict=True)]
         for total, layer in zip(totals, shifted, strict=True):
             total += layer.sum(dim=1, keepdim=True)
-        _add_products(scatter, shifted, pyramid, block)
-        del patches, shifted  # while the next batch is made, nothing holds this one
+        _add_products(scatter, shifted, grids, block)
+        del layers, patches, shifted, layer  # free this batch before the next one is made
     assert seen == n_train
     means = [shift + total / n_train for shift, total in zip(shifts, totals, strict=True)]
     for mean in means:
         _check_finite(mean)
-    _add_products(scatter, totals, pyramid, block, -1 / n_train)
+    _add_products(scatter, totals, grids, block, -1 / n_train)
     for products in scatter:
         products.div_(n_train - 1)
     coarser, cross, finest = scatter
     for covariance in (coarser, finest):
         covariance.diagonal(dim1=1, dim2=2).add_(eps)
-    for part in blocks_of(pyramid, block):
-        _whiten(coarser[part.cells], coarser[part.cells])
-        _condition(coarser, cross, finest, pyramid, part, alpha=-1)
-    return Gaussians(pyramid, means, [], coarser, cross, finest, eps)
+    for part in blocks_of(grids, block):
+        _invert_factors(coarser[part.cells], coarser[part.cells])
+        _condition(coarser, cross, finest, grids, part, alpha=-1)
+    return Gaussians(grids, means, [], coarser, cross, finest, eps)
 
 
 class _Scatter(NamedTuple):
-    """Sums of products: of coarser layers (C, d_c, d_c), with the finest (P, d_c, d_1), of that."""
+    """Sums of products: coarser layers (C, d_c, d_c), with the finest (P, d_c, d_1), finest alone."""
 
     coarser: Tensor
     cross: Tensor
     finest: Tensor
 
 
-def _new_scatter(means: list[Tensor], pyramid: Pyramid) -> _Scatter:
+def _new_scatter(means: list[Tensor], grids: Grids) -> _Scatter:
     finest, coarser = _split(means)
     n_patches, d, d_c = len(finest), finest.shape[2], sum(z.shape[2] for z in coarser)
-    n_cells = len(cells_of(pyramid).members)
+    n_cells = len(cells_of(grids).members)
     shapes = (n_cells, d_c, d_c), (n_patches, d_c, d), (n_patches, d, d)
     return _Scatter(*(finest.new_zeros(shape) for shape in shapes))
 
 
 def _add_products(
-    scatter: _Scatter, layers: list[Tensor], pyramid: Pyramid, block: int, alpha: float = 1
+    scatter: _Scatter, layers: list[Tensor], grids: Grids, block: int, alpha: float = 1
 ) -> None:
     """Add alpha times the products of layers (P_l, B, d_l), summed over B."""
     finest, coarser = _split(layers)
-    of_patches = cells_on(pyramid, finest.device).of_patches
-    for cells, rows in blocks_of(pyramid, block):
-        joined = _join(coarser, pyramid, cells)
+    of_patches = cells_on(grids, finest.device).of_patches
+    for cells, patches in blocks_of(grids, block):
+        joined = torch.cat(_at_cells(grids, cells, lambda z: z, coarser), dim=2)
         scatter.coarser[cells].baddbmm_(joined.mT, joined, alpha=alpha)
-        joined = joined.index_select(0, of_patches[rows] - cells.start)
-        scatter.cross[rows].baddbmm_(joined.mT, finest[rows], alpha=alpha)
-        scatter.finest[rows].baddbmm_(finest[rows].mT, finest[rows], alpha=alpha)
+        joined = joined.index_select(0, of_patches[patches] - cells.start)
+        scatter.cross[patches].baddbmm_(joined.mT, finest[patches], alpha=alpha)
+        scatter.finest[patches].baddbmm_(finest[patches].mT, finest[patches], alpha=alpha)
 
 
-def _fit_dual(batches: Iterable[Patches], n_train: int, eps: float, block: int) -> Gaussians:
-    samples, seen = [], 0
-    for patches in batches:
-        if not samples:
-            samples = [z.new_empty(len(z), n_train, z.shape[2]) for z in patches.layers]
-        for kept, piece in zip(samples, patches.layers, strict=True):
-            kept[:, seen : seen + piece.shape[1]] = piece
-        seen += patches.layers[0].shape[1]
-        pyramid = patches.pyramid
-        del patches, piece  # while the next batch is made, nothing holds this one
-    assert seen == n_train
+def _fit_dual(
+    batches: Iterable[Sequence[Tensor]], n_train: int, eps: float, block: int
+) -> Gaussians:
+    samples, grids = _collect(batches, n_train)
     means = [kept.mean(dim=1, keepdim=True) for kept in samples]
     for kept, mean in zip(samples, means, strict=True):
         _check_finite(mean)
         kept -= mean
     finest, coarser = _split(samples)
-    whitening = finest.new_empty(len(cells_of(pyramid).members), n_train, n_train)
+    whitening = finest.new_empty(len(cells_of(grids).members), n_train, n_train)
     noise = eps * torch.eye(finest.shape[2], device=finest.device)
     covariance = finest.new_empty(len(finest), *noise.shape)
-    for part in blocks_of(pyramid, block):
-        products = _sum(_at_cells(pyramid, part.cells, lambda x: x @ x.mT, coarser))
-        products += _constant(coarser, pyramid, part.cells)[:, None, None]
+    for part in blocks_of(grids, block):
+        products = _sum(_at_cells(grids, part.cells, lambda x: x @ x.mT, coarser))
+        products += _mean_square_length(coarser, grids, part.cells)[:, None, None]
         products.diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
-        _whiten(products, whitening[part.cells])
+        _invert_factors(products, whitening[part.cells])
         covariance[part.patches] = noise
-        _condition(whitening, finest, covariance, pyramid, part, alpha=eps)
-    return Gaussians(pyramid, means, coarser, whitening, finest, covariance, eps)
+        _condition(whitening, finest, covariance, grids, part, alpha=eps)
+    return Gaussians(grids, means, coarser, whitening, finest, covariance, eps)
+
+
+def _collect(batches: Iterable[Sequence[Tensor]], n_train: int) -> tuple[list[Tensor], Grids]:
+    """The patches of all images, per layer (P_l, N, d_l), and the layers' grids."""
+    samples, seen = [], 0
+    for layers in batches:
+        patches = to_patches(layers)
+        if not samples:
+            samples = [z.new_empty(len(z), n_train, z.shape[2]) for z in patches]
+        for kept, piece in zip(samples, patches, strict=True):
+            kept[:, seen : seen + piece.shape[1]] = piece
+        seen += len(layers[0])
+        grids = grids_of(layers)
+        del layers, patches, piece  # free this batch before the next one is made
+    assert seen == n_train
+    return samples, grids
 
 
 def _at_cells(
-    pyramid: Pyramid, cells: slice, function: Callable[..., Tensor], *layers: list[Tensor]
+    grids: Grids, cells: slice, function: Callable[..., Tensor], *layers: list[Tensor]
 ) -> list[Tensor]:
-    """What a function gives of each coarser layer, at the cells.
+    """What a function returns for each coarser layer, at the cells.
 
     Args:
-        pyramid: of all cells.
-        cells: some of them.
-        function: takes some of the layer's patches of each of the lists (n, ...) and gives
-            (n, ...), once where it is the same; that is repeated.
+        grids: of all layers.
+        cells: some of the cells.
+        function: takes some of a layer's patches (n, ...) from each of the lists and returns
+            (n, ...). It is called once for each patch of the layer, then the result is repeated.
         layers: lists of a tensor (P_l, ...) for each coarser layer.
     """
     found = []
-    wanted = cells_of(pyramid).parents[:, cells]
-    index = cells_on(pyramid, layers[0][0].device).parents[:, cells]
+    wanted = cells_of(grids).parents[:, cells]
+    index = cells_on(grids, layers[0][0].device).parents[:, cells]
     for number, values in enumerate(zip(*layers, strict=True)):
-        first, behind = int(wanted[number].min()), int(wanted[number].max()) + 1
-        result = function(*(value[first:behind] for value in values))
-        if not np.array_equal(wanted[number], range(first, behind)):
+        first, end = int(wanted[number].min()), int(wanted[number].max()) + 1
+        result = function(*(value[first:end] for value in values))
+        if not np.array_equal(wanted[number], range(first, end)):
             result = result.index_select(0, index[number] - first)
         found.append(result)
     return found
-
-
-def _join(layers: list[Tensor], pyramid: Pyramid, cells: slice) -> Tensor:
-    """Coarser layers (P_l, B, d_l) side by side at the cells: (C, B, d)."""
-    return torch.cat(_at_cells(pyramid, cells, lambda z: z, layers), dim=2)
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:
@@ -378,7 +355,7 @@ def _sum(tensors: list[Tensor]) -> Tensor:
 
 
 def _square_lengths(embeddings: Tensor) -> Tensor:
-    """Of all (P, B, d): (P, B)."""
+    """Squared lengths of (P, B, d): (P, B)."""
     return torch.linalg.vector_norm(embeddings, dim=2).square_()
 
 
@@ -386,7 +363,7 @@ def _condition(
     whitening: Tensor,
     cross: Tensor,
     covariance: Tensor,
-    pyramid: Pyramid,
+    grids: Grids,
     block: Block,
     alpha: float,
 ) -> None:
@@ -395,41 +372,41 @@ def _condition(
     Args:
         whitening: (C, k, k), of the coarser layers.
         cross: (P, k, d), products with the finest layer; becomes the loadings B.
-        covariance: (P, d, d) of the finest layer, to which alpha BᵀB is added; becomes T.
-        pyramid: of all cells and patches.
-        block: some of them.
-        alpha: as said.
+        covariance: (P, d, d) of the finest layer; becomes T after alpha BᵀB is added.
+        grids: of all layers.
+        block: some of the cells and their patches.
+        alpha: the factor of BᵀB.
     """
-    # one patch of each cell at a time, as they share its whitening; a patch that is there twice is
-    # taken twice before it is replaced
-    members = cells_on(pyramid, cross.device).members[block.cells].unbind(1)
-    columns = [cross[own] for own in members]
-    for own, taken in zip(members, columns, strict=True):
-        cross[own] = whitening[block.cells] @ taken
+    # One patch of each cell at a time, as the patches of a cell share its whitening. The index
+    # repeats the last patch of a short cell, so all columns are read before any is replaced.
+    members = cells_on(grids, cross.device).members[block.cells].unbind(1)
+    columns = [cross[patches] for patches in members]
+    for patches, column in zip(members, columns, strict=True):
+        cross[patches] = whitening[block.cells] @ column
     loadings, residual = cross[block.patches], covariance[block.patches]
     residual.baddbmm_(loadings.mT, loadings, alpha=alpha)
-    _whiten(residual, residual)
+    _invert_factors(residual, residual)
 
 
-def _constant(samples: list[Tensor], pyramid: Pyramid, cells: slice) -> Tensor:
-    """What is added to all inner products of a cell: the samples' mean square length, (C,).
+def _mean_square_length(samples: list[Tensor], grids: Grids, cells: slice) -> Tensor:
+    """The samples' mean squared length in each cell (C,), which is added to all inner products.
 
     Samples are centred, so the constant vector is no part of any product Xz and no distance
     changes. Left at eps, its eigenvalue would swamp the diagonal that leave_one_out reads.
     """
-    return _sum(_at_cells(pyramid, cells, lambda x: _square_lengths(x).mean(dim=1), samples))
+    return _sum(_at_cells(grids, cells, lambda x: _square_lengths(x).mean(dim=1), samples))
 
 
-def _apply(whitening: Tensor, rows: Tensor) -> Tensor:
+def _whiten_rows(whitening: Tensor, rows: Tensor) -> Tensor:
     """L⁻¹ times every row of a matrix: (C, k, k) and (C, B, k) to (C, B, k)."""
-    # the upper right quarter holds zeros
+    # the upper right quarter of L⁻¹ holds zeros
     half = whitening.shape[1] // 2
     upper = rows[..., :half] @ whitening[:, :half, :half].mT
     return torch.cat([upper, rows @ whitening[:, half:].mT], dim=2)
 
 
 def _centre(embeddings: Tensor, mean: Tensor) -> Tensor:
-    """Less their mean, all (P, B, d) in one piece, where products of matrices are fastest."""
+    """Embeddings (P, B, d) minus their mean, contiguous: matrix products are fastest on that."""
     return torch.sub(embeddings, mean, out=embeddings.new_empty(embeddings.shape))
 
 
@@ -439,26 +416,26 @@ def _split(layers: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
     return (first, others) if others else (first[..., :0], layers)
 
 
-def _whiten(matrices: Tensor, inverse: Tensor) -> None:
+def _invert_factors(matrices: Tensor, inverse: Tensor) -> None:
     """Write L⁻¹ of every matrix LLᵀ into inverse, which may be matrices itself.
 
-    By halves, so that almost all of it is products of matrices, which are faster in a batch than
+    By halves, so that almost all of it is matrix products, which are faster in a batch than
     factors and substitutions: with L = [[A, 0], [B, C]], L⁻¹ = [[A⁻¹, 0], [-C⁻¹BA⁻¹, C⁻¹]].
     """
     size = matrices.shape[1]
     if size <= SUBSTITUTED:
-        inverse.copy_(_whiten_small(matrices))
+        inverse.copy_(_invert_small_factors(matrices))
         return
     head, tail = slice(0, size // 2), slice(size // 2, size)
     first, second = inverse[:, head, head], inverse[:, tail, tail]
-    _whiten(matrices[:, head, head], first)
+    _invert_factors(matrices[:, head, head], first)
     below = matrices[:, tail, head] @ first.mT
-    _whiten(torch.baddbmm(matrices[:, tail, tail], below, below.mT, alpha=-1), second)
+    _invert_factors(torch.baddbmm(matrices[:, tail, tail], below, below.mT, alpha=-1), second)
     torch.neg(second @ (below @ first), out=inverse[:, tail, head])
     inverse[:, head, tail] = 0
 
 
-def _whiten_small(matrices: Tensor) -> Tensor:
+def _invert_small_factors(matrices: Tensor) -> Tensor:
     try:
         cholesky = torch.linalg.cholesky(matrices)
     except torch.linalg.LinAlgError as error:
@@ -471,6 +448,6 @@ def _whiten_small(matrices: Tensor) -> Tensor:
 
 
 def _check_finite(mean: Tensor) -> None:
-    """Refuse embeddings of which one is not finite, and so neither is their mean."""
+    """Refuse embeddings of which one is not finite; their mean is not finite either."""
     if not mean.isfinite().all():
         raise ValueError("an embedding is not finite; the weights or the images are damaged")

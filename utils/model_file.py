@@ -1,6 +1,7 @@
-"""A fitted class in a file: tensors, and all that scoring another image needs to know.
+"""A fitted class in a file: tensors, and the settings that are needed to score another image.
 
-The format is safetensors, which holds no code. The network's weights are not in it, their hash is.
+The format is safetensors, which holds no code. The file has the hash of the network's weights, not
+the weights themselves.
 """
 
 import json
@@ -16,28 +17,30 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datasets.images import Preprocessing, check_preprocessing
-from utils.backbone import BACKBONES, count_layer_features, layer_grids
-from utils.features import LAYERS, PRECISIONS
+from utils.backbone import BACKBONES, LAYERS, chosen_layers
+from utils.features import PRECISIONS
 from utils.gaussian import COVARIANCE_EPS, Gaussians, count_numbers, is_primal
 from utils.padim import SMOOTHING_SIGMA, PaDiM
-from utils.patches import Pyramid, cells_of
+from utils.patches import cells_of
 from utils.system.files import replacing
 from utils.thresholds import Thresholds
 
 FORMAT = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
-LARGEST = 1e6  # of a feature: fit refuses all above some thousands, and no square overflows
+# of a number in the file: fit refuses features above some thousands, and no square overflows
+LARGEST = 1e6
 MATRICES = ("whitening", "loadings", "residual_whitening")
 KEY = "padim"  # of the settings in the file's metadata
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A fitted class and how its images are to be prepared.
+    """A fitted class and how its images are prepared.
 
     Attributes:
         class_name: what it was fitted to.
         arch: a key of BACKBONES.
+        channels: indices into the concatenation of the network's layers.
         weights_sha256: of the network, as in Network.
         precision: in which the network computes, a key of PRECISIONS.
         preprocessing: of every image.
@@ -49,6 +52,7 @@ class TrainedModel:
 
     class_name: str
     arch: str
+    channels: list[int]
     weights_sha256: str
     precision: str
     preprocessing: Preprocessing
@@ -59,11 +63,10 @@ class TrainedModel:
 
 
 def model_bytes(padim: PaDiM, dtype: str = "float32") -> int:
-    """Size of the file, but for some kilobytes; of all processes' patches together."""
+    """Size of the file in bytes, but for some kilobytes."""
     gaussians = padim.gaussians
     layer_features = [mean.shape[2] for mean in gaussians.means]
-    pyramid = Pyramid.whole(gaussians.pyramid.grids)
-    return count_numbers(pyramid, layer_features, padim.n_train) * DTYPES[dtype].itemsize
+    return count_numbers(gaussians.grids, layer_features, padim.n_train) * DTYPES[dtype].itemsize
 
 
 def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
@@ -92,7 +95,7 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         "class_name": model.class_name,
         "arch": model.arch,
         "layers": LAYERS,
-        "channels": list(model.padim.channels),
+        "channels": list(model.channels),
         "weights_sha256": model.weights_sha256,
         "precision": model.precision,
         "preprocessing": model.preprocessing._asdict(),
@@ -101,12 +104,12 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         "smoothing_sigma": SMOOTHING_SIGMA,
         "n_train": model.padim.n_train,
         "training_sha256": model.training_sha256,
-        "grids": model.padim.gaussians.pyramid.grids,
+        "grids": model.padim.gaussians.grids,
         "thresholds": thresholds,
         "thresholds_from": "training images, each scored by the Gaussians of all others",
     }
     with replacing(path) as temporary:
-        # the writer would make a file for its owner alone
+        # safetensors would make a file that only its owner can read
         temporary.touch()
         mode = temporary.stat().st_mode
         save_file(tensors, temporary, {KEY: json.dumps(settings)})
@@ -114,7 +117,7 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
 
 
 def load_model(path: Path, device: torch.device) -> TrainedModel:
-    """Read a model written by save_model; nothing in the file is run.
+    """Read a model that save_model wrote; nothing in the file is run.
 
     Args:
         path: of the file.
@@ -135,7 +138,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
             return _from_file(settings, tensors, device)
     except (
         *(SafetensorError, OSError, KeyError, TypeError, ValueError, IndexError, AttributeError),
-        RuntimeError,  # a tensor of numbers that torch cannot handle
+        RuntimeError,  # a tensor of a dtype that torch cannot handle
     ) as error:
         raise ValueError(
             f"{path} is damaged or no model of this suite ({_first_words(error)}); "
@@ -156,12 +159,12 @@ def _from_file(
     for name, tensor in tensors.items():
         try:
             finite = tensor.isfinite().all()
-        except RuntimeError as error:  # numbers of a kind that torch can only keep
+        except RuntimeError as error:  # a dtype that torch can only store
             raise ValueError(f"{name} is of {tensor.dtype}") from error
         if not finite:
             raise ValueError(f"{name} is not finite")
     _check_settings(settings)
-    padim = PaDiM(settings["channels"])
+    padim = PaDiM()
     good_scores = tensors.pop("good_scores").numpy()
     if good_scores.ndim != 1 or not len(good_scores) or (np.diff(good_scores) < 0).any():
         raise ValueError("good_scores are not in ascending order")
@@ -170,15 +173,16 @@ def _from_file(
     padim.gaussians = _to_gaussians(tensors, settings)
     _check_magnitudes(tensors, settings["eps"])
     return TrainedModel(
-        settings["class_name"],
-        settings["arch"],
-        settings["weights_sha256"],
-        settings["precision"],
-        Preprocessing(**settings["preprocessing"]),
-        tuple(settings["image_size"]),
-        settings["training_sha256"],
-        padim,
-        Thresholds(**settings["thresholds"], good_scores=good_scores),
+        class_name=settings["class_name"],
+        arch=settings["arch"],
+        channels=settings["channels"],
+        weights_sha256=settings["weights_sha256"],
+        precision=settings["precision"],
+        preprocessing=Preprocessing(**settings["preprocessing"]),
+        image_size=tuple(settings["image_size"]),
+        training_sha256=settings["training_sha256"],
+        padim=padim,
+        thresholds=Thresholds(**settings["thresholds"], good_scores=good_scores),
     )
 
 
@@ -205,7 +209,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     sides = len(size) == 2 and all(type(side) is int and side > 0 for side in size)
     if not sides or (crop and list(size) != [crop, crop]):
         raise ValueError(f"image_size is {size}")
-    if [grid for grid, _ in _layers_of(settings)] != [tuple(grid) for grid in settings["grids"]]:
+    grids, _ = chosen_layers(settings["arch"], settings["channels"], size)
+    if list(grids) != [tuple(grid) for grid in settings["grids"]]:
         raise ValueError(f"grids are {settings['grids']} with image_size {size}")
     thresholds = settings["thresholds"]
     rates = [thresholds[name] for name in ("target_fpr", "image_fpr") if name in thresholds]
@@ -214,7 +219,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
 
 
 def _check_magnitudes(tensors: Mapping[str, Tensor], eps: float) -> None:
-    """Refuse what no fit gives, and what would make distances overflow."""
+    """Refuse numbers that no fit gives, or that would make distances overflow."""
     for name, tensor in tensors.items():
         # L⁻¹ of a matrix that is eps or more in every direction; twice that is beyond rounding
         limit = 2 / eps**0.5 if name.endswith("whitening") else LARGEST
@@ -233,34 +238,37 @@ def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
     return tensors | {f"samples.{i}": samples for i, samples in enumerate(gaussians.samples)}
 
 
-def _layers_of(settings: Mapping[str, Any]) -> list[tuple[tuple[int, int], int]]:
-    """Grid and number of channels of every layer that has some."""
-    grids = layer_grids(settings["image_size"])
-    counts = count_layer_features(settings["arch"], settings["channels"])
-    return [layer for layer in zip(grids, counts, strict=True) if layer[1]]
-
-
 def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gaussians:
-    grids, features = zip(*_layers_of(settings), strict=True)
-    pyramid, n = Pyramid.whole(grids), settings["n_train"]
-    sizes = [height * width for height, width in grids]
+    grids, features = chosen_layers(
+        settings["arch"], settings["channels"], settings["image_size"]
+    )
+    n, sizes = settings["n_train"], [height * width for height, width in grids]
     means = [tensors[f"mean.{i}"] for i in range(len(grids))]
     for mean, size, d in zip(means, sizes, features, strict=True):
         _check_shape(mean, size, 1, d)
-    coarser = list(zip(sizes, features, strict=True))[min(len(grids) - 1, 1) :]
-    finest, k = sum(features) - sum(d for _, d in coarser), sum(d for _, d in coarser)
+    # a single layer counts as coarser
+    first_coarser = min(len(grids) - 1, 1)
+    finest, k = sum(features[:first_coarser]), sum(features[first_coarser:])
     samples = []
     if not is_primal(n, features):
         k = n
-        samples = [tensors[f"samples.{i}"] for i in range(len(coarser))]
-        for kept, (size, d) in zip(samples, coarser, strict=True):
+        samples = [tensors[f"samples.{i}"] for i in range(len(grids) - first_coarser)]
+        shapes = zip(sizes[first_coarser:], features[first_coarser:], strict=True)
+        for kept, (size, d) in zip(samples, shapes, strict=True):
             _check_shape(kept, size, n, d)
     whitening, loadings, residual_whitening = (tensors[name] for name in MATRICES)
-    _check_shape(whitening, len(cells_of(pyramid).members), k, k)
+    _check_shape(whitening, len(cells_of(grids).members), k, k)
     _check_shape(loadings, sizes[0], k, finest)
     _check_shape(residual_whitening, sizes[0], finest, finest)
-    matrices = whitening, loadings, residual_whitening
-    return Gaussians(pyramid, means, samples, *matrices, settings["eps"])
+    return Gaussians(
+        grids=grids,
+        means=means,
+        samples=samples,
+        whitening=whitening,
+        loadings=loadings,
+        residual_whitening=residual_whitening,
+        eps=settings["eps"],
+    )
 
 
 def _check_shape(tensor: Tensor, *shape: int) -> None:

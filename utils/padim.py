@@ -1,9 +1,9 @@
-"""PaDiM: fit to the features of good images, score those of any.
+"""PaDiM: fit Gaussians to the features of good images, score the features of any image.
 
 Reference: Defard et al., arXiv 2011.08785, section III; upstream's main.py.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
 import numpy as np
@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from utils.features import Features, select_channels
 from utils.gaussian import Gaussians, fit_gaussians, is_primal
-from utils.patches import Patches
-from utils.system.processes import ALONE, World
+from utils.thresholds import choose_held_out
 
 SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
 
@@ -23,120 +21,98 @@ SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
 class PaDiM:
     """The patch distributions of good images' features, and the anomaly maps they give.
 
-    Args:
-        channels: indices into the concatenation of the layers.
-        world: the processes that share the images and the patches; each calls all methods.
-
     Attributes:
-        gaussians, n_train: after fit; of the patches of this process.
+        gaussians: of every patch position, after fit.
+        n_train: number of images they were fitted to.
     """
 
     gaussians: Gaussians
     n_train: int
 
-    def __init__(self, channels: Sequence[int], world: World = ALONE) -> None:
-        self.channels = channels
-        self.world = world
-
     @torch.inference_mode()
     def fit(
         self,
-        batches: Iterable[Features],
+        batches: Iterable[list[Tensor]],
         n_train: int,
-        held_out: Collection[int] = (),
+        held_out: Sequence[int] | None = None,
     ) -> "PaDiM":
         """Learn the Gaussian of every patch position from good images (section III-B).
 
         Args:
-            batches: yields layer outputs of some images at a time, or the model's channels of
-                them, as FeatureExtractor gives them, all of the same sizes; of this process's
-                share of the images.
-            n_train: images in all batches of all processes together.
-            held_out: numbers of the images that held_out_maps is for.
+            batches: yields the features of some images at a time, as FeatureExtractor returns
+                them, all of the same sizes.
+            n_train: images in all batches together.
+            held_out: ascending numbers of the images that held_out_maps is for; by default those
+                that thresholds are found with.
 
         Raises:
-            ValueError: if there are fewer than 2 images or an embedding is not finite.
+            ValueError: if there are fewer than 2 images or a feature is not finite.
         """
         self.n_train = n_train
-        self._held_out = list(held_out)
-        self._held_out_patches: Patches | None = None
-        self.gaussians = fit_gaussians(self._arrange(batches), n_train)
+        self._held_out = choose_held_out(n_train) if held_out is None else held_out
+        self._held_out_features: list[Tensor] | None = None
+        self.gaussians = fit_gaussians(self._keep_held_out(batches), n_train)
         return self
 
-    def _arrange(self, batches: Iterable[Features]) -> Iterator[Patches]:
-        seen = 0
-        for features in batches:
-            layers = select_channels(features, self.channels)
-            patches, counts = self.world.share_patches(layers)
-            # the dual form keeps all images anyway
-            primal = is_primal(self.n_train, [layer.shape[1] for layer in layers])
-            kept = [i for i in range(sum(counts)) if primal and seen + i in self._held_out]
-            if kept:
-                self._hold_out(patches, kept)
-            seen += sum(counts)
-            # while the next batch is made, nothing holds this one
-            del features, layers
-            yield patches
-            del patches
+    def _keep_held_out(self, batches: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
+        """Pass the batches on, and keep their held-out images if held_out_maps will need them.
 
-    def _hold_out(self, patches: Patches, images: Sequence[int]) -> None:
+        The dual form of the Gaussians has all images anyway.
+        """
+        first = 0
+        for layers in batches:
+            numbers = range(first, first + len(layers[0]))
+            first = numbers.stop
+            if is_primal(self.n_train, [layer.shape[1] for layer in layers]):
+                self._keep(layers, [i - numbers.start for i in self._held_out if i in numbers])
+            yield layers
+            del layers  # free this batch before the next one is made
+
+    def _keep(self, layers: list[Tensor], images: list[int]) -> None:
         """Keep these images of a batch."""
-        if self._held_out_patches is None:
-            # one piece for all: pieces made in between would keep the memory of batches from reuse
-            room = [z.new_empty(len(z), len(self._held_out), z.shape[2]) for z in patches.layers]
-            self._held_out_patches, self._n_held = patches._replace(layers=room), 0
-        for room, layer in zip(self._held_out_patches.layers, patches.layers, strict=True):
-            room[:, self._n_held : self._n_held + len(images)] = layer[:, images]
-        self._n_held += len(images)
+        if self._held_out_features is None:
+            # one piece for all: pieces made in between would fragment the memory
+            shapes = [(len(self._held_out), *layer.shape[1:]) for layer in layers]
+            self._held_out_features = [
+                layer.new_empty(shape) for layer, shape in zip(layers, shapes, strict=True)
+            ]
+            self._n_kept = 0
+        end = self._n_kept + len(images)
+        for kept, layer in zip(self._held_out_features, layers, strict=True):
+            kept[self._n_kept : end] = layer[images]
+        self._n_kept = end
 
     @torch.inference_mode()
     def held_out_maps(self, size: Sequence[int]) -> np.ndarray:
         """Maps of the held-out training images, each by the Gaussians of all other images.
 
+        What was kept for this is freed: it can be called once after a fit.
+
         Args:
             size: H and W of the images.
 
         Returns:
-            (n, H, W) float32, as anomaly_maps; in processes that do not lead, none. What was kept
-            for them is freed.
+            (n, H, W) float32, as anomaly_maps.
         """
+        features, self._held_out_features = self._held_out_features, None
         if not self._held_out:
-            shape = (0, *self.gaussians.pyramid.shape)
-            distances = self.gaussians.whitening.new_empty(shape)
-        else:
-            kept = self._held_out_patches if self.gaussians.is_primal else self._held_out
-            distances = self.gaussians.leave_one_out(kept, self.n_train)
-        self._held_out_patches = None
-        to_leader = [len(distances)] + [0] * (self.world.size - 1)
-        distances = self.world.share_distances(distances, self.gaussians.pyramid, to_leader)
-        return enlarge(distances, size).cpu().numpy()
+            return np.empty((0, *size), dtype=np.float32)
+        distances = self.gaussians.leave_one_out(self._held_out, features, self.n_train)
+        return enlarge(distances, size).numpy(force=True)
 
     @torch.inference_mode()
-    def anomaly_maps(self, features: Features, size: Sequence[int]) -> Tensor:
+    def anomaly_maps(self, features: list[Tensor], size: Sequence[int]) -> Tensor:
         """Raw anomaly maps (section III-C): distances, enlarged to the images and smoothed.
 
         Args:
-            features: layer outputs of B images, or the model's channels of them.
+            features: of B images, as in fit.
             size: H and W of the images.
 
         Returns:
             (B, H, W) float32 Mahalanobis distances on the features' device, higher = more
             anomalous.
         """
-        patches, counts = self.world.share_patches(select_channels(features, self.channels))
-        distances = self.gaussians.distances(patches)
-        return enlarge(self.world.share_distances(distances, patches.pyramid, counts), size)
-
-    def gather(self) -> "PaDiM | None":
-        """The model with the patches of all processes on the CPU, in the one that leads."""
-        if self.world.size == 1:
-            return self
-        whole = PaDiM(self.channels)
-        whole.n_train = self.n_train
-        whole.gaussians = self.gaussians.map_tensors(
-            lambda tensor, part: self.world.gather(tensor[part].cpu())
-        )
-        return whole if self.world.leads else None
+        return enlarge(self.gaussians.distances(features), size)
 
 
 def enlarge(distances: Tensor, size: Sequence[int]) -> Tensor:

@@ -11,7 +11,7 @@ from math import floor, inf
 
 import numpy as np
 
-HELD_OUT = 256  # images at most; their embeddings are kept until the fit is done
+MOST_HELD_OUT = 256  # images; their features are kept until the fit is done
 TARGET_FPR = 0.01
 
 
@@ -20,10 +20,10 @@ class Thresholds:
     """Where good ends; score >= threshold is anomalous.
 
     Attributes:
-        image: for image scores; a good image reaches it with a probability of target_fpr.
+        image: for image scores; a new good image reaches it with probability image_fpr.
         pixel: for anomaly maps; at most target_fpr of the held-out images' pixels reach it.
-        target_fpr: the rate asked for.
-        image_fpr: the rate that so many images support, target_fpr or more.
+        target_fpr: the rate of false alarms asked for.
+        image_fpr: the rate that the number of held-out images supports, target_fpr or more.
         good_scores: (n,) ascending float32 scores of the held-out images.
     """
 
@@ -49,15 +49,14 @@ class Thresholds:
 
 
 def choose_held_out(n_train: int) -> list[int]:
-    """The training images that are held out in turn: all, or HELD_OUT spread evenly.
+    """The training images that are held out in turn: all, or MOST_HELD_OUT spread evenly.
 
-    Without one of two images there is no covariance, so with fewer than three there are none.
+    There are none if there are fewer than three images: a covariance needs two others.
     """
     if n_train < 3:
         return []
-    return (
-        np.unique(np.linspace(0, n_train - 1, min(n_train, HELD_OUT)).round()).astype(int).tolist()
-    )
+    numbers = np.linspace(0, n_train - 1, min(n_train, MOST_HELD_OUT)).round()
+    return np.unique(numbers).astype(int).tolist()
 
 
 def find_thresholds(anomaly_maps: np.ndarray, target_fpr: float) -> Thresholds | None:

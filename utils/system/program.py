@@ -1,0 +1,78 @@
+"""How the program starts and ends: settings of its process, and errors as one line."""
+
+import gc
+import os
+import sys
+from collections.abc import Callable
+from io import TextIOWrapper
+from typing import Any
+
+from utils.system.files import find_output_error
+
+# what torch says when memory is full, on any system
+MEMORY_IS_FULL = ("out of memory", "not enough memory", "can't allocate memory")
+MISTAKE, INTERRUPTED = 2, 130  # exit statuses
+
+
+def prepare_process() -> None:
+    """Set what concerns the whole process, before anything is imported that takes seconds."""
+    # Threads that wait for work spin for microseconds, then sleep. The default, milliseconds, takes
+    # the cores from the threads that decode images; without spinning, small matrices take 6 x as
+    # long.
+    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    # imports make a million objects, none of them garbage: looking for it takes most of a second
+    gc.set_threshold(100_000)
+    if sys.stderr is None:  # it was closed
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the program)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            # names that the terminal cannot show are spelled out
+            stream.reconfigure(errors="backslashreplace")
+
+
+def run_program(name: str, run: Callable[[Any], None], args: Any) -> None:
+    """Call run(args); a mistake or a lack that the user can mend ends in one line.
+
+    Args:
+        name: of the program, at the beginning of that line.
+        run: may raise OSError and ValueError for whatever the user can mend.
+        args: of run.
+
+    Raises:
+        SystemExit: with MISTAKE or INTERRUPTED.
+        Exception: if it is a bug.
+    """
+    try:
+        run(args)
+        print(end="", flush=True)  # a full disk or a closed pipe is noticed here, not at exit
+    except KeyboardInterrupt:
+        print("interrupted; the classes finished so far are in the results", file=sys.stderr)
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        message = explain(error)
+        if message is None:
+            raise
+        print(f"{name}: error: {message}", file=sys.stderr)
+        sys.exit(MISTAKE)
+    finally:
+        # at exit, looking for garbage among torch's modules would take a second
+        gc.freeze()
+
+
+def explain(error: Exception) -> str | None:
+    """One line on what went wrong, if the user can mend it; None for a bug."""
+    text = " ".join(str(find_output_error(error) or error).split())
+    if isinstance(error, (OSError, ValueError)):
+        return text
+    if isinstance(error, MemoryError) or any(words in text for words in MEMORY_IS_FULL):
+        return (
+            f"memory is full ({text[:120] or 'no more is given'}); lower --batch_size, "
+            "--n_features or --crop, or start fewer processes; the classes finished so far are in "
+            "the results"
+        )
+    if type(error).__name__ == "AcceleratorError":  # torch is not imported only for its name
+        return (
+            f"the device failed ({text[:120]}); repeat the command to go on after the classes "
+            "finished so far, or give --device cpu"
+        )
+    return None
