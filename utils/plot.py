@@ -1,4 +1,4 @@
-"""Figures: ROC curves and localisation panels. Draws what it is given and changes none of it.
+"""Figures: ROC curves and localisation panels. The arrays that are drawn are not changed.
 
 Reference: upstream's main.py, plot_fig.
 """
@@ -28,19 +28,24 @@ DPI = 100
 FONT_SIZE = 10  # points
 HEAT_MAP = "jet"  # upstream
 HEAT_MAP_ALPHA = 0.5  # upstream
-OPENING = disk(4)  # upstream; takes specks out of the drawn mask, not out of any metric
+OPENING = disk(4)  # upstream; removes specks from the drawn mask only, metrics see them
 BOUNDARY_COLOUR = (255, 0, 0)  # upstream
-STRIP = 256  # rows of an overlay that are coloured at once. Memory only
+STRIP = 256  # rows of an overlay that are coloured at once; affects memory only
+ROC_SIZE = (2000, 1000)  # upstream; width and height in pixels
 ROC_STEPS = 2000  # resolution of a drawn curve, in x and in y
-# figure pixels around and between the panels
+# pixels around and between the panels, above them for the titles, right of them for the bar
 MARGIN, TITLES, COLOUR_BAR = 12, 52, 84
 
 
 class Localisation(NamedTuple):
-    """What one figure shows and where it goes.
+    """One localisation figure.
 
-    image is (3, H, W) uint8, anomaly_map (H, W) float32; mask (H, W) bool, None where the defect
-    is not marked.
+    Attributes:
+        path: of the PNG file to write.
+        title: text above the panels.
+        image: (3, H, W) uint8.
+        anomaly_map: (H, W) float32.
+        mask: ground truth (H, W) bool; None where the defects are not marked.
     """
 
     path: Path
@@ -53,24 +58,29 @@ class Localisation(NamedTuple):
 Curves = Mapping[str, RocCurve | None]
 
 
-def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> None:
+def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> tuple[int, int]:
     """Write the ROC curves of all classes, image level left and pixel level right.
 
     Args:
         path: of the PNG file.
-        image_curves: by class name; what is None is left out.
+        image_curves: by class name; a class whose curve is None is left out.
         pixel_curves: as image_curves.
+
+    Returns:
+        The width and height of the figure in pixels.
     """
-    figure = Figure(figsize=(20, 10), layout="constrained")
+    width, height = ROC_SIZE
+    figure = Figure(figsize=(width / DPI, height / DPI), layout="constrained")
     left, right = figure.subplots(1, 2)
     _plot_roc_panel(left, "image", image_curves)
     _plot_roc_panel(right, "pixel", pixel_curves)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
+    return ROC_SIZE
 
 
 def thin(curve: RocCurve) -> RocCurve:
-    """The curve without the points that fall on the same spot of a figure as their neighbour."""
+    """The curve without points that a figure draws on the same spot as the point before."""
     spots = np.round(np.stack([curve.fpr, curve.tpr]) * ROC_STEPS)
     keep = np.append(True, np.any(np.diff(spots) != 0, axis=0))
     return curve._replace(fpr=curve.fpr[keep], tpr=curve.tpr[keep])
@@ -79,19 +89,20 @@ def thin(curve: RocCurve) -> RocCurve:
 def plot_localisations(
     items: Iterable[Localisation], norm: Normalize, threshold: float | None
 ) -> Iterator[Path]:
-    """Write the panels of every item: image, ground truth, heat map, predicted mask and outline.
+    """Write a figure for each item, with up to five panels at the images' own resolution.
 
-    The predicted mask is anomaly_map >= threshold, opened. Without a mask there is no ground
-    truth panel, without a threshold there are no last two. One pixel of an image is one pixel of
-    the figure.
+    The panels are the image, the ground truth, the heat map, the predicted mask and the image
+    with the outline of that mask. The predicted mask is anomaly_map >= threshold, after a
+    morphological opening. Items without a mask have no ground truth panel. Without a threshold
+    the last two panels are left out.
 
     Args:
-        items: images of one class, all of one size, all with or all without mask.
+        items: images of one class, all of one size, either all with a mask or all without.
         norm: colour scale of the anomaly maps, shared by all heat maps and the colour bar.
         threshold: in units of the anomaly maps, marked on the colour bar.
 
     Yields:
-        The path of each file that is complete; the figures are drawn side by side in threads.
+        The path of each file, in order, once it is complete. Threads draw several at a time.
     """
     items = list(items)
     if not items:
@@ -105,28 +116,28 @@ def plot_localisations(
 def plot_overlay(
     path: Path, image: np.ndarray, anomaly_map: np.ndarray, norm: Normalize, threshold: float
 ) -> None:
-    """Write the image under the colours of its map, with anomaly_map >= threshold outlined.
+    """Write the image blended with its heat map, with anomaly_map >= threshold outlined.
 
     Args:
         path: of the PNG file.
         image: (H, W, 3) uint8.
-        anomaly_map: (H, W) float32; where it is NaN the image stays bare.
+        anomaly_map: (H, W) float32; pixels where it is NaN are drawn as they are.
         norm: colour scale of the map.
         threshold: in units of the map.
     """
     pixels = image.copy()
     for top in range(0, len(image), STRIP):
         strip = slice(top, top + STRIP)
-        there = np.isfinite(anomaly_map[strip])
-        # a mask as index makes of the pixels a row of them, which _overlay takes as well
-        pixels[strip][there] = _overlay(image[strip][there], anomaly_map[strip][there], norm)
+        scored = np.isfinite(anomaly_map[strip])
+        # indexing with a mask gives (n, 3) pixels and (n,) scores, which _overlay also takes
+        pixels[strip][scored] = _overlay(image[strip][scored], anomaly_map[strip][scored], norm)
     pixels[find_boundaries(anomaly_map >= threshold, mode="inner")] = BOUNDARY_COLOUR
     with replacing(path) as temporary:
         Image.fromarray(pixels).save(temporary, compress_level=1)
 
 
 def _write(frame: np.ndarray, norm: Normalize, threshold: float | None, item: Localisation) -> Path:
-    """Fill in the item's panels and title and write its file."""
+    """Write the item's figure: a copy of frame with its panels and title filled in."""
     pixels = frame.copy()
     height, width = item.anomaly_map.shape
     for i, panel in enumerate(_panel_pixels(item, norm, threshold).values()):
@@ -142,10 +153,10 @@ def _write(frame: np.ndarray, norm: Normalize, threshold: float | None, item: Lo
 def _draw_frame(
     names: Sequence[str], size: tuple[int, int], norm: Normalize, threshold: float | None
 ) -> np.ndarray:
-    """All that the figures of a class share, (h, w, 3) uint8: panel titles and the colour bar."""
+    """What all figures of a class share, (h, w, 3) uint8: panel titles and the colour bar."""
     height, width = size
     across = MARGIN + len(names) * (width + MARGIN) + COLOUR_BAR
-    up = MARGIN + height + TITLES
+    up = MARGIN + height + TITLES  # matplotlib's coordinates start at the bottom left
     figure = Figure(figsize=(across / DPI, up / DPI), dpi=DPI)
     canvas = FigureCanvasAgg(figure)
     for i, name in enumerate(names):
@@ -166,14 +177,14 @@ def _draw_frame(
 
 @cache
 def _title_font() -> ImageFont.FreeTypeFont:
-    """The font of the panel titles, which matplotlib brings along."""
+    """The font of the panel titles, as a file that comes with matplotlib."""
     return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), FONT_SIZE * DPI / 72)
 
 
 def _panel_pixels(
     item: Localisation, norm: Normalize, threshold: float | None
 ) -> dict[str, np.ndarray]:
-    """The pixels of each panel by its title, (H, W, 3) uint8, or (H, W, 1) in grey."""
+    """The panels by title, each (H, W, 3) uint8, or (H, W, 1) if it is black and white."""
     image = item.image.transpose(1, 2, 0)
     panels = {"Image": image}
     if item.mask is not None:
@@ -189,12 +200,12 @@ def _panel_pixels(
 
 
 def _open(mask: np.ndarray) -> np.ndarray:
-    """As skimage's opening, which takes twice as long: it is made for grey images."""
+    """The morphological opening; equal to skimage's for grey images and twice as fast."""
     return binary_dilation(binary_erosion(mask, OPENING, border_value=1), OPENING)
 
 
 def _overlay(image: np.ndarray, anomaly_map: np.ndarray, norm: Normalize) -> np.ndarray:
-    """The image under the colours that the scores have on the colour bar."""
+    """The image, half covered by the colours of its scores on the colour bar."""
     colours = colormaps[HEAT_MAP](norm(anomaly_map), bytes=True)[..., :3]
     blend = HEAT_MAP_ALPHA * colours + (1 - HEAT_MAP_ALPHA) * image
     return blend.round().astype(np.uint8)
@@ -205,7 +216,7 @@ def _black_and_white(mask: np.ndarray) -> np.ndarray:
 
 
 def _plain(name: str) -> str:
-    """The name as matplotlib can draw it: no formula, and valid text."""
+    """The name as text that matplotlib can draw and does not read as a formula."""
     return printable(name).replace("$", r"\$")
 
 

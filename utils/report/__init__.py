@@ -1,1 +1,1 @@
-"""The parts of the experiment in main.py."""
+"""What a run leaves in its folder: numbers, tables, figures and the page that shows them."""

@@ -1,38 +1,51 @@
-"""The localisation figures of a class, and what is said of them."""
+"""The localisation figures of a class."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 from matplotlib.colors import Normalize
+from PIL import Image
 from tqdm import tqdm
 
 from datasets.dataset import ImageDataset
-from datasets.mvtec import UNLABELLED
 from utils.evaluation import Evaluation, ScoredImages
 from utils.plot import Localisation, plot_localisations
-from utils.report.page import Gallery, GalleryItem
 
 FOLDER = "figures"
-THRESHOLD_SOURCE = "best image F1 on these test images: an oracle, not a threshold to deploy"
-NO_THRESHOLD = "no threshold: it needs both normal and anomalous images"
+
+
+class Figures(NamedTuple):
+    """The figures of a class.
+
+    Attributes:
+        paths: by image number the file, relative to the run's folder, with slashes.
+        panels: names of what each figure shows, from left to right.
+        size: width and height of each figure in pixels; None without figures.
+    """
+
+    paths: dict[int, str]
+    panels: list[str]
+    size: tuple[int, int] | None
 
 
 def draw_figures(
-    folder: Path, test: ImageDataset, scored: ScoredImages, evaluation: Evaluation
-) -> tuple[Gallery, list[Path]]:
-    """Draw test images under folder/figures/<class>.
+    folder: Path,
+    test: ImageDataset,
+    scored: ScoredImages,
+    evaluation: Evaluation,
+    show_progress: bool = True,
+) -> Figures:
+    """Write a figure for each image in scored.drawn to folder/figures/<class>.
 
     Args:
         folder: of the run.
-        test: the test images of a class.
-        scored: what the model says of them, with the images to draw.
-        evaluation: of that.
-
-    Returns:
-        The gallery of what was drawn, empty for unlabelled images, of which there is no right or
-        wrong to show; and all files. Paths are relative to folder.
+        test: the test images of the class.
+        scored: their scores, and the pixels of those to draw.
+        evaluation: of the class; its pixel threshold gives the predicted masks.
+        show_progress: whether a terminal shows a progress bar.
     """
     paths = {i: Path(FOLDER, test.class_name, f"{test.samples[i].name}.png") for i in scored.drawn}
-    localisations = (
+    localisations = [
         Localisation(
             folder / path,
             _title(test, scored, i),
@@ -41,31 +54,27 @@ def draw_figures(
             scored.drawn[i].mask if test.has_masks else None,
         )
         for i, path in paths.items()
-    )
+    ]
     norm = Normalize(*scored.score_range)
     written = plot_localisations(localisations, norm, evaluation.pixel_threshold)
-    description = f"{test.class_name} figures"
-    for _ in tqdm(written, description, len(paths), unit="figure", disable=None):
-        pass
-    items = [
-        _describe(test, scored, evaluation, i, path)
-        for i, path in paths.items()
-        if test.samples[i].label != UNLABELLED
-    ]
-    gallery = Gallery(
-        test.class_name,
-        items,
-        evaluation.image_threshold,
-        NO_THRESHOLD if evaluation.image_threshold is None else THRESHOLD_SOURCE,
-        _panels(test.has_masks, evaluation.pixel_threshold is not None),
-    )
-    return gallery, list(paths.values())
+    # None: the bar is shown in a terminal only
+    disable = None if show_progress else True
+    bar = tqdm(written, f"{test.class_name} figures", len(paths), unit="figure", disable=disable)
+    files = list(bar)
+    panels = _name_panels(test.has_masks, evaluation.pixel_threshold is not None)
+    size = _read_size(files[0]) if files else None
+    return Figures({i: path.as_posix() for i, path in paths.items()}, panels, size)
 
 
-def _panels(masks: bool, threshold: bool) -> list[str]:
-    """What the figures show, for those who cannot see them."""
-    names = ["image", *["ground truth"] * masks, "heat map"]
-    return names + ["predicted mask", "outline of that mask"] * threshold
+def _name_panels(has_masks: bool, has_threshold: bool) -> list[str]:
+    """What a figure shows, in words for those who cannot see it."""
+    names = ["image"]
+    if has_masks:
+        names.append("ground truth")
+    names.append("heat map")
+    if has_threshold:
+        names += ["predicted mask", "outline of that mask"]
+    return names
 
 
 def _title(test: ImageDataset, scored: ScoredImages, i: int) -> str:
@@ -74,12 +83,6 @@ def _title(test: ImageDataset, scored: ScoredImages, i: int) -> str:
     return f"{test.class_name} / {sample.defect_type} / {sample.path.name}    {score}"
 
 
-def _describe(
-    test: ImageDataset, scored: ScoredImages, evaluation: Evaluation, i: int, path: Path
-) -> GalleryItem:
-    sample, score = test.samples[i], float(scored.image_scores[i])
-    threshold = evaluation.image_threshold
-    flagged = None if threshold is None else score >= threshold
-    return GalleryItem(
-        path, sample.path.name, sample.defect_type, bool(sample.label), score, flagged
-    )
+def _read_size(path: Path) -> tuple[int, int]:
+    with Image.open(path) as figure:
+        return figure.size

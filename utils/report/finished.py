@@ -1,56 +1,40 @@
-"""What a finished class leaves for the tables, the page and the next run: classes/<class>.json."""
+"""The files by which the next run knows which classes are finished: classes/<class>.json."""
 
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets.dataset import Splits
+from datasets.dataset import ImageDataset
 from datasets.images import unreadable
+from datasets.mvtec import UNLABELLED
 from utils.metrics import RocCurve
-from utils.report.page import Gallery, GalleryItem
-from utils.report.results import ClassResult, ClassThresholds, ImageScore
+from utils.report.results import (
+    ClassRecord,
+    ClassResult,
+    ClassThresholds,
+    ImageResult,
+    check_results,
+)
 from utils.system.files import replacing
 
-FORMAT = 2
+FORMAT = 3
 FOLDER = "classes"
-
-
-@dataclass(frozen=True)
-class FinishedClass:
-    """One class, done.
-
-    Attributes:
-        fingerprint: of all that its results depend on.
-        results: one per draw of channels.
-        image_curve, pixel_curve: of the first draw, thinned to what a figure shows; None where
-            one is not defined.
-        gallery: its figures.
-        scores: of its test images.
-        thresholds: None where there are none.
-        files: all that was written for it, relative to the run's folder.
-    """
-
-    fingerprint: str
-    results: Sequence[ClassResult]
-    image_curve: RocCurve | None
-    pixel_curve: RocCurve | None
-    gallery: Gallery
-    scores: Sequence[ImageScore]
-    thresholds: ClassThresholds | None
-    files: Sequence[str]
+# what a file with wrong content raises while it is read and checked
+DAMAGE = (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 def make_fingerprint(settings: Mapping[str, Any], root: Path, paths: Iterable[Path]) -> str:
-    """SHA-256 of settings and of the image files' names below root, sizes and times of change.
+    """SHA-256 of settings and of the files' names below root, sizes and modification times.
 
     Raises:
-        ValueError: if one is a link to nowhere; the message names it.
+        ValueError: if a file cannot be found; the message names it.
     """
     digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True, default=str).encode())
     for path in paths:
@@ -63,65 +47,53 @@ def make_fingerprint(settings: Mapping[str, Any], root: Path, paths: Iterable[Pa
     return digest.hexdigest()
 
 
-def fingerprint_classes(
-    settings: Mapping[str, Any], data_path: Path, datasets: Sequence[Splits]
-) -> dict[str, str]:
-    """By class, the fingerprint of settings and of its images and masks."""
-    fingerprints = {}
-    for train, test in datasets:
-        samples = [*train.samples, *test.samples]
-        paths = [path for sample in samples for path in (sample.path, *sample.mask_paths)]
-        fingerprints[test.class_name] = make_fingerprint(settings, data_path, paths)
-    return fingerprints
+def fingerprint_class(
+    settings: Mapping[str, Any], data_path: Path, train: ImageDataset, test: ImageDataset
+) -> str:
+    """The fingerprint of settings and of a class's images and masks.
+
+    Raises:
+        ValueError: as make_fingerprint.
+    """
+    samples = [*train.samples, *test.samples]
+    paths = [path for sample in samples for path in (sample.path, *sample.mask_paths)]
+    return make_fingerprint(settings, data_path, paths)
 
 
-def find_finished(folder: Path, fingerprints: Mapping[str, str]) -> dict[str, FinishedClass]:
-    """The classes that an earlier run into folder has finished, by name."""
-    found = {name: read_finished(folder, name, wanted) for name, wanted in fingerprints.items()}
-    return {name: one for name, one in found.items() if one is not None}
+def write_record(folder: Path, record: ClassRecord) -> None:
+    """Write folder/classes/<class>.json, which makes the class a finished one."""
+    content = {"format": FORMAT, **asdict(record)}
+    with replacing(_path(folder, record.result.class_name)) as path:
+        # arrays and NumPy's numbers have tolist
+        path.write_text(json.dumps(content, default=lambda value: value.tolist()), encoding="utf-8")
 
 
-def write_finished(folder: Path, finished: FinishedClass) -> None:
-    """Write folder/classes/<class>.json, by which the next run knows that the class is done."""
-    content = {
-        "results": [asdict(result) for result in finished.results],
-        "image_curve": _curve_to_json(finished.image_curve),
-        "pixel_curve": _curve_to_json(finished.pixel_curve),
-        "gallery": finished.gallery._replace(items=[]),
-        "items": [item._replace(figure=str(item.figure)) for item in finished.gallery.items],
-        "scores": finished.scores,
-        "thresholds": finished.thresholds,
-        "files": finished.files,
-    }
-    text = json.dumps(content, default=np.generic.item)
-    record = {"fingerprint": finished.fingerprint, "sha256": _sha256(text), "content": text}
-    with replacing(_path(folder, finished.gallery.class_name)) as path:
-        path.write_text(json.dumps(record), encoding="utf-8")
+def read_record(folder: Path, class_name: str, fingerprint: str) -> ClassRecord | None:
+    """The record of a class that an earlier run finished with this fingerprint.
 
-
-def read_finished(folder: Path, class_name: str, fingerprint: str) -> FinishedClass | None:
-    """The class if an earlier run finished it with this fingerprint and all its files are there.
-
-    A damaged file means that the class is fitted again, which is said.
+    It is None if there is no record, if the fingerprint is another, or if a file of the class is
+    gone. It is also None, and a line is printed, if the record is damaged or of another version.
     """
     path = _path(folder, class_name)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if record["fingerprint"] != fingerprint:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content.pop("format", None) != FORMAT:
+            print(f"{path} was written by another version: {class_name} is fitted again")
             return None
-        if record["sha256"] != _sha256(record["content"]):
-            raise ValueError("its content was changed")
-        finished = _from_json(fingerprint, json.loads(record["content"]))
+        if content["fingerprint"] != fingerprint:
+            return None
+        record = _from_json(content)
+        _check_record(record, class_name)
     except FileNotFoundError:
         return None
-    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
+    except DAMAGE as error:
         print(f"{path} is damaged ({type(error).__name__}): {class_name} is fitted again")
         return None
-    return finished if all((folder / name).is_file() for name in finished.files) else None
+    return record if all((folder / name).is_file() for name in record.files) else None
 
 
-def discard_finished(folder: Path, class_name: str) -> None:
-    """Forget that a class was finished, before its files are replaced one by one."""
+def discard_record(folder: Path, class_name: str) -> None:
+    """Make a class unfinished, before its files are replaced one by one."""
     _path(folder, class_name).unlink(missing_ok=True)
 
 
@@ -129,29 +101,75 @@ def _path(folder: Path, class_name: str) -> Path:
     return folder / FOLDER / f"{class_name}.json"
 
 
-def _sha256(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _from_json(fingerprint: str, content: Mapping[str, Any]) -> FinishedClass:
-    items = [GalleryItem(*item) for item in content["items"]]
-    items = [item._replace(figure=Path(item.figure)) for item in items]
-    thresholds = content["thresholds"]
-    return FinishedClass(
-        fingerprint,
-        [ClassResult(**result) for result in content["results"]],
-        _curve_from_json(content["image_curve"]),
-        _curve_from_json(content["pixel_curve"]),
-        Gallery(*content["gallery"])._replace(items=items),
-        [ImageScore(*score) for score in content["scores"]],
-        None if thresholds is None else ClassThresholds(*thresholds),
-        content["files"],
-    )
-
-
-def _curve_to_json(curve: RocCurve | None) -> list | None:
-    return None if curve is None else [curve.fpr.tolist(), curve.tpr.tolist(), curve.auroc]
+def _from_json(content: Mapping[str, Any]) -> ClassRecord:
+    thresholds, size = content["thresholds"], content["figure_size"]
+    parts = {
+        "result": ClassResult(**content["result"]),
+        "thresholds": None if thresholds is None else ClassThresholds(**thresholds),
+        "image_curve": _curve_from_json(content["image_curve"]),
+        "pixel_curve": _curve_from_json(content["pixel_curve"]),
+        "images": [ImageResult(**image) for image in content["images"]],
+        "figure_size": None if size is None else tuple(size),
+    }
+    return ClassRecord(**{**content, **parts})
 
 
 def _curve_from_json(values: list | None) -> RocCurve | None:
-    return None if values is None else RocCurve(*map(np.array, values[:2]), values[2])
+    """The curve of [fpr, tpr, auroc]."""
+    if values is None:
+        return None
+    fpr, tpr, auroc = values
+    return RocCurve(np.array(fpr, dtype=float), np.array(tpr, dtype=float), auroc)
+
+
+def _check_record(record: ClassRecord, class_name: str) -> None:
+    """Refuse what no run has written, before a table or the page trips over it.
+
+    Raises:
+        TypeError, ValueError: if a value has the wrong type, range or length.
+    """
+    check_results([record.result])
+    _require(record.result.class_name == class_name)
+    _require_texts(class_name, *record.result.notes, *record.panels, *record.files)
+    _require_numbers(record.image_threshold, record.pixel_threshold)
+    for curve in (record.image_curve, record.pixel_curve):
+        if curve is not None:
+            _check_curve(curve)
+    for image in record.images:
+        _check_image(image, record.files)
+    if record.thresholds is not None:
+        name, *numbers = vars(record.thresholds).values()
+        _require(name == class_name)
+        _require_numbers(*numbers)
+    has_figures = any(image.figure is not None for image in record.images)
+    _require(has_figures == (record.figure_size is not None))
+    if record.figure_size is not None:
+        width, height = record.figure_size
+        _require(type(width) is int and type(height) is int and min(width, height) > 0)
+
+
+def _check_curve(curve: RocCurve) -> None:
+    rates = np.stack([curve.fpr, curve.tpr])
+    _require(rates.ndim == 2 and bool(((rates >= 0) & (rates <= 1)).all()))
+    _require(0 <= curve.auroc <= 1)
+
+
+def _check_image(image: ImageResult, files: Iterable[str]) -> None:
+    _require_texts(image.image, image.defect_type)
+    _require(type(image.label) is int and image.label in (0, 1, UNLABELLED))
+    _require(isfinite(image.score))
+    _require(image.figure is None or image.figure in files)
+
+
+def _require_texts(*values: str) -> None:
+    for value in values:
+        value.encode("utf-8", "surrogateescape")  # as a file name, it need not be valid text
+
+
+def _require_numbers(*values: float | None) -> None:
+    _require(all(value is None or isfinite(value) for value in values))
+
+
+def _require(condition: bool) -> None:
+    if not condition:
+        raise ValueError("a value is out of range")

@@ -1,153 +1,219 @@
-"""All that a run leaves in its folder: metrics, tables, figures and the page that shows them."""
+"""What a class and a run leave in the run's folder."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from time import perf_counter
 from typing import Any
 
 from datasets.dataset import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
+from utils.metrics import RocCurve
 from utils.plot import plot_roc_curves, thin
-from utils.report.figures import draw_figures
-from utils.report.finished import FinishedClass, write_finished
-from utils.report.page import write_page
+from utils.report.figures import Figures, draw_figures
+from utils.report.finished import discard_record, write_record
+from utils.report.page import Picture, write_page
 from utils.report.results import (
     STAGES,
+    ClassRecord,
     ClassResult,
     ClassThresholds,
-    ImageScore,
+    ImageResult,
     Run,
     write_run,
     write_scores,
     write_thresholds,
 )
-from utils.report.tables import Table, run_tables, write_tables
+from utils.report.tables import DASH, Table, run_tables, write_tables
 from utils.thresholds import Thresholds
 
 ROC_FIGURE = "roc_curve.png"
 
 
-def make_result(
-    train: ImageDataset,
-    test: ImageDataset,
-    seed: int,
-    evaluation: Evaluation,
-    seconds: Mapping[str, float],
-) -> ClassResult:
-    """The metrics of a class with one draw of channels, and the seconds of each stage."""
-    return ClassResult(
-        class_name=test.class_name,
-        seed=seed,
-        n_train=len(train),
-        n_test=len(test),
-        metrics=evaluation.metrics,
-        seconds={stage: seconds.get(stage, 0.0) for stage in STAGES},
-        notes=evaluation.notes,
-    )
+class ClassReport:
+    """What a class leaves behind: timings, figures, and the file by which it counts as finished.
 
-
-def describe_class(
-    folder: Path,
-    test: ImageDataset,
-    scored: ScoredImages,
-    evaluation: Evaluation,
-    thresholds: Thresholds | None,
-) -> FinishedClass:
-    """Draw the localisation figures of a class and collect what its first draw leaves.
-
-    Fingerprint and results are left empty.
+    From here on the class counts as unfinished until finish().
 
     Args:
         folder: of the run.
-        test: the test images.
-        scored: what the model says of them.
-        evaluation: of that.
-        thresholds: from the training images.
+        train, test: the images of the class.
+        seed: of the draw of channels.
+        fingerprint: of everything that the results of the class depend on.
+        show_progress: whether a terminal shows a progress bar.
     """
-    gallery, files = draw_figures(folder, test, scored, evaluation)
-    scores = [
-        ImageScore(
-            test.class_name, sample.path.name, sample.defect_type, sample.label, float(score)
+
+    def __init__(
+        self,
+        folder: Path,
+        train: ImageDataset,
+        test: ImageDataset,
+        seed: int,
+        fingerprint: str,
+        show_progress: bool = True,
+    ) -> None:
+        discard_record(folder, test.class_name)
+        self.folder = folder
+        self.train = train
+        self.test = test
+        self.seed = seed
+        self.fingerprint = fingerprint
+        self.show_progress = show_progress
+        self._files: list[str] = []
+        self._seconds = dict.fromkeys(STAGES, 0.0)
+        self._stage: str | None = None
+        self._began = 0.0
+
+    def begin(self, stage: str | None) -> None:
+        """Count wall time to a stage, one of STAGES, until the next call; None counts none."""
+        now = perf_counter()
+        if self._stage is not None:
+            self._seconds[self._stage] += now - self._began
+        self._stage, self._began = stage, now
+
+    def add_file(self, path: Path | str) -> None:
+        """Note a file that was written for the class, by its path relative to the run's folder."""
+        self._files.append(Path(path).as_posix())
+
+    def finish(
+        self, scored: ScoredImages, evaluation: Evaluation, thresholds: Thresholds | None
+    ) -> ClassRecord:
+        """Draw the figures, print a summary and make the class a finished one.
+
+        Args:
+            scored: the test images' scores.
+            evaluation: the metrics of these scores.
+            thresholds: from good training images; None if there were too few.
+        """
+        self.begin("figures")
+        figures = draw_figures(self.folder, self.test, scored, evaluation, self.show_progress)
+        self.begin(None)
+        record = self._make_record(scored, evaluation, thresholds, figures)
+        write_record(self.folder, record)
+        # one call: the lines of several processes do not mix
+        print("\n" + "\n".join(summarise(record, thresholds)), flush=True)
+        return record
+
+    def _make_record(
+        self,
+        scored: ScoredImages,
+        evaluation: Evaluation,
+        thresholds: Thresholds | None,
+        figures: Figures,
+    ) -> ClassRecord:
+        name = self.test.class_name
+        return ClassRecord(
+            fingerprint=self.fingerprint,
+            result=ClassResult(
+                class_name=name,
+                seed=self.seed,
+                n_train=len(self.train),
+                n_test=len(self.test),
+                metrics=evaluation.metrics,
+                seconds=dict(self._seconds),
+                notes=evaluation.notes,
+            ),
+            thresholds=thresholds and compare_thresholds(name, thresholds, scored, evaluation),
+            image_threshold=evaluation.image_threshold,
+            pixel_threshold=evaluation.pixel_threshold,
+            image_curve=_thin(evaluation.image_curve),
+            pixel_curve=_thin(evaluation.pixel_curve),
+            images=_describe_images(self.test, scored, figures),
+            panels=figures.panels,
+            figure_size=figures.size,
+            files=[*self._files, *figures.paths.values()],
         )
-        for sample, score in zip(test.samples, scored.image_scores, strict=True)
-    ]
-    return FinishedClass(
-        "",
-        [],
-        evaluation.image_curve and thin(evaluation.image_curve),
-        evaluation.pixel_curve and thin(evaluation.pixel_curve),
-        gallery,
-        scores,
-        thresholds and compare_thresholds(test.class_name, thresholds, scored, evaluation),
-        [str(path) for path in files],
-    )
 
 
 def compare_thresholds(
     class_name: str, thresholds: Thresholds, scored: ScoredImages, evaluation: Evaluation
 ) -> ClassThresholds:
-    """Thresholds from good images beside the test images' own, and what they do to these."""
-    flagged = scored.image_scores >= thresholds.image
-    rates = [
-        float(flagged[scored.labels == label].mean()) if (scored.labels == label).any() else None
+    """Thresholds from good training images beside the best ones on the test images."""
+    reached = scored.image_scores >= thresholds.image
+    test_fpr, test_tpr = (
+        float(reached[scored.labels == label].mean()) if (scored.labels == label).any() else None
         for label in (0, 1)
-    ]
+    )
     return ClassThresholds(
-        class_name,
-        len(thresholds.good_scores),
-        thresholds.target_fpr,
-        thresholds.image_fpr,
-        thresholds.image,
-        thresholds.pixel,
-        evaluation.image_threshold,
-        evaluation.pixel_threshold,
-        *rates,
+        class_name=class_name,
+        n_held_out=len(thresholds.good_scores),
+        target_fpr=thresholds.target_fpr,
+        image_fpr=thresholds.image_fpr,
+        image_threshold=thresholds.image,
+        pixel_threshold=thresholds.pixel,
+        best_f1_image_threshold=evaluation.image_threshold,
+        best_f1_pixel_threshold=evaluation.pixel_threshold,
+        test_fpr=test_fpr,
+        test_tpr=test_tpr,
     )
 
 
-class Report:
-    """Collects finished classes and writes what is said of all, all files complete at any time.
+def summarise(record: ClassRecord, thresholds: Thresholds | None) -> Iterator[str]:
+    """The lines printed about a class: what upstream prints, undefined metrics, thresholds."""
+    result = record.result
+    yield f"{result.class_name}: {result.n_train} training images, {result.n_test} test images"
+    for level in ("image", "pixel"):
+        value = result.metrics[f"{level}_auroc"]
+        yield f"{level} ROCAUC: {DASH if value is None else f'{value:.3f}'}"
+    for note in result.notes:
+        yield f"({note})"
+    if thresholds is not None:
+        rate = f"a false alarm rate of {thresholds.target_fpr:g}"
+        yield f"image threshold at {rate}: {thresholds.image:.2f}{_best(record.image_threshold)}"
+        yield f"pixel threshold at {rate}: {thresholds.pixel:.2f}{_best(record.pixel_threshold)}"
+        if thresholds.caveat:
+            yield f"({thresholds.caveat})"
+
+
+def write_report(
+    folder: Path, settings: Mapping[str, Any], records: Sequence[ClassRecord]
+) -> list[Table]:
+    """Write the result files, tables, ROC curves and the page of all finished classes.
 
     Args:
-        folder: where files go; those of an earlier run are replaced.
-        class_names: of the run, in the order in which they are told of.
-        finished: those that an earlier run has finished, by name.
+        folder: of the run; the report of an earlier run is replaced.
+        settings: of the run, as describe_run returns them.
+        records: of the finished classes; without any nothing is written.
+
+    Returns:
+        The tables.
     """
+    if not records:
+        return []
+    run = Run(settings, [record.result for record in records])
+    tables = run_tables(run)
+    write_run(folder, run)
+    write_scores(folder, records)
+    write_thresholds(folder, records)
+    write_tables(folder, tables)
+    roc_size = plot_roc_curves(
+        folder / ROC_FIGURE,
+        {record.result.class_name: record.image_curve for record in records},
+        {record.result.class_name: record.pixel_curve for record in records},
+    )
+    title = f"PaDiM: {settings['arch']} on {settings['data']}"
+    roc_figure = Picture(ROC_FIGURE, roc_size)
+    write_page(folder, title, [settings["command"]], tables, records, roc_figure)
+    return tables
 
-    def __init__(
-        self, folder: Path, class_names: Iterable[str], finished: Mapping[str, FinishedClass]
-    ) -> None:
-        self.folder = folder
-        self.class_names = class_names
-        self.finished = dict(finished)
 
-    def keep(self, finished: FinishedClass) -> None:
-        """Take a class and write the file by which the next run finds it done."""
-        write_finished(self.folder, finished)
-        self.finished[finished.gallery.class_name] = finished
-
-    def write(self, settings: Mapping[str, Any]) -> list[Table]:
-        """Write metrics.csv, metrics.json, the other CSV files, tables.md, and the page."""
-        classes = {name: self.finished[name] for name in self.class_names if name in self.finished}
-        results: list[ClassResult] = [r for one in classes.values() for r in one.results]
-        run = Run(settings, results)
-        tables = run_tables(run)
-        write_run(self.folder, run)
-        write_scores(self.folder, [score for one in classes.values() for score in one.scores])
-        thresholds = [one.thresholds for one in classes.values()]
-        write_thresholds(self.folder, [one for one in thresholds if one is not None])
-        write_tables(self.folder, tables)
-        plot_roc_curves(
-            self.folder / ROC_FIGURE,
-            {name: one.image_curve for name, one in classes.items()},
-            {name: one.pixel_curve for name, one in classes.items()},
+def _describe_images(
+    test: ImageDataset, scored: ScoredImages, figures: Figures
+) -> list[ImageResult]:
+    return [
+        ImageResult(
+            image=sample.path.name,
+            defect_type=sample.defect_type,
+            label=sample.label,
+            score=float(score),
+            figure=figures.paths.get(i),
         )
-        galleries = [one.gallery for one in classes.values() if one.gallery.items]
-        write_page(
-            self.folder,
-            f"PaDiM: {settings['arch']} on {settings['data']}",
-            [settings["command"]],
-            tables,
-            galleries,
-            Path(ROC_FIGURE),
-        )
-        return tables
+        for i, (sample, score) in enumerate(zip(test.samples, scored.image_scores, strict=True))
+    ]
+
+
+def _best(threshold: float | None) -> str:
+    return "" if threshold is None else f" (best F1 on the test images: {threshold:.2f})"
+
+
+def _thin(curve: RocCurve | None) -> RocCurve | None:
+    return None if curve is None else thin(curve)

@@ -1,17 +1,17 @@
-"""What a run leaves in numbers: metrics.csv and metrics.json, written and read again."""
+"""Result files: metrics.csv and metrics.json of a run, scores.csv and thresholds.csv."""
 
 import csv
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO
+from typing import Any
 
+from utils.metrics import RocCurve
 from utils.system.files import replacing
 
-FORMAT = 1
-# of the columns and of the tables, in their order
+FORMAT = 1  # of metrics.json
+# the order is that of the columns and of the tables
 METRICS = {
     "image_auroc": "image ROCAUC",
     "image_ap": "image AP",
@@ -26,13 +26,15 @@ STAGES = ("fit", "score", "metrics", "figures")
 
 @dataclass(frozen=True)
 class ClassResult:
-    """One class with one draw of channels.
+    """The metrics of one class: a row of metrics.csv.
 
     Attributes:
-        seed: of the draw.
-        metrics: by the keys of METRICS; None where one is not defined, and notes says why.
-        seconds: by STAGES. Those of fit and score include loading the images and running the
-            network, which is done once for all seeds and counted with the first.
+        class_name: the class.
+        seed: of the draw of channels.
+        n_train, n_test: numbers of images.
+        metrics: in [0, 1] by the keys of METRICS; None where one is undefined, and notes says why.
+        seconds: wall time by STAGES; fit and score include loading images and the network.
+        notes: sentences for the reader of the table.
     """
 
     class_name: str
@@ -46,36 +48,46 @@ class ClassResult:
 
 @dataclass(frozen=True)
 class Run:
-    """The results of one folder and what made them.
-
-    settings are those that describe_run gives.
-    """
+    """The results of a run and the settings that made them, as describe_run returns them."""
 
     settings: Mapping[str, Any]
     results: Sequence[ClassResult]
 
 
-def write_run(folder: Path, run: Run) -> None:
-    """Write metrics.csv, a row per class and seed, unrounded, and metrics.json, which has all.
+@dataclass(frozen=True)
+class ImageResult:
+    """One test image.
 
-    They replace what was there.
+    Attributes:
+        image: file name.
+        defect_type: folder name, "good" for a normal image.
+        label: 0 normal, 1 anomalous, UNLABELLED where it is unknown.
+        score: raw image score.
+        figure: path of its localisation figure relative to the run's folder, with slashes; None
+            if it has none.
     """
-    rows = [_csv_row(result) for result in run.results]
-    with _writing_csv(folder / "metrics.csv") as file:
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-    content = {"format": FORMAT, **asdict(run)}
-    with replacing(folder / "metrics.json") as path:
-        path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+    image: str
+    defect_type: str
+    label: int
+    score: float
+    figure: str | None
 
 
-class ClassThresholds(NamedTuple):
-    """Thresholds of a class from good training images, beside the best ones on the test images.
+@dataclass(frozen=True)
+class ClassThresholds:
+    """A class's thresholds from good training images, beside the best on its test images.
 
-    image_fpr is the rate of false alarms that n_held_out images support; test_fpr and test_tpr
-    are the rates of good and of anomalous test images that reach image_threshold. None where the
-    test images do not tell.
+    Attributes:
+        class_name: the class.
+        n_held_out: number of training images that the thresholds come from.
+        target_fpr: the false alarm rate that was asked for.
+        image_fpr: the false alarm rate that n_held_out images support.
+        image_threshold, pixel_threshold: from good training images.
+        best_f1_image_threshold, best_f1_pixel_threshold: of the best F1 on the test images; None
+            where it is undefined.
+        test_fpr, test_tpr: fractions of good and of anomalous test images that reach
+            image_threshold; None without such images.
     """
 
     class_name: str
@@ -90,41 +102,60 @@ class ClassThresholds(NamedTuple):
     test_tpr: float | None
 
 
-class ImageScore(NamedTuple):
-    """A test image's score; label as in datasets.mvtec.Sample."""
+@dataclass(frozen=True)
+class ClassRecord:
+    """All that a finished class leaves for the tables, the page and the next run.
 
-    class_name: str
-    image: str
-    defect_type: str
-    label: int
-    score: float
+    Attributes:
+        fingerprint: of everything that the results depend on.
+        result: the metrics.
+        thresholds: from good training images; None if there were too few.
+        image_threshold, pixel_threshold: of the best F1 on the test images; None if undefined.
+        image_curve, pixel_curve: ROC curves, thinned to what a figure shows; None if undefined.
+        images: one per test image.
+        panels: names of what a figure shows, from left to right.
+        figure_size: width and height of the figures in pixels; None without figures.
+        files: paths of all files written for the class, relative to the run's folder.
+    """
+
+    fingerprint: str
+    result: ClassResult
+    thresholds: ClassThresholds | None
+    image_threshold: float | None
+    pixel_threshold: float | None
+    image_curve: RocCurve | None
+    pixel_curve: RocCurve | None
+    images: Sequence[ImageResult]
+    panels: Sequence[str]
+    figure_size: tuple[int, int] | None
+    files: Sequence[str]
 
 
-def write_scores(folder: Path, scores: Sequence[ImageScore]) -> None:
-    """Write scores.csv, a row per test image, raw and unrounded."""
-    _write_rows(folder / "scores.csv", ImageScore._fields, scores)
+def write_run(folder: Path, run: Run) -> None:
+    """Write metrics.csv, a row per class, unrounded, and metrics.json, which also has settings."""
+    rows = [_metrics_row(result) for result in run.results]
+    _write_csv(folder / "metrics.csv", list(rows[0]), [row.values() for row in rows])
+    content = {"format": FORMAT, **asdict(run)}
+    with replacing(folder / "metrics.json") as path:
+        path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-def write_thresholds(folder: Path, thresholds: Sequence[ClassThresholds]) -> None:
-    """Write thresholds.csv, a row per class that has them."""
-    _write_rows(folder / "thresholds.csv", ClassThresholds._fields, thresholds)
+def write_scores(folder: Path, records: Sequence[ClassRecord]) -> None:
+    """Write scores.csv: a row per test image with its raw, unrounded score."""
+    columns = ["class_name", "image", "defect_type", "label", "score"]
+    rows = [
+        [record.result.class_name, image.image, image.defect_type, image.label, image.score]
+        for record in records
+        for image in record.images
+    ]
+    _write_csv(folder / "scores.csv", columns, rows)
 
 
-def _write_rows(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    with _writing_csv(path) as file:
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
-
-
-@contextmanager
-def _writing_csv(path: Path) -> Iterator[TextIO]:
-    # a file name need not be valid text: its bytes are written as they are
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        yield file
+def write_thresholds(folder: Path, records: Sequence[ClassRecord]) -> None:
+    """Write thresholds.csv: a row per class that has thresholds."""
+    columns = [field.name for field in fields(ClassThresholds)]
+    rows = [astuple(record.thresholds) for record in records if record.thresholds is not None]
+    _write_csv(folder / "thresholds.csv", columns, rows)
 
 
 def read_run(path: Path) -> Run:
@@ -132,22 +163,32 @@ def read_run(path: Path) -> Run:
 
     Raises:
         OSError: if it cannot be read.
-        ValueError: if it is damaged or of another format; the message names the file.
+        ValueError: if it is damaged or of an older version; the message names the file.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         found = content["format"]
         if found == FORMAT:
             results = [ClassResult(**result) for result in content["results"]]
+            run = Run(content["settings"], results)
             check_results(results)
-            return Run(content["settings"], results)
-    except (KeyError, RecursionError, TypeError, ValueError) as error:
+            if not isinstance(run.settings["arch"], str):
+                raise TypeError("arch is no text")
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
-    raise ValueError(f"{path} has format {found}, this version reads {FORMAT}; run main.py again")
+    if found != FORMAT:
+        raise ValueError(
+            f"{path} has format {found}, this version reads {FORMAT}; run main.py again"
+        )
+    if len({result.seed for result in results}) > 1:
+        raise ValueError(
+            f"{path} holds several draws of channels, as older versions wrote; run main.py again"
+        )
+    return run
 
 
 def damaged(path: Path, error: Exception) -> ValueError:
-    """What to raise for a metrics.json whose content has led to error."""
+    """The error to raise if reading a metrics.json has failed with error."""
     return ValueError(
         f"{path} is damaged or no results of a run ({type(error).__name__}: {str(error)[:120]}); "
         "run main.py again"
@@ -158,21 +199,28 @@ def check_results(results: Sequence[ClassResult]) -> None:
     """Refuse results that no run has written.
 
     Raises:
-        TypeError, ValueError: if there are none, or a metric is missing or not in [0, 1].
+        AttributeError, TypeError, ValueError: if there are none, or a value has the wrong type or
+            a metric is not in [0, 1].
     """
     if not results:
         raise ValueError("no class")
     for result in results:
-        notes = isinstance(result.notes, list) and all(isinstance(n, str) for n in result.notes)
-        if not (isinstance(result.class_name, str) and type(result.seed) is int and notes):
-            raise TypeError("a class name, a seed or a note")
+        texts = [result.class_name, *result.notes]
+        counts = [result.seed, result.n_train, result.n_test]
+        if not all(isinstance(text, str) for text in texts) or isinstance(result.notes, str):
+            raise TypeError("a class name or a note is no text")
+        if not all(type(count) is int for count in counts):
+            raise TypeError(f"a seed or a number of images of {result.class_name} is no integer")
         if set(result.metrics) != set(METRICS) or set(result.seconds) != set(STAGES):
             raise ValueError(f"metrics or seconds of {result.class_name}")
         if not all(value is None or 0 <= value <= 1 for value in result.metrics.values()):
             raise ValueError(f"a metric of {result.class_name} is not in [0, 1]")
+        if not all(value >= 0 for value in result.seconds.values()):
+            raise ValueError(f"seconds of {result.class_name} are negative")
 
 
-def _csv_row(result: ClassResult) -> dict[str, Any]:
+def _metrics_row(result: ClassResult) -> dict[str, Any]:
+    """A row of metrics.csv by column."""
     return {
         "class_name": result.class_name,
         "seed": result.seed,
@@ -181,3 +229,14 @@ def _csv_row(result: ClassResult) -> dict[str, Any]:
         **{metric: result.metrics[metric] for metric in METRICS},
         **{f"seconds_{stage}": result.seconds[stage] for stage in STAGES},
     }
+
+
+def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file; file names that are not UTF-8 are written as their bytes."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)

@@ -1,0 +1,170 @@
+"""Write the tables of results again.
+
+    python main.py tables
+
+writes tables.md beside each metrics.json below results/, the tables of results/measured/ into
+results/README.md, and what is measured and published at a glance into README.md.
+"""
+
+import argparse
+from collections.abc import Iterable
+from pathlib import Path
+from statistics import fmean
+
+from datasets import mvtec
+from utils.report.results import METRICS, Run, damaged, read_run
+from utils.report.tables import (
+    COMPARED,
+    PUBLISHED,
+    ROOT,
+    Published,
+    Table,
+    format_value,
+    mean_of,
+    read_published,
+    run_tables,
+    to_markdown,
+    write_tables,
+)
+from utils.system.files import replacing
+
+START, END = "<!-- written by: python main.py tables -->\n", "<!-- end of the tables -->\n"
+GLANCE_START = "<!-- results at a glance, written by: python main.py tables -->\n"
+GLANCE_END = "<!-- end of the results at a glance -->\n"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options: it has none."""
+
+
+def run(args: argparse.Namespace) -> None:
+    """Write all tables, after all files that they are made from were read.
+
+    Raises:
+        OSError: if a file is missing.
+        ValueError: if a results file is damaged, or a README lacks the lines to write between.
+    """
+    results = ROOT / "results"
+    tables = {path: read_tables(path) for path in sorted(results.rglob("metrics.json"))}
+    readmes = {
+        results / "README.md": fill_in(
+            read_text(results / "README.md"), all_tables(results), name="results/README.md"
+        ),
+        ROOT / "README.md": fill_in(
+            read_text(ROOT / "README.md"), glance(results), GLANCE_START, GLANCE_END
+        ),
+    }
+    for path, of_run in tables.items():
+        write_tables(path.parent, of_run)
+        print(path.with_name("tables.md"))
+    for path, text in readmes.items():
+        with replacing(path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+        print(path)
+
+
+def all_tables(results: Path) -> str:
+    """The tables of the measured runs, of the studies and of the benchmark, in Markdown.
+
+    Raises:
+        OSError, ValueError: as read_tables and read_text.
+    """
+    measured = results / "measured"
+    parts = [
+        to_markdown(table)
+        for path in sorted(measured.rglob("metrics.json"))
+        for table in read_tables(path)
+    ]
+    # studies and the benchmark have written their own
+    parts += [read_text(path) for path in sorted(measured.glob("studies/**/[!.]*.md"))]
+    parts += [read_text(path) for path in measured.glob("benchmark/benchmark.md")]
+    for path in measured.glob("benchmark/scaling.png"):
+        parts.append(
+            f"![Time and memory of larger inputs]({path.relative_to(results).as_posix()})\n"
+        )
+    return "\n".join(parts)
+
+
+def glance(results: Path) -> str:
+    """A table of measured and published means over the same classes of MVTec AD, in Markdown.
+
+    Raises:
+        OSError, ValueError: as read_run and read_published.
+    """
+    published = read_published(ROOT / PUBLISHED)
+    rows = []
+    for path in sorted((results / "measured").rglob("metrics.json")):
+        rows += glance_rows(read_run(path), published)
+    columns = ["network, numbers", *(METRICS[metric] for metric in COMPARED), "mean over"]
+    return to_markdown(
+        Table("Means over classes of MVTec AD, published and measured here", columns, rows)
+    )
+
+
+def glance_rows(run: Run, published: Published) -> list[list[str]]:
+    """The means of a run over its classes of MVTec AD, after the published ones if there are any.
+
+    A published mean needs the value of every one of these classes.
+    """
+    arch = run.settings["arch"]
+    measured = {result.class_name for result in run.results}
+    names = [name for name in mvtec.CLASS_NAMES if name in measured]
+    if not names:
+        return []
+    over = ", ".join(names) if len(names) < len(mvtec.CLASS_NAMES) else "all classes"
+    rows = []
+    for source, by in (("upstream", "published by upstream"), ("paper", "published by the paper")):
+        means = [_published_mean(published, source, arch, metric, names) for metric in COMPARED]
+        if means != [None] * len(COMPARED):
+            rows.append([f"{arch}, {by}", *map(format_value, means), over])
+    means = [mean_of(run, metric, names) for metric in COMPARED]
+    return [*rows, [f"{arch}, measured here", *map(format_value, means), over]]
+
+
+def read_tables(path: Path) -> list[Table]:
+    """The tables of the run that wrote this metrics.json.
+
+    Raises:
+        OSError, ValueError: as read_run and read_published.
+    """
+    run = read_run(path)
+    try:
+        return run_tables(run)
+    except (AttributeError, KeyError, TypeError) as error:  # wrong settings
+        raise damaged(path, error) from error
+
+
+def read_text(path: Path) -> str:
+    """The text of a file in UTF-8.
+
+    Raises:
+        OSError: if it cannot be read.
+        ValueError: if it is not UTF-8; the message names the file.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is damaged: no text in UTF-8; restore it") from error
+
+
+def fill_in(
+    text: str, content: str, start: str = START, end: str = END, name: str = "README.md"
+) -> str:
+    """The text with content between the lines start and end, in place of what was there.
+
+    Raises:
+        ValueError: if these lines are missing; the message calls the file by name.
+    """
+    before, found_start, rest = text.partition(start)
+    _, found_end, after = rest.partition(end)
+    if not found_start or not found_end:
+        raise ValueError(f"{name} has lost the lines {start.strip()} and {end.strip()}")
+    return f"{before}{start}\n{content}\n{end}{after}"
+
+
+def _published_mean(
+    published: Published, source: str, arch: str, metric: str, class_names: Iterable[str]
+) -> float | None:
+    """The mean of published values; None if one of them is not published."""
+    values = [published.get((source, arch, metric, name)) for name in class_names]
+    return None if None in values else fmean(values)
