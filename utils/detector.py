@@ -21,9 +21,8 @@ from datasets.images import (
     preprocessed_size,
     resized_size,
 )
-from utils.backbone import BACKBONES, SEED, draw_channels, load_network
-from utils.commands.options import BATCH_SIZE
-from utils.features import PRECISIONS, FeatureExtractor
+from utils.backbone import BACKBONES, BATCH_SIZE, PRECISIONS, SEED, draw_channels, load_network
+from utils.features import FeatureExtractor
 from utils.model_file import TrainedModel, load_model, save_model
 from utils.padim import PaDiM
 from utils.system.device import choose_device
@@ -126,9 +125,7 @@ class Detector:
             ValueError: if the file is damaged or was made with other weights.
         """
         model = load_model(Path(path), choose_device(device))
-        extractor = _load_extractor(
-            model.arch, weights, device, model.precision, model.channels
-        )
+        extractor = _load_extractor(model.arch, weights, device, model.precision, model.channels)
         if extractor.weights_sha256 != model.weights_sha256:
             given = "the published weights" if weights is None else weights
             raise ValueError(

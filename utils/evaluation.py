@@ -11,10 +11,6 @@ from utils import metrics
 from utils.metrics import RocCurve, SortedScores, UndefinedMetricError
 from utils.padim import PaDiM, image_scores
 
-METRICS = (
-    *("image_auroc", "image_ap", "image_f1"),
-    *("pixel_auroc", "pixel_ap", "pixel_f1", "aupro"),
-)
 # features as FeatureExtractor returns them; images, labels and masks as ImageDataset does
 Batch = tuple[list[Tensor], np.ndarray, np.ndarray, np.ndarray]
 
@@ -49,9 +45,9 @@ class ScoredImages(NamedTuple):
 class Evaluation(NamedTuple):
     """The metrics of a class.
 
-    A curve, a threshold or a metric (by the names in METRICS) that is not defined is None, and
-    notes says why. The thresholds are those of the best F1 on these very test images: oracles for
-    the figures, not thresholds to deploy.
+    A curve, a threshold or a metric (by the names in metrics.METRICS) that is not defined is None,
+    and notes says why. The thresholds are those of the best F1 on these very test images: oracles
+    for the figures, not thresholds to deploy.
     """
 
     image_curve: RocCurve | None
@@ -120,7 +116,7 @@ def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
         has_masks: whether the defects are marked.
     """
     notes: list[str] = []
-    values = dict.fromkeys(METRICS)
+    values = dict.fromkeys(metrics.METRICS)
     images = pixels = None
     if (scored.labels == UNLABELLED).any():
         notes.append("image metrics need labels; the test images are in no folders that tell")

@@ -258,7 +258,7 @@ def _fit_primal(
 
 
 class _Scatter(NamedTuple):
-    """Sums of products: coarser layers (C, d_c, d_c), with the finest (P, d_c, d_1), finest alone."""
+    """Sums of products: of coarser layers (C, d_c, d_c), with the finest (P, d_c, d_1), of that."""
 
     coarser: Tensor
     cross: Tensor

@@ -12,6 +12,16 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
+# names and titles, in the order of columns and tables
+METRICS = {
+    "image_auroc": "image ROCAUC",
+    "image_ap": "image AP",
+    "image_f1": "image F1",
+    "pixel_auroc": "pixel ROCAUC",
+    "pixel_ap": "pixel AP",
+    "pixel_f1": "pixel F1",
+    "aupro": "AUPRO",
+}
 FPR_LIMIT = 0.3  # Bergmann et al., 2021
 # pixels that touch at an edge or a corner are one region; those of two images never are
 NEIGHBOURS = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])

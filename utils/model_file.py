@@ -5,7 +5,7 @@ the weights themselves.
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datasets.images import Preprocessing, check_preprocessing
-from utils.backbone import BACKBONES, LAYERS, chosen_layers
-from utils.features import PRECISIONS
+from utils.backbone import BACKBONES, LAYERS, PRECISIONS, chosen_layers
 from utils.gaussian import COVARIANCE_EPS, Gaussians, count_numbers, is_primal
 from utils.padim import SMOOTHING_SIGMA, PaDiM
 from utils.patches import cells_of
 from utils.system.files import replacing
-from utils.thresholds import Thresholds
+from utils.thresholds import Thresholds, choose_held_out
 
 FORMAT = 2
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
@@ -67,6 +66,18 @@ def model_bytes(padim: PaDiM, dtype: str = "float32") -> int:
     gaussians = padim.gaussians
     layer_features = [mean.shape[2] for mean in gaussians.means]
     return count_numbers(gaussians.grids, layer_features, padim.n_train) * DTYPES[dtype].itemsize
+
+
+def class_bytes(
+    arch: str, channels: Sequence[int], image_size: tuple[int, int], n_train: int
+) -> int:
+    """Bytes that fitting keeps: the Gaussians, and in primal form held-out images' features."""
+    grids, features = chosen_layers(arch, channels, image_size)
+    n_numbers = count_numbers(grids, features, n_train)
+    if is_primal(n_train, features):
+        of_image = sum(h * w * d for (h, w), d in zip(grids, features, strict=True))
+        n_numbers += len(choose_held_out(n_train)) * of_image
+    return n_numbers * DTYPES["float32"].itemsize
 
 
 def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
@@ -239,9 +250,7 @@ def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
 
 
 def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gaussians:
-    grids, features = chosen_layers(
-        settings["arch"], settings["channels"], settings["image_size"]
-    )
+    grids, features = chosen_layers(settings["arch"], settings["channels"], settings["image_size"])
     n, sizes = settings["n_train"], [height * width for height, width in grids]
     means = [tensors[f"mean.{i}"] for i in range(len(grids))]
     for mean, size, d in zip(means, sizes, features, strict=True):

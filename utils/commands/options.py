@@ -1,19 +1,18 @@
-"""Options and checks that the commands share."""
+"""Options that several commands share, and the types of their values."""
 
 import argparse
-import tempfile
 from collections.abc import Callable
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from datasets.images import CROP, RESIZE
 from datasets.layouts import AUTO, LAYOUTS
 from utils import backbone
-from utils.system.processes import World, count_cores
+from utils.system.device import count_cores
+from utils.system.processes import Processes
 
-BATCH_SIZE = 32  # upstream
 MAX_WORKERS = 8
-PRECISIONS = ("float32", "bf16", "fp16")
 
 
 def add_option(parser: argparse.ArgumentParser, name: str, help: str, **settings: Any) -> None:
@@ -22,8 +21,8 @@ def add_option(parser: argparse.ArgumentParser, name: str, help: str, **settings
     parser.add_argument(*flags, help=help, **settings)
 
 
-def add_shared_options(parser: argparse.ArgumentParser) -> None:
-    """Add what an experiment and a study have in common."""
+def add_experiment_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that the experiment and the studies share."""
     add_data_options(parser)
     add_option(
         parser,
@@ -41,13 +40,13 @@ def add_shared_options(parser: argparse.ArgumentParser) -> None:
         default=backbone.SEED,
         metavar="N",
     )
-    add_network_options(parser, BATCH_SIZE)
+    add_network_options(parser, backbone.BATCH_SIZE)
     add_option(
         parser,
         "precision",
         "in which the network computes; all else is float32 (default: %(default)s)",
-        choices=PRECISIONS,
-        default=PRECISIONS[0],
+        choices=backbone.PRECISIONS,
+        default="float32",
     )
 
 
@@ -105,7 +104,7 @@ def add_network_options(parser: argparse.ArgumentParser, batch_size: int) -> Non
     add_option(
         parser,
         "batch_size",
-        "images in a batch, of all processes together (default: %(default)s)",
+        "images in a batch (default: %(default)s)",
         type=at_least(1),
         default=batch_size,
         metavar="N",
@@ -126,8 +125,13 @@ def add_network_options(parser: argparse.ArgumentParser, batch_size: int) -> Non
     )
 
 
+def count_workers() -> int:
+    """Threads that decode images: one per core of this process's share of the machine."""
+    return min(max(count_cores() // Processes.from_environment().local_size, 1), MAX_WORKERS)
+
+
 def at_least(smallest: int) -> Callable[[str], int]:
-    """A parser of whole numbers from smallest on."""
+    """A type of option: whole numbers from smallest on."""
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < smallest:
@@ -137,22 +141,30 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return parse
 
 
-def count_workers() -> int:
-    """Threads to decode with: a core each, of this process's share of the machine."""
-    return min(max(count_cores() // World.from_environment().local_size, 1), MAX_WORKERS)
-
-
-def make_folder(path: Path, option: str = "--save_path") -> Path:
-    """The folder that an option names, made if need be, in which files can be written.
-
-    Raises:
-        OSError: if they cannot.
-    """
+def finite(text: str) -> float:
+    """A type of option: a number that is neither infinite nor NaN."""
     try:
-        path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
-            return path
-    except OSError as error:
-        raise OSError(
-            f"cannot write in {path}: {error.strerror}; choose another {option}"
-        ) from error
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not isfinite(number):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return number
+
+
+def rate(text: str) -> float:
+    """A type of option: a number between 0 and 1, both excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
+def figure_count(text: str) -> int | None:
+    """A type of option: "all" (None), "none" (0) or a number of figures."""
+    if text in ("all", "none"):
+        return None if text == "all" else 0
+    return at_least(0)(text)

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import asdict
 from math import isfinite
 from pathlib import Path
@@ -135,8 +135,9 @@ def _check_record(record: ClassRecord, class_name: str) -> None:
     for curve in (record.image_curve, record.pixel_curve):
         if curve is not None:
             _check_curve(curve)
+    files = set(record.files)
     for image in record.images:
-        _check_image(image, record.files)
+        _check_image(image, files)
     if record.thresholds is not None:
         name, *numbers = vars(record.thresholds).values()
         _require(name == class_name)
@@ -154,7 +155,7 @@ def _check_curve(curve: RocCurve) -> None:
     _require(0 <= curve.auroc <= 1)
 
 
-def _check_image(image: ImageResult, files: Iterable[str]) -> None:
+def _check_image(image: ImageResult, files: Collection[str]) -> None:
     _require_texts(image.image, image.defect_type)
     _require(type(image.label) is int and image.label in (0, 1, UNLABELLED))
     _require(isfinite(image.score))

@@ -1,5 +1,6 @@
 """What a class and a run leave in the run's folder."""
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
@@ -7,10 +8,13 @@ from typing import Any
 
 from datasets.dataset import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
+from utils.features import FeatureExtractor
 from utils.metrics import RocCurve
+from utils.model_file import TrainedModel, model_bytes, save_model
+from utils.padim import PaDiM
 from utils.plot import plot_roc_curves, thin
 from utils.report.figures import Figures, draw_figures
-from utils.report.finished import discard_record, write_record
+from utils.report.finished import discard_record, make_fingerprint, write_record
 from utils.report.page import Picture, write_page
 from utils.report.results import (
     STAGES,
@@ -27,6 +31,8 @@ from utils.report.tables import DASH, Table, run_tables, write_tables
 from utils.thresholds import Thresholds
 
 ROC_FIGURE = "roc_curve.png"
+MODELS = "models"
+AUTO_BYTES = 500_000_000  # models up to this size are saved by default
 
 
 class ClassReport:
@@ -37,7 +43,7 @@ class ClassReport:
     Args:
         folder: of the run.
         train, test: the images of the class.
-        seed: of the draw of channels.
+        args: of the experiment.
         fingerprint: of everything that the results of the class depend on.
         show_progress: whether a terminal shows a progress bar.
     """
@@ -47,7 +53,7 @@ class ClassReport:
         folder: Path,
         train: ImageDataset,
         test: ImageDataset,
-        seed: int,
+        args: argparse.Namespace,
         fingerprint: str,
         show_progress: bool = True,
     ) -> None:
@@ -55,10 +61,11 @@ class ClassReport:
         self.folder = folder
         self.train = train
         self.test = test
-        self.seed = seed
+        self.args = args
         self.fingerprint = fingerprint
         self.show_progress = show_progress
         self._files: list[str] = []
+        self._notes: list[str] = []
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._stage: str | None = None
         self._began = 0.0
@@ -70,9 +77,32 @@ class ClassReport:
             self._seconds[self._stage] += now - self._began
         self._stage, self._began = stage, now
 
-    def add_file(self, path: Path | str) -> None:
-        """Note a file that was written for the class, by its path relative to the run's folder."""
-        self._files.append(Path(path).as_posix())
+    def save_model(
+        self, padim: PaDiM, thresholds: Thresholds | None, extractor: FeatureExtractor
+    ) -> None:
+        """Save the fitted class as models/<class>.safetensors, if the arguments ask for it."""
+        refusal = explain_no_model(padim, thresholds, self.args.save_models, self.args.save_dtype)
+        if self.args.save_models == "none" or refusal:
+            self._notes += [f"(no model is saved: {refusal})"] if refusal else []
+            return
+        paths = [sample.path for sample in self.train.samples]
+        model = TrainedModel(
+            class_name=self.train.class_name,
+            arch=self.args.arch,
+            channels=extractor.channels,
+            weights_sha256=extractor.weights_sha256,
+            precision=extractor.precision,
+            preprocessing=self.train.preprocessing,
+            image_size=self.train.image_size,
+            training_sha256=make_fingerprint({}, paths[0].parent, paths),
+            padim=padim,
+            thresholds=thresholds,
+        )
+        name = f"{MODELS}/{self.train.class_name}.safetensors"
+        save_model(self.folder / name, model, self.args.save_dtype)
+        self._files.append(name)
+        size = model_bytes(padim, self.args.save_dtype)
+        self._notes.append(f"model: {self.folder / name} ({size / 1e6:.0f} MB)")
 
     def finish(
         self, scored: ScoredImages, evaluation: Evaluation, thresholds: Thresholds | None
@@ -90,7 +120,7 @@ class ClassReport:
         record = self._make_record(scored, evaluation, thresholds, figures)
         write_record(self.folder, record)
         # one call: the lines of several processes do not mix
-        print("\n" + "\n".join(summarise(record, thresholds)), flush=True)
+        print("", *summarise(record, thresholds), *self._notes, sep="\n", flush=True)
         return record
 
     def _make_record(
@@ -105,7 +135,7 @@ class ClassReport:
             fingerprint=self.fingerprint,
             result=ClassResult(
                 class_name=name,
-                seed=self.seed,
+                seed=self.args.seed,
                 n_train=len(self.train),
                 n_test=len(self.test),
                 metrics=evaluation.metrics,
@@ -122,6 +152,27 @@ class ClassReport:
             figure_size=figures.size,
             files=[*self._files, *figures.paths.values()],
         )
+
+
+def explain_no_model(
+    padim: PaDiM, thresholds: Thresholds | None, when: str, dtype: str
+) -> str | None:
+    """Why a model that the user did not decline is not saved; None if it is saved or declined.
+
+    Args:
+        padim: fitted.
+        thresholds: from its training images.
+        when: "all", "none", or "auto" for models up to AUTO_BYTES.
+        dtype: of the numbers in the file.
+    """
+    if when == "none":
+        return None
+    if thresholds is None:
+        return "a threshold needs at least 3 training images"
+    size = model_bytes(padim, dtype)
+    if when == "auto" and size > AUTO_BYTES:
+        return f"it takes {size / 1e6:.0f} MB; --save_models all saves it"
+    return None
 
 
 def compare_thresholds(

@@ -7,20 +7,10 @@ from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from utils.metrics import RocCurve
+from utils.metrics import METRICS, RocCurve
 from utils.system.files import replacing
 
 FORMAT = 1  # of metrics.json
-# the order is that of the columns and of the tables
-METRICS = {
-    "image_auroc": "image ROCAUC",
-    "image_ap": "image AP",
-    "image_f1": "image F1",
-    "pixel_auroc": "pixel ROCAUC",
-    "pixel_ap": "pixel AP",
-    "pixel_f1": "pixel F1",
-    "aupro": "AUPRO",
-}
 STAGES = ("fit", "score", "metrics", "figures")
 
 

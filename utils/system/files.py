@@ -1,64 +1,75 @@
 """Files that appear under their name only when they are complete, and output that is lost."""
 
 import os
-import platform
-import re
 import sys
+import tempfile
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import cache
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
-from zlib import crc32
 
-import psutil
 from safetensors import SafetensorError
 
-# of the machine, in the names of temporary folders: others may write beside them
-MACHINE = f"{crc32(platform.node().encode()):08x}"
-TEMPORARY = re.compile(rf"\..*\.{MACHINE}-(?P<process>\d{{1,9}})", re.DOTALL)
+START = time.time()  # of this process; what is older in a temporary folder was left by a killed one
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path, renamed to path when the block ends without error.
 
-    It has path's name, and lies in a hidden folder beside path, which takes what a writer makes
-    beside its file. What runs that were killed have left of theirs is removed.
+    It has path's name and lies in a hidden folder beside path, together with whatever a writer
+    puts beside its file. What a killed process left in that folder is removed.
 
     Raises:
         OSError: if path cannot be written; the message names it.
     """
-    hidden = path.with_name(f".{path.stem}.{MACHINE}-{os.getpid()}")
+    hidden = path.with_name(f".{path.name}.part")
+    folder = hidden / str(os.getpid())  # two runs may write the same file at once
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(path.parent)
-        hidden.mkdir(exist_ok=True)
-        yield hidden / path.name
-        (hidden / path.name).replace(path)
+        _remove_leftovers(hidden)
+        folder.mkdir(parents=True, exist_ok=True)
+        yield folder / path.name
+        (folder / path.name).replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise OSError(
             f"cannot write {path}: {reason}; make room, or choose another folder"
         ) from error
     finally:
-        rmtree(hidden, ignore_errors=True)  # it need not be there
+        rmtree(folder, ignore_errors=True)  # it need not exist
+        with suppress(OSError):  # it may hold another process's file
+            hidden.rmdir()
 
 
-@cache
-def _remove_leftovers(folder: Path) -> None:
-    """Remove, once for each folder, what processes of this machine that have ended left in it."""
-    for path in folder.iterdir():
-        name = TEMPORARY.fullmatch(path.name)
-        if name and not psutil.pid_exists(int(name["process"])):
-            rmtree(path, ignore_errors=True)  # another user's stays: it is in nobody's way
+def _remove_leftovers(hidden: Path) -> None:
+    if hidden.is_dir():
+        for folder in hidden.iterdir():
+            if folder.stat().st_mtime < START:
+                rmtree(folder, ignore_errors=True)
+
+
+def make_folder(path: Path, option: str = "--save_path") -> Path:
+    """The folder that an option names, made if need be, in which files can be written.
+
+    Raises:
+        OSError: if they cannot.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise OSError(
+            f"cannot write in {path}: {error.strerror}; choose another {option}"
+        ) from error
 
 
 def find_output_error(error: Exception) -> OSError | None:
-    """Why standard output cannot be written, if that is what ended the program with error.
+    """Why standard output cannot be written, if this is why the program ended with error.
 
-    What the output still holds is dropped then: Python would try again at the end of the program,
-    and fail with several lines.
+    What was not written yet is dropped then: Python would try again at exit, and fail with several
+    lines.
     """
     found = error if isinstance(error, BrokenPipeError) else None
     try:

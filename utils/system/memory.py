@@ -27,8 +27,7 @@ class Work(NamedTuple):
     """What the memory of a class depends on.
 
     Attributes:
-        model_bytes: of the Gaussians, exactly, and of the features of held-out images.
-        copied_bytes: of the model in another dtype, if it is saved so.
+        model_bytes: of the Gaussians and of the features of held-out images, exactly.
         pixels: of a preprocessed image.
         batch_size: images.
         n_held_out: training images of which there are maps, for the thresholds.
@@ -37,7 +36,6 @@ class Work(NamedTuple):
     """
 
     model_bytes: int
-    copied_bytes: int
     pixels: int
     batch_size: int
     n_held_out: int
@@ -52,7 +50,7 @@ def device_bytes(work: Work) -> int:
 
 def host_bytes(work: Work) -> int:
     """Bytes needed on the host in any case: maps, masks and images, and the libraries."""
-    fitting = work.copied_bytes + HELD_OUT_BYTES * work.n_held_out * work.pixels
+    fitting = HELD_OUT_BYTES * work.n_held_out * work.pixels
     scoring = (KEPT_BYTES * work.n_kept + DRAWN_BYTES * work.n_drawn) * work.pixels
     return LIBRARY_BYTES + max(fitting, scoring)
 

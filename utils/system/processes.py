@@ -52,19 +52,21 @@ class Processes(NamedTuple):
         """Whether this process writes what is said of all classes."""
         return self.rank == 0
 
-    def share(self, costs: Sequence[float]) -> list[int]:
-        """The tasks of this process, ascending: the longest first to whoever has least.
+    def share(self, costs: Sequence[float]) -> list[list[int]]:
+        """Which tasks each process takes, by rank: the longest first to whoever has least.
 
         Args:
             costs: of all tasks. The same costs are shared out in the same way in all processes.
+
+        Returns:
+            For each process the numbers of its tasks, ascending.
         """
-        loads, mine = [0.0] * self.size, []
+        loads, shares = [0.0] * self.size, [[] for _ in range(self.size)]
         for task in sorted(range(len(costs)), key=lambda task: -costs[task]):
             rank = loads.index(min(loads))
             loads[rank] += costs[task]
-            if rank == self.rank:
-                mine.append(task)
-        return sorted(mine)
+            shares[rank].append(task)
+        return [sorted(share) for share in shares]
 
     @contextmanager
     def joined(self) -> Iterator[Processes]:
