@@ -2,7 +2,7 @@
 
     python main.py tables
 
-writes tables.md beside each metrics.json below results/, the tables of results/measured/ into
+writes tables.md beside each metrics.json below results/measured/, all of these tables into
 results/README.md, and what is measured and published at a glance into README.md.
 """
 
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: if a results file is damaged, or a README lacks the lines to write between.
     """
     results = ROOT / "results"
-    tables = {path: read_tables(path) for path in sorted(results.rglob("metrics.json"))}
+    tables = {path: read_tables(path) for path in sorted(results.glob("measured/**/metrics.json"))}
     readmes = {
         results / "README.md": fill_in(
             read_text(results / "README.md"), all_tables(results), name="results/README.md"
