@@ -1,9 +1,14 @@
-"""Results of classes that no run was needed for."""
+"""Results of classes, made without a run."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
+from datasets.dataset import ImageDataset
+from datasets.images import Preprocessing
+from datasets.mvtec import Sample
+from utils.evaluation import DrawnImage, ScoredImages, evaluate
 from utils.metrics import RocCurve
 from utils.report.results import (
     METRICS,
@@ -14,7 +19,7 @@ from utils.report.results import (
     ImageResult,
 )
 
-# those that the tables and the page show
+# what the tables and the page show of a run's settings
 SETTINGS = {
     "arch": "resnet18",
     "data": "mvtec_ad",
@@ -59,3 +64,32 @@ def make_record(class_name="bolt", images=(), threshold=5.0, **changes):
         files=figures,
     )
     return replace(record, **changes)
+
+
+def make_dataset(split="test", has_masks=True):
+    """Two images with a crack and three good ones, none of which is a file."""
+    kinds = ["crack", "crack", "good", "good", "good"]
+    samples = [
+        Sample(Path(f"data/bolt/{split}/{kind}/{i:03}.png"), kind, int(kind != "good"))
+        for i, kind in enumerate(kinds)
+    ]
+    return ImageDataset("bolt", split, samples, has_masks, Preprocessing())
+
+
+def make_scored_class(drawn=(), has_masks=True):
+    """The test images of a class whose cracks have the highest scores, scored and evaluated."""
+    rng = np.random.default_rng(0)
+    test = make_dataset(has_masks=has_masks)
+    masks = np.zeros((len(test), 32, 40), dtype=bool)
+    masks[:2, 8:24, 8:24] = True
+    maps = (masks * 4 + rng.random(masks.shape)).astype(np.float32)
+    images = rng.integers(0, 255, (len(test), 3, 32, 40), dtype=np.uint8)
+    scored = ScoredImages(
+        labels=np.array([sample.label for sample in test.samples]),
+        image_scores=maps.max(axis=(1, 2)),
+        score_range=(float(maps.min()), float(maps.max())),
+        anomaly_maps=maps if has_masks else None,
+        masks=masks if has_masks else None,
+        drawn={i: DrawnImage(images[i], maps[i], masks[i]) for i in drawn},
+    )
+    return test, scored, evaluate(scored, has_masks)
