@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 import pytest
 from PIL import Image
 
-from utils.report.page import Gallery, GalleryItem, write_page
+from tests.records import make_image, make_record
+from utils.report.page import Picture, write_page
 from utils.report.tables import Table
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -29,10 +30,9 @@ FLAGS = (
     "--disable-component-update",
     "--disable-sync",
 )
-FIGURE_SIZE = (1280, 288)
-THRESHOLD = 5.0
+FIGURE_SIZE, ROC_SIZE = (1280, 288), (2000, 1000)
 ODD_TYPE = 'bent "#1" & <50 %>'
-# defect type and score of each image
+# defect type and score of each image; the threshold is 5
 SCORES = {
     "bolt": [("dent", 9.5), ("dent", 8.0), ("dent", 3.0), (ODD_TYPE, 7.0), ("good", 6.0)]
     + [("good", score) for score in (1.0, 1.5, 2.0, 2.5)],
@@ -43,22 +43,21 @@ SCORES = {
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("a run #1 ü")
-    galleries = []
+    records = []
     for class_name, scores in SCORES.items():
-        items = []
+        images = []
         for i, (defect_type, score) in enumerate(scores):
-            name = f"{i:03} %.png"
-            figure = Path("figures", class_name, f"{defect_type}_{name}".replace("/", "_"))
+            figure = f"figures/{class_name}/{defect_type}_{i:03} %.png"
             (folder / figure).parent.mkdir(parents=True, exist_ok=True)
             Image.new("RGB", FIGURE_SIZE, "navy").save(folder / figure)
-            anomalous, flagged = defect_type != "good", score >= THRESHOLD
-            items.append(GalleryItem(figure, name, defect_type, anomalous, score, flagged))
-        galleries.append(Gallery(class_name, items, THRESHOLD, "chosen by hand"))
-    Image.new("RGB", (2000, 1000), "white").save(folder / "roc_curve.png")
+            images.append(make_image(f"{i:03} %.png", defect_type, score, figure=figure))
+        records.append(make_record(class_name, images, figure_size=FIGURE_SIZE))
+    Image.new("RGB", ROC_SIZE, "white").save(folder / "roc_curve.png")
     columns = ["class", *(f"a long heading {i}" for i in range(12))]
     table = Table("AUROC", columns, [["bolt", *["0.123"] * 12]], ["a note " * 30])
     title = "A run with_a_very_long_name_that_has_nowhere_to_break_" + "x" * 40
-    write_page(folder, title, ["resnet18", "path/" * 30], [table], galleries, Path("roc_curve.png"))
+    roc_figure = Picture("roc_curve.png", ROC_SIZE)
+    write_page(folder, title, ["resnet18", "path/" * 30], [table], records, roc_figure)
     return folder
 
 
@@ -138,13 +137,13 @@ def labels(part, name):
     return [e.text for e in part.find_elements(By.CSS_SELECTOR, f"label:has([name={name}])")]
 
 
-def test_everything_is_shown_at_first(browser):
-    assert shown(section(browser)) == sorted(SCORES["bolt"], key=lambda row: -row[1])
-    assert len(shown(section(browser, "große Platte"))) == 2
+def headings(part):
+    return [h.text for h in part.find_elements(By.TAG_NAME, "h3") if h.is_displayed()]
 
 
 def test_filter_by_defect_type(browser):
     part = section(browser)
+    assert shown(part) == sorted(SCORES["bolt"], key=lambda row: -row[1])
     choose(part, "type", "dent")
     assert shown(part) == [("dent", 9.5), ("dent", 8.0), ("dent", 3.0)]
     assert labels(part, "verdict") == ["all 3", "right 2", "wrong 1"]
@@ -154,17 +153,13 @@ def test_filter_by_defect_type(browser):
     assert len(shown(part)) == 9
 
 
-def test_filter_by_verdict(browser):
+def test_filter_by_verdict_is_of_one_class_only(browser):
     part = section(browser)
     choose(part, "verdict", "wrong")
     assert shown(part) == [("good", 6.0), ("dent", 3.0)]
     assert labels(part, "type") == ["all 2", f"{ODD_TYPE} 0", "dent 1", "good 1"]
-    assert [h.text for h in part.find_elements(By.TAG_NAME, "h3")] == [
-        "Flagged as anomalous 1",
-        "Not flagged 1",
-    ]
-    choose(part, "verdict", "right")
-    assert len(shown(part)) == 7
+    assert headings(part) == ["Flagged as anomalous 1", "Not flagged 1"]
+    assert len(shown(section(browser, "große Platte"))) == 2
 
 
 def test_both_filters_together(browser):
@@ -172,22 +167,13 @@ def test_both_filters_together(browser):
     choose(part, "verdict", "right")
     choose(part, "type", "good")
     assert shown(part) == [("good", score) for score in (2.5, 2.0, 1.5, 1.0)]
-    assert [h.is_displayed() for h in part.find_elements(By.TAG_NAME, "h3")] == [False, True]
-
-
-def test_a_choice_that_nothing_fits_says_so(browser):
-    part = section(browser)
+    assert headings(part) == ["Not flagged 4"]
     none = part.find_element(By.CLASS_NAME, "none")
     assert not none.is_displayed()
     choose(part, "verdict", "wrong")
     choose(part, "type", ODD_TYPE)
     assert shown(part) == []
     assert none.is_displayed()
-
-
-def test_a_filter_is_of_its_own_class_only(browser):
-    choose(section(browser), "verdict", "wrong")
-    assert len(shown(section(browser, "große Platte"))) == 2
 
 
 def test_filtered_figures_start_below_the_form(browser):
@@ -218,15 +204,9 @@ def test_keyboard_alone_filters(browser):
     focused = browser.switch_to.active_element
     outline = focused.find_element(By.XPATH, "..").value_of_css_property("outline")
     assert "solid 3px" in outline
-
-
-def test_submitting_the_form_does_not_leave_the_page(browser):
-    part = section(browser)
-    choose(part, "type", "dent")
     url = browser.current_url
-    browser.execute_script("document.forms[0].requestSubmit()")
+    focused.send_keys(Keys.ENTER)
     assert browser.current_url == url
-    assert len(shown(part)) == 3
 
 
 def test_skip_link_comes_first_and_leads_to_the_results(browser):
@@ -279,7 +259,7 @@ def test_nothing_is_wrong_in_the_console_or_loaded_from_elsewhere(browser):
     assert [url for url in loaded if not url.startswith(("file:", "data:"))] == []
 
 
-@pytest.mark.parametrize("width", [320, 375, 768, 1280])
+@pytest.mark.parametrize("width", [320, 768])
 def test_the_page_does_not_scroll_sideways(browser, width):
     set_window(browser, width, 800)
     assert browser.execute_script("return document.documentElement.scrollWidth") <= width
@@ -301,22 +281,17 @@ def background(browser):
     return browser.find_element(By.TAG_NAME, "body").value_of_css_property("background-color")
 
 
-def test_dark_mode_is_dark_and_prints_light(browser):
+def test_dark_mode_is_dark_and_prints_light_without_the_filter(browser):
+    form = section(browser).find_element(By.TAG_NAME, "form")
     light = background(browser)
+    assert form.is_displayed()
     set_media(browser, scheme="dark")
     dark = background(browser)
+    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (light, dark)]
+    assert brightness[0] > 200
+    assert brightness[1] < 50
     set_media(browser, media="print", scheme="dark")
-    assert [sum(map(int, re.findall(r"\d+", c)[:3])) // 3 > 127 for c in (light, dark)] == [
-        True,
-        False,
-    ]
     assert background(browser) == light
-
-
-def test_print_leaves_out_the_filter(browser):
-    form = section(browser).find_element(By.TAG_NAME, "form")
-    assert form.is_displayed()
-    set_media(browser, media="print")
     assert not form.is_displayed()
 
 

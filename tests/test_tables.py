@@ -1,42 +1,45 @@
 import argparse
+import json
 from pathlib import Path
 
 import pytest
 
 from datasets import demo, mvtec
-from tests.test_results import result
-from utils.report.report import tables
-from utils.report.results import Run, read_run
-from utils.report.tables import (
+from tests.records import SETTINGS, make_result
+from utils.commands import tables
+from utils.commands.tables import (
     END,
+    GLANCE_END,
+    GLANCE_START,
     START,
+    all_tables,
+    fill_in,
+    glance,
+    glance_rows,
+    read_tables,
+)
+from utils.report.results import Run, write_run
+from utils.report.tables import (
+    PUBLISHED,
     Table,
     comparison_table,
-    fill_in,
     metrics_table,
     read_published,
-    read_written,
     run_tables,
     to_markdown,
     to_text,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-SETTINGS = {
-    "arch": "resnet18",
-    "data": "mvtec_ad",
-    "command": "python main.py --arch resnet18",
-    "weights_sha256": "f" * 64,
-    "device": "cpu (2 threads)",
-    "versions": {"torch": "2.14.1"},
-    "date": "2026-01-01",
-    "peak_memory_bytes": {"host": 1_500_000_000},
-}
-PUBLISHED = read_published(ROOT / "results" / "published.csv")
 
 
-def run_of(*results):
-    return Run(SETTINGS, list(results))
+@pytest.fixture(scope="module")
+def published():
+    return read_published(ROOT / PUBLISHED)
+
+
+def run_of(*results, arch="resnet18"):
+    return Run(SETTINGS | {"arch": arch}, list(results))
 
 
 def cells(table):
@@ -44,104 +47,98 @@ def cells(table):
     return {row[0]: list(row[1:]) for row in table.rows}
 
 
-def test_means_of_groups_stand_where_they_are_complete():
+# tables of a run
+
+
+def test_means_of_complete_groups_follow_the_classes():
     values = dict(zip(demo.TEXTURES + demo.OBJECTS, (0.1, 0.2, 0.6, 0.4, 0.7), strict=True))
-    results = [result(name, image_auroc=value) for name, value in values.items()]
+    results = [make_result(name, image_auroc=value) for name, value in values.items()]
     table = cells(metrics_table(run_of(*results)))
     # textures 0.9 / 3, objects 1.1 / 2, all 2.0 / 5
-    assert table["mean of textures"][0] == "0.300"
-    assert table["mean of objects"][0] == "0.550"
-    assert table["mean of all"][0] == "0.400"
-    assert "mean of 5 classes" not in table
+    means = {name: row[0] for name, row in table.items() if name not in values}
+    assert means == {
+        "mean of textures": "0.300",
+        "mean of objects": "0.550",
+        "mean of all": "0.400",
+    }
 
 
-def test_an_incomplete_group_gets_a_mean_of_n_classes_only():
-    results = [result("bottle", image_auroc=0.5), result("screw", image_auroc=0.9)]
+def test_other_classes_have_one_mean_and_a_single_class_has_none():
+    results = [make_result("bottle", image_auroc=0.5), make_result("screw", image_auroc=0.9)]
     table = cells(metrics_table(run_of(*results)))
     assert list(table) == ["bottle", "screw", "mean of 2 classes"]
     assert table["mean of 2 classes"][0] == "0.700"
-
-
-def test_a_single_class_has_no_mean():
-    assert list(cells(metrics_table(run_of(result("bottle"))))) == ["bottle"]
+    assert list(cells(metrics_table(run_of(results[0])))) == ["bottle"]
 
 
 def test_a_mean_needs_the_metric_of_every_class():
-    results = [result("bottle", aupro=None), result("screw")]
+    results = [make_result("bottle", aupro=None), make_result("screw")]
     table = cells(metrics_table(run_of(*results)))
-    assert table["bottle"][-1] == table["mean of 2 classes"][-1] == "–"
-    assert table["screw"][-1] == "0.500"
+    assert [row[-1] for row in table.values()] == ["–", "0.500", "–"]
 
 
-def test_several_seeds_give_mean_and_sample_sd():
-    results = [
-        result("bottle", 1024, image_auroc=0.1),
-        result("screw", 1024, image_auroc=0.3),
-        result("bottle", 1025, image_auroc=0.3),
-        result("screw", 1025, image_auroc=0.7),
-    ]
-    table = cells(metrics_table(run_of(*results)))
-    # sd of 0.1 and 0.3 is 0.2 / sqrt(2); the means over classes are 0.2 and 0.5
-    assert table["bottle"][0] == "0.200 ± 0.141"
-    assert table["mean of 2 classes"][0] == "0.350 ± 0.212"
+def test_notes_name_the_source_of_the_numbers_and_the_notes_of_the_classes():
+    result = make_result("bottle")
+    result.notes.append("no masks")
+    source, note = metrics_table(run_of(result)).notes
+    assert source == (
+        "python main.py --arch resnet18; weights sha256 ffffffffffff…, cpu (2 threads), "
+        "torch 2.14.1, 2026-01-01, peak memory 1.5 GB."
+    )
+    assert note == "bottle: no masks"
 
 
-def test_notes_say_what_made_the_numbers():
-    notes = metrics_table(run_of(result("bottle"))).notes[0]
-    for fact in (
-        "python main.py --arch resnet18",
-        "ffffffffffff",
-        "cpu",
-        "2.14.1",
-        "2026-01-01",
-        "1.5 GB",
-    ):
-        assert fact in notes
-
-
-def test_comparison_has_upstreams_rows_and_leaves_unmeasured_cells_empty():
-    run = run_of(result("bottle", image_auroc=0.9905), result("bottle", 1025, image_auroc=0.1))
-    table = comparison_table(run, "image_auroc", PUBLISHED)
+def test_comparison_shows_measured_classes_alone_and_counts_the_others(published):
+    run = run_of(make_result("bottle", image_auroc=0.9905), make_result("grass"))
+    table = comparison_table(run, "image_auroc", published)
     assert list(table.columns) == ["class", "ours", "upstream", "Δ", "paper"]
-    assert [row[0] for row in table.rows[:7]] == [*mvtec.TEXTURES, "mean of textures", "bottle"]
-    assert len(table.rows) == 18
     # 0.9905 - 0.996
-    assert cells(table)["bottle"] == ["0.991", "0.996", "−0.005", "–"]
-    assert cells(table)["mean of all"] == ["–", "0.905", "–", "–"]
-    assert cells(table)["carpet"] == ["–", "0.984", "–", "–"]
+    assert cells(table) == {"bottle": ["0.991", "0.996", "−0.005", "–"]}
+    assert table.notes[-1].startswith("Not measured here: 14 of the 15 classes;")
+    assert PUBLISHED.as_posix() in table.notes[-1]
 
 
-def test_paper_stands_in_its_own_column():
-    run = run_of(result("bottle", aupro=0.9))
-    table = cells(comparison_table(run, "aupro", PUBLISHED))
-    assert table["bottle"] == ["0.900", "–", "–", "–"]
-    assert table["mean of all"] == ["–", "–", "–", "0.901"]
+def test_comparison_of_all_classes_has_upstreams_rows_and_the_papers_means(published):
+    run = run_of(*(make_result(name, aupro=0.9) for name in mvtec.CLASS_NAMES))
+    table = comparison_table(run, "aupro", published)
+    assert [row[0] for row in table.rows] == [
+        *(*mvtec.TEXTURES, "mean of textures", *mvtec.OBJECTS, "mean of objects", "mean of all")
+    ]
+    assert cells(table)["mean of all"] == ["0.900", "–", "–", "0.901"]
+    assert len(table.notes) == 1
 
 
-def test_caveats_stand_below_the_cells_they_are_about():
-    run = run_of(result("transistor"))
-    image = " ".join(comparison_table(run, "image_auroc", PUBLISHED).notes)
-    pixel = " ".join(comparison_table(run, "pixel_auroc", PUBLISHED).notes)
-    assert "0.887" in image
-    assert "0.959" in pixel
-    assert "0.953, is not the mean of its own five cells, 0.954" in pixel
+def test_caveats_stand_below_the_rows_that_they_are_about(published):
+    def notes(metric, *names):
+        run = run_of(*map(make_result, names))
+        return " ".join(comparison_table(run, metric, published).notes)
+
+    assert "0.887" in notes("image_auroc", "transistor")
+    assert "0.887" not in notes("image_auroc", "bottle")
+    assert "0.959" in notes("pixel_auroc", "transistor")
+    assert "not the mean of its own five cells, 0.954" in notes("pixel_auroc", *mvtec.TEXTURES)
 
 
-def test_upstreams_mean_of_textures_is_what_the_caveat_says():
-    cells = [PUBLISHED["upstream", "resnet18", "pixel_auroc", name] for name in mvtec.TEXTURES]
-    assert len(cells) == 5
+def test_upstreams_mean_of_textures_is_what_the_caveat_says(published):
+    cells = [published["upstream", "resnet18", "pixel_auroc", name] for name in mvtec.TEXTURES]
     assert round(sum(cells) / 5, 3) == 0.954
-    assert PUBLISHED["upstream", "resnet18", "pixel_auroc", "mean_textures"] == 0.953
+    assert published["upstream", "resnet18", "pixel_auroc", "mean_textures"] == 0.953
 
 
-def test_classes_that_are_not_mvtecs_are_not_compared():
-    assert len(run_tables(run_of(result("brick")))) == 1
-    assert len(run_tables(run_of(result("bottle")))) == 4
+def test_only_what_is_published_is_compared():
+    assert len(run_tables(run_of(make_result("bottle")))) == 4
+    assert len(run_tables(run_of(make_result("brick")))) == 1
+    assert len(run_tables(run_of(make_result("bottle"), arch="efficientnet_lite0"))) == 1
+    # without masks there are no pixel metrics
+    unmarked = make_result("bottle", pixel_auroc=None, aupro=None)
+    assert len(run_tables(run_of(unmarked))) == 2
 
 
-def test_a_network_without_published_values_is_not_compared():
-    settings = SETTINGS | {"arch": "efficientnet_lite0"}
-    assert len(run_tables(Run(settings, [result("bottle")]))) == 1
+@pytest.mark.parametrize("text", ["source,arch\nupstream,x\n", "a,b\n1,2\n", "a" * 140_000])
+def test_damaged_published_values_are_reported(tmp_path, text):
+    (tmp_path / "published.csv").write_text(text)
+    with pytest.raises(ValueError, match=r"published.csv is damaged"):
+        read_published(tmp_path / "published.csv")
 
 
 def test_markdown_is_a_table():
@@ -154,54 +151,111 @@ def test_text_is_aligned():
     assert to_text(table) == "T\nclass       a\nlonger  1.000\nx           –\nn"
 
 
-def test_readme_is_changed_between_its_markers_only():
-    filled = fill_in(f"before\n{START}old\n{END}after\n", "new\n")
-    assert filled == f"before\n{START}\nnew\n\n{END}after\n"
-    assert fill_in(filled, "new\n") == filled
+# at a glance
 
 
-@pytest.mark.parametrize("text", ["", START, END, END + START])
-def test_lost_markers_are_reported(text):
-    with pytest.raises(ValueError, match=r"README.md has lost the lines"):
-        fill_in(text, "new")
+def test_glance_averages_what_is_published_over_the_measured_classes(published):
+    results = [
+        make_result("bottle", image_auroc=0.9, pixel_auroc=0.8, aupro=0.7),
+        make_result("transistor", image_auroc=0.8, pixel_auroc=0.6, aupro=None),
+        make_result("pill", image_auroc=0.7, pixel_auroc=0.4, aupro=0.7),
+        make_result("brick"),
+    ]
+    over = "bottle, pill, transistor"
+    # (0.996 + 0.869 + 0.925) / 3 and (0.981 + 0.946 + 0.968) / 3; the paper gives no class
+    assert glance_rows(run_of(*results), published) == [
+        ["resnet18, published by upstream", "0.930", "0.965", "–", over],
+        ["resnet18, measured here", "0.800", "0.600", "–", over],
+    ]
+    (row,) = glance_rows(run_of(*results, arch="efficientnet_lite0"), published)
+    assert row[0] == "efficientnet_lite0, measured here"
+    assert glance_rows(run_of(make_result("brick")), published) == []
 
 
-@pytest.mark.parametrize("text", ["source,arch\nupstream,x\n", "a,b\n1,2\n", "a" * 140_000])
-def test_damaged_published_values_are_reported(tmp_path, text):
-    (tmp_path / "published.csv").write_text(text)
-    with pytest.raises(ValueError, match=r"published.csv is damaged"):
-        read_published(tmp_path / "published.csv")
+def test_glance_shows_the_paper_where_it_has_all_classes(published):
+    results = [make_result(name) for name in mvtec.CLASS_NAMES]
+    _, paper, _ = glance_rows(run_of(*results, arch="wide_resnet50_2"), published)
+    assert paper[0] == "wide_resnet50_2, published by the paper"
+    assert paper[1] == "–"
+    assert float(paper[2]) == pytest.approx(0.975, abs=0.002)
+    assert paper[-1] == "all classes"
 
 
-def test_tables_of_studies_come_before_those_of_the_benchmark_and_its_figure(tmp_path):
-    for name in ("studies/resnet18/a.md", "studies/resnet18/b.md", "benchmark/benchmark.md"):
-        path = tmp_path / "results" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(name)
-    assert [Path(text).name for text in read_written(tmp_path)] == ["a.md", "b.md", "benchmark.md"]
-    (tmp_path / "results/benchmark/scaling.png").touch()
-    assert read_written(tmp_path)[-1].endswith("(results/benchmark/scaling.png)\n")
+# the command
 
 
-def test_temporary_files_of_killed_processes_are_no_tables(tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "ROOT", tmp_path)
-    studies = tmp_path / "results" / "studies"
-    studies.mkdir(parents=True)
-    (studies / "layers.md").write_text("whole\n")
-    (studies / ".pca.0badcafe-1.md").write_text("half")
-    (tmp_path / "README.md").write_text(START + END)
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    """A repository with a run of a user, a measured run, a study and the benchmark."""
+    measured = tmp_path / "results" / "measured"
+    write_run(measured / "resnet18", run_of(make_result("bottle")))
+    write_run(tmp_path / "results" / "mine", run_of(make_result("brick")))
+    for name in ("studies/r/a.md", "studies/r/.b.0badcafe-1.md", "benchmark/benchmark.md"):
+        (measured / name).parent.mkdir(parents=True, exist_ok=True)
+        (measured / name).write_text(f"text of {name}\n")
+    (measured / "benchmark/scaling.png").touch()
+    (measured / "published.csv").write_bytes((ROOT / PUBLISHED).read_bytes())
+    (tmp_path / "results" / "README.md").write_text(f"before\n{START}old\n{END}after\n")
+    (tmp_path / "README.md").write_text(f"before\n{GLANCE_START}old\n{GLANCE_END}after\n")
+    monkeypatch.setattr("utils.commands.tables.ROOT", tmp_path)
+    monkeypatch.setattr("utils.report.tables.ROOT", tmp_path)
+    return tmp_path
+
+
+def test_command_writes_tables_beside_every_run_and_both_readmes(root, capsys):
     tables.run(argparse.Namespace())
-    assert (tmp_path / "README.md").read_text() == f"{START}\nwhole\n\n{END}"
+    written = [root / "results" / name / "tables.md" for name in ("measured/resnet18", "mine")]
+    written += [root / "results" / "README.md", root / "README.md"]
+    assert capsys.readouterr().out.splitlines() == list(map(str, written))
+    measured, mine, all_of_them, at_a_glance = (path.read_text() for path in written)
+    assert measured.count("| bottle |") == 4
+    assert mine.count("| brick |") == 1
+    # of runs only the measured ones; half-written files of killed processes are left out
+    assert all_of_them == (
+        f"before\n{START}\n{measured}\ntext of studies/r/a.md\n\ntext of benchmark/benchmark.md\n\n"
+        f"![Time and memory of larger inputs](measured/benchmark/scaling.png)\n\n{END}after\n"
+    )
+    assert at_a_glance.startswith(f"before\n{GLANCE_START}\n**Means over classes of MVTec AD")
+    assert at_a_glance.endswith(f"\n{GLANCE_END}after\n")
+    assert at_a_glance.count("| resnet18, ") == 2
+    tables.run(argparse.Namespace())
+    assert [path.read_text() for path in written] == [measured, mine, all_of_them, at_a_glance]
 
 
-def test_readme_and_tables_are_what_the_results_say():
-    paths = sorted((ROOT / "results").rglob("metrics.json"))
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("README.md", b"nothing", "README.md has lost the lines <!-- results at a glance"),
+        ("results/README.md", END.encode() + START.encode(), "results/README.md has lost the"),
+        ("results/README.md", b"\xff", "results/README.md is damaged: no text in UTF-8"),
+        ("results/mine/metrics.json", b"{}", "mine/metrics.json is damaged"),
+        ("results/measured/studies/r/a.md", b"\xff", "a.md is damaged"),
+    ],
+)
+def test_command_writes_nothing_if_a_file_is_damaged(root, name, content, message):
+    (root / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        tables.run(argparse.Namespace())
+    assert not list(root.rglob("tables.md"))
+
+
+@pytest.mark.parametrize("change", [{"arch": 3}, {"versions": []}, {"peak_memory_bytes": None}])
+def test_settings_of_no_run_are_reported(root, change):
+    path = root / "results/mine/metrics.json"
+    content = json.loads(path.read_text())
+    content["settings"] |= change
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"metrics.json is damaged"):
+        read_tables(path)
+
+
+def test_committed_tables_are_what_the_committed_results_say():
+    results = ROOT / "results"
+    paths = sorted((results / "measured").rglob("metrics.json"))
     assert paths
-    parts = []
     for path in paths:
-        of_run = [to_markdown(table) for table in run_tables(read_run(path))]
-        assert path.with_name("tables.md").read_text() == "\n".join(of_run)
-        parts += of_run
-    parts += read_written(ROOT)
-    readme = (ROOT / "README.md").read_text()
-    assert readme == fill_in(readme, "\n".join(parts))
+        expected = "\n".join(map(to_markdown, read_tables(path)))
+        assert path.with_name("tables.md").read_text() == expected
+    readme, front = (path.read_text() for path in (results / "README.md", ROOT / "README.md"))
+    assert readme == fill_in(readme, all_tables(results))
+    assert front == fill_in(front, glance(results), GLANCE_START, GLANCE_END)

@@ -20,6 +20,13 @@ from utils.report.tables import Table
 from utils.system.files import replacing
 
 FILE_NAME = "index.html"
+TEMPLATES = Environment(
+    loader=FileSystemLoader(Path(__file__).parent),
+    autoescape=True,
+    undefined=StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 NUMBER = re.compile(r"[-+−]?\d|[-−–]?$")  # a cell that is aligned as a number; it may be a dash
 # whether the threshold is right about an image, in short and in words, by label and decision
 VERDICTS = {
@@ -73,14 +80,7 @@ def write_page(
             and leaves out a class without any.
         roc_figure: the ROC curves of all classes.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    page = environment.get_template("page.html").render(
+    page = TEMPLATES.get_template("page.html").render(
         title=title,
         summary=summary,
         tables=[(table, _find_number_columns(table)) for table in tables],

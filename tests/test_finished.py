@@ -1,0 +1,151 @@
+import json
+import os
+from collections import Counter
+
+import pytest
+
+from datasets.dataset import load_splits
+from tests.conftest import write_image
+from tests.records import SETTINGS, make_image, make_record
+from utils.report.finished import (
+    discard_record,
+    fingerprint_class,
+    make_fingerprint,
+    read_record,
+    write_record,
+)
+from utils.report.report import write_report
+
+
+@pytest.fixture
+def record(tmp_path):
+    """A record whose files are there, written to tmp_path."""
+    images = [make_image("a.png", "dent", 6.5), make_image("b.png", figure=None)]
+    record = make_record("bolt", images)
+    for name in record.files:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    write_record(tmp_path, record)
+    return record
+
+
+def test_a_finished_class_is_found_again(record, tmp_path):
+    found = read_record(tmp_path, "bolt", record.fingerprint)
+    assert repr(found) == repr(record)
+    write_report(tmp_path, SETTINGS, [found])
+
+
+def test_the_file_is_plain_json(record, tmp_path):
+    content = json.loads((tmp_path / "classes/bolt.json").read_text())
+    assert content["format"] == 3
+    assert content["images"][0]["score"] == 6.5
+
+
+def test_other_classes_fingerprints_and_discarded_classes_are_not_finished(
+    record, tmp_path, capsys
+):
+    assert read_record(tmp_path, "nut", record.fingerprint) is None
+    assert read_record(tmp_path, "bolt", "cd" * 32) is None
+    discard_record(tmp_path, "bolt")
+    discard_record(tmp_path, "nut")
+    assert read_record(tmp_path, "bolt", record.fingerprint) is None
+    assert capsys.readouterr().out == ""
+
+
+def test_a_class_of_which_a_file_is_gone_is_not_finished(record, tmp_path):
+    (tmp_path / record.files[0]).unlink()
+    assert read_record(tmp_path, "bolt", record.fingerprint) is None
+
+
+@pytest.mark.parametrize("old", ['{"fingerprint": "ab", "sha256": "cd", "content": "{}"}', "{}"])
+def test_a_record_of_another_version_is_named(record, tmp_path, capsys, old):
+    (tmp_path / "classes/bolt.json").write_text(old)
+    assert read_record(tmp_path, "bolt", record.fingerprint) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.endswith("classes/bolt.json was written by another version: bolt is fitted again")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 3', b"\xff\xfe", b"[" * 100_000])
+def test_a_file_that_is_no_record_is_named(record, tmp_path, capsys, content):
+    (tmp_path / "classes/bolt.json").write_bytes(content)
+    assert read_record(tmp_path, "bolt", record.fingerprint) is None
+    (line,) = capsys.readouterr().out.splitlines()
+    assert "classes/bolt.json is damaged (" in line
+    assert line.endswith("): bolt is fitted again")
+
+
+VALUES = (None, 7, -1.5, 10**400, float("nan"), "text", "\ud800", [], ["text"], {}, [[1], [2, 3]])
+
+
+def places(value, path=()):
+    """The path to each value in a JSON document."""
+    yield path
+    if isinstance(value, list):
+        value = dict(enumerate(value))
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from places(part, (*path, key))
+
+
+def changed(text, path, value):
+    """The JSON document with another value at path."""
+    content = part = json.loads(text)
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    return json.dumps(content)
+
+
+def test_no_changed_value_leads_to_an_error_in_the_report(record, tmp_path, monkeypatch):
+    file = tmp_path / "classes/bolt.json"
+    whole = file.read_text()
+    outcomes = Counter()
+    for path in list(places(json.loads(whole)))[1:]:
+        # the figure takes the longest by far, and shows nothing but the curves
+        if not str(path[0]).endswith("curve"):
+            monkeypatch.setattr("utils.report.report.plot_roc_curves", lambda *_: (2000, 1000))
+        for value in VALUES:
+            file.write_text(changed(whole, path, value))
+            found = read_record(tmp_path, "bolt", record.fingerprint)
+            outcomes[found is None] += 1
+            if found is not None:
+                write_report(tmp_path, SETTINGS, [found])
+        monkeypatch.undo()
+    assert outcomes[True] > 300
+    assert outcomes[False] > 50
+
+
+@pytest.fixture
+def fingerprint(tree):
+    """A function that gives the fingerprint of a class of tree with settings."""
+
+    def run(**settings):
+        return fingerprint_class(settings, tree, *load_splits(tree, "bolt"))
+
+    return run
+
+
+def test_fingerprint_depends_on_settings_images_and_masks(fingerprint, tree):
+    first = fingerprint(seed=1, crop=2)
+    assert fingerprint(crop=2, seed=1) == first
+    found = [first, fingerprint(seed=2, crop=2)]
+    for name in ("train/good/000.png", "ground_truth/crack/000_mask.png"):
+        os.utime(tree / "bolt" / name, ns=(1, 1))
+        found.append(fingerprint(seed=1, crop=2))
+    pixels = load_splits(tree, "bolt")[0][0][0].transpose(1, 2, 0)
+    write_image(tree / "bolt/train/good/999.png", pixels)
+    found.append(fingerprint(seed=1, crop=2))
+    assert len(set(found)) == 5
+
+
+def test_fingerprint_of_a_folder_that_was_moved_is_the_same(fingerprint, tree):
+    first = fingerprint()
+    moved = tree.rename(tree.with_name("moved"))
+    assert fingerprint_class({}, moved, *load_splits(moved, "bolt")) == first
+
+
+def test_an_image_that_is_a_broken_link_is_named(tmp_path):
+    path = tmp_path / "a.png"
+    path.symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=r"a\.png"):
+        make_fingerprint({}, tmp_path, [path])

@@ -1,0 +1,170 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.records import (
+    SETTINGS,
+    make_dataset,
+    make_image,
+    make_record,
+    make_result,
+    make_scored_class,
+)
+from utils.report import report
+from utils.report.finished import read_record
+from utils.report.report import ClassReport, write_report
+from utils.report.results import read_run
+from utils.thresholds import find_thresholds
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that stands still until it is moved."""
+    times = [0.0]
+    monkeypatch.setattr(report, "perf_counter", lambda: times[0])
+    return times
+
+
+@pytest.fixture
+def class_report(tmp_path, clock):
+    return ClassReport(tmp_path, make_dataset("train"), make_dataset(), 7, "ab")
+
+
+def good_maps(n=4):
+    return np.random.default_rng(1).random((n, 8, 8), dtype=np.float32)
+
+
+def test_a_finished_class_leaves_its_record_and_all_files(class_report, tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/bolt.safetensors").touch()
+    _, scored, evaluation = make_scored_class(drawn=[0, 3])
+    class_report.add_file(Path("models", "bolt.safetensors"))
+    record = class_report.finish(scored, evaluation, None)
+    figures = ["figures/bolt/crack_000.png", "figures/bolt/good_003.png"]
+    assert record.files == ["models/bolt.safetensors", *figures]
+    assert all((tmp_path / name).is_file() for name in record.files)
+    assert [image.figure for image in record.images] == [figures[0], None, None, figures[1], None]
+    assert [image.score for image in record.images] == scored.image_scores.tolist()
+    assert [image.label for image in record.images] == [1, 1, 0, 0, 0]
+    assert [image.image for image in record.images[:2]] == ["000.png", "001.png"]
+    assert record.result.class_name == "bolt"
+    assert (record.result.seed, record.result.n_train, record.result.n_test) == (7, 5, 5)
+    assert record.result.metrics == evaluation.metrics
+    assert record.image_threshold == evaluation.image_threshold
+    assert record.pixel_threshold == evaluation.pixel_threshold
+    assert record.image_curve.auroc == evaluation.image_curve.auroc
+    assert repr(read_record(tmp_path, "bolt", "ab")) == repr(record)
+
+
+def test_a_class_that_is_begun_is_no_longer_finished(class_report, tmp_path):
+    _, scored, evaluation = make_scored_class()
+    class_report.finish(scored, evaluation, None)
+    assert read_record(tmp_path, "bolt", "ab") is not None
+    ClassReport(tmp_path, make_dataset("train"), make_dataset(), 7, "cd")
+    assert read_record(tmp_path, "bolt", "ab") is None
+
+
+def test_seconds_count_to_the_stage_that_was_begun_last(class_report, clock):
+    clock[0] += 100  # before the first stage
+    for stage, seconds in (("fit", 1), ("score", 2), ("fit", 4), ("metrics", 8)):
+        class_report.begin(stage)
+        clock[0] += seconds
+    _, scored, evaluation = make_scored_class()
+    record = class_report.finish(scored, evaluation, None)
+    assert record.result.seconds == {"fit": 5, "score": 2, "metrics": 8, "figures": 0}
+
+
+def test_drawing_counts_to_the_figures(class_report, clock, monkeypatch):
+    def draw(*_):
+        clock[0] += 3
+        return report.Figures({}, ["image"], None)
+
+    monkeypatch.setattr(report, "draw_figures", draw)
+    _, scored, evaluation = make_scored_class()
+    assert class_report.finish(scored, evaluation, None).result.seconds["figures"] == 3
+
+
+def test_thresholds_are_compared_with_the_test_images(class_report):
+    _, scored, evaluation = make_scored_class()
+    thresholds = replace(find_thresholds(good_maps(), 0.01), image=float(scored.image_scores[3]))
+    found = class_report.finish(scored, evaluation, thresholds).thresholds
+    assert found.n_held_out == 4
+    assert (found.target_fpr, found.image_fpr) == (0.01, 0.2)
+    assert found.image_threshold == thresholds.image
+    assert found.pixel_threshold == thresholds.pixel
+    assert found.best_f1_image_threshold == evaluation.image_threshold
+    assert found.best_f1_pixel_threshold == evaluation.pixel_threshold
+    # a score on the threshold reaches it
+    good = scored.image_scores[2:]
+    assert found.test_fpr == pytest.approx((good >= good[1]).mean())
+    assert found.test_tpr == 1.0
+
+
+def test_rates_of_images_that_are_not_there_are_left_out(class_report):
+    _, scored, evaluation = make_scored_class()
+    unlabelled = scored._replace(labels=np.full(5, -1))
+    thresholds = find_thresholds(good_maps(), 0.01)
+    found = class_report.finish(unlabelled, evaluation, thresholds).thresholds
+    assert (found.test_fpr, found.test_tpr) == (None, None)
+
+
+def test_summary_is_printed_in_one_call(class_report, monkeypatch):
+    calls = []
+    monkeypatch.setattr("builtins.print", lambda *texts, **_: calls.append(texts))
+    _, scored, evaluation = make_scored_class()
+    evaluation.metrics["pixel_auroc"] = None
+    evaluation.notes.append("why there is none")
+    evaluation = evaluation._replace(pixel_threshold=None, image_threshold=4.5)
+    thresholds = replace(find_thresholds(good_maps(), 0.01), image=1.25, pixel=0.75)
+    class_report.finish(scored, evaluation, thresholds)
+    ((text,),) = calls
+    assert text.splitlines() == [
+        "",
+        "bolt: 5 training images, 5 test images",
+        "image ROCAUC: 1.000",
+        "pixel ROCAUC: –",
+        "(why there is none)",
+        "image threshold at a false alarm rate of 0.01: 1.25 (best F1 on the test images: 4.50)",
+        "pixel threshold at a false alarm rate of 0.01: 0.75",
+        "(4 good images support a rate of false alarms of 0.2, not of 0.01)",
+    ]
+
+
+def test_summary_without_thresholds_and_caveats(class_report, capsys):
+    _, scored, evaluation = make_scored_class()
+    class_report.finish(scored, evaluation, None)
+    assert len(capsys.readouterr().out.strip().splitlines()) == 3
+
+
+def test_report_holds_all_classes_in_their_order(tmp_path):
+    records = [
+        make_record("nut", [make_image("a.png", "dent", 9.0)]),
+        make_record("bolt", [make_image("b.png")], thresholds=None),
+    ]
+    (tables,) = write_report(tmp_path, SETTINGS, records)
+    assert [row[0] for row in tables.rows] == ["nut", "bolt", "mean of 2 classes"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("index.html", "metrics.csv", "metrics.json", "roc_curve.png"),
+        *("scores.csv", "tables.md", "thresholds.csv"),
+    ]
+    run = read_run(tmp_path / "metrics.json")
+    assert run.settings == json.loads(json.dumps(SETTINGS))
+    assert run.results == [make_result("nut"), make_result("bolt")]
+    assert "| nut |" in (tmp_path / "tables.md").read_text()
+    for name, n_rows in (("metrics.csv", 2), ("scores.csv", 2), ("thresholds.csv", 1)):
+        rows = (tmp_path / name).read_text().splitlines()[1:]
+        assert len(rows) == n_rows
+        assert rows[0].startswith("nut,")
+    page = (tmp_path / "index.html").read_text()
+    assert "<h1>PaDiM: resnet18 on mvtec_ad</h1>" in page
+    assert f"<li>{SETTINGS['command']}</li>" in page
+    assert page.index("<h2>nut</h2>") < page.index("<h2>bolt</h2>")
+    assert 'src="roc_curve.png" width="2000" height="1000"' in page
+
+
+def test_without_a_finished_class_nothing_is_written(tmp_path):
+    assert write_report(tmp_path, SETTINGS, []) == []
+    assert not list(tmp_path.iterdir())
