@@ -1,22 +1,32 @@
 """The machine a run happens on: its device, its versions, the memory it took."""
 
+from __future__ import annotations
+
+import os
 import platform
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from utils.backbone import Network, channels_sha256
-from utils.system.processes import ALONE, World
+
+if TYPE_CHECKING:
+    import torch
+
+    from utils.system.processes import World
 
 PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow")
 
 
-def choose_device(name: str, world: World = ALONE) -> torch.device:
+def count_cores() -> int:
+    """The number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def choose_device(name: str, world: World | None = None) -> torch.device:
     """The device called name; "auto" is CUDA where there is one, else the CPU.
 
     Several processes of a machine take a GPU each.
@@ -24,6 +34,11 @@ def choose_device(name: str, world: World = ALONE) -> torch.device:
     Raises:
         ValueError: if name is no device of this machine, or it has fewer GPUs than processes.
     """
+    import torch
+
+    from utils.system.processes import ALONE
+
+    world = world or ALONE
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
         if world.size == 1:
@@ -45,6 +60,8 @@ def choose_device(name: str, world: World = ALONE) -> torch.device:
 
 def device_name(device: torch.device) -> str:
     """The device in words, such as "cpu (2 threads)"."""
+    import torch
+
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return f"{device} ({torch.get_num_threads()} threads)"
@@ -56,7 +73,7 @@ def describe_run(
     network: Network,
     channels: Sequence[int],
     device: torch.device,
-    world: World = ALONE,
+    world: World | None = None,
 ) -> dict[str, Any]:
     """What another run would need to give the same numbers, and what this one took.
 
@@ -68,8 +85,9 @@ def describe_run(
         device: that it ran on.
         world: the processes that shared the work.
     """
+    size = world.size if world else 1
     packages = {name: version(name) for name in PACKAGES}
-    start = ["python"] if world.size == 1 else ["torchrun", f"--nproc_per_node={world.size}"]
+    start = ["python"] if size == 1 else ["torchrun", f"--nproc_per_node={size}"]
     return {
         "command": shlex.join([*start, "main.py", *sys.argv[1:]]),
         "arguments": dict(arguments),
@@ -79,7 +97,7 @@ def describe_run(
         "weights_sha256": network.weights_sha256,
         "versions": {"python": platform.python_version(), **packages},
         "device": device_name(device),
-        "processes": world.size,
+        "processes": size,
         "date": date.today().isoformat(),
         "peak_memory_bytes": peak_memory_bytes(device),
     }
@@ -99,5 +117,7 @@ def peak_memory_bytes(device: torch.device) -> dict[str, int | None]:
         host = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     peak = {"host": host}
     if device.type == "cuda":
+        import torch
+
         peak["cuda"] = torch.cuda.max_memory_allocated(device)
     return peak

@@ -19,6 +19,8 @@ from contextlib import contextmanager, nullcontext, redirect_stdout
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from utils.system.device import count_cores
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -237,11 +239,6 @@ class World:
 
 
 ALONE = World()
-
-
-def count_cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
