@@ -140,7 +140,9 @@ def run_classes(args: argparse.Namespace, world: World) -> None:
 
     # images are decoded from now on, while what takes seconds to import is imported
     every_image = chain.from_iterable(remaining)
-    with Loader(every_image, args.batch_size, args.num_workers, world=world) as loader:
+    with Loader(
+        every_image, args.batch_size, args.num_workers, show_progress=world.leads
+    ) as loader:
         from utils.features import FeatureExtractor
         from utils.report.finished import discard_finished
         from utils.report.tables import to_text

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import psutil
 import torch
 
-from datasets.loading import READ_AHEAD
+from datasets.loading import BATCHES_AHEAD
 from utils.backbone import BACKBONES, count_layer_features, layer_grids
 from utils.features import count_at_once
 from utils.gaussian import PATCH_BLOCK, count_numbers, is_primal
@@ -122,7 +122,7 @@ def _block_bytes(work: Work, n_images: int) -> int:
 def _host_bytes(work: Work, world: World) -> int:
     """What is on the host in any case: images, and scores and masks of all pixels."""
     pixels = work.image_size[0] * work.image_size[1]
-    waiting = max(READ_AHEAD // world.local_size, 4 * work.batch_size * pixels) + LIBRARIES
+    waiting = BATCHES_AHEAD * 4 * work.batch_size * pixels + LIBRARIES
     # maps and masks of all images, or of those that are drawn
     maps = 5 * (work.n_test if work.keeps_maps else work.n_drawn)
     return waiting + ((maps + 3 * work.n_drawn) * pixels if world.leads else 0)
