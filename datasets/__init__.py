@@ -1,1 +1,1 @@
-"""What PaDiM learns from: image folders in MVTec AD's layout."""
+"""The images: which files of a data set are what, and how one becomes an array."""

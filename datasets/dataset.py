@@ -1,6 +1,7 @@
-"""The training and the test images of the classes to run, checked before anything slow."""
+"""The training and test images of the chosen classes, checked before any slow work."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,32 +22,23 @@ from datasets.mvtec import CLASS_NAMES, Sample
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 
 
+@dataclass(frozen=True)
 class ImageDataset:
     """The images of one class and split.
 
-    Args:
+    Attributes:
         class_name: of the class.
         split: "train" (only good images) or "test".
         samples: one Sample per image.
         has_masks: whether defects are marked.
         preprocessing: of images and masks alike.
-
-    Attributes: as the arguments.
     """
 
-    def __init__(
-        self,
-        class_name: str,
-        split: str,
-        samples: Sequence[Sample],
-        has_masks: bool,
-        preprocessing: Preprocessing,
-    ) -> None:
-        self.class_name = class_name
-        self.split = split
-        self.samples = samples
-        self.has_masks = has_masks
-        self.preprocessing = preprocessing
+    class_name: str
+    split: str
+    samples: Sequence[Sample]
+    has_masks: bool
+    preprocessing: Preprocessing
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -68,8 +60,7 @@ class ImageDataset:
         """The image (3, H, W) uint8 RGB, its label and its mask (H, W) bool.
 
         Raises:
-            ValueError: if the image or a mask cannot be read, or a mask marks no pixel; the
-                message names the file.
+            ValueError: if the image or a mask cannot be read, or a mask marks no pixel.
         """
         sample = self.samples[index]
         image = load_image(sample.path, self.preprocessing)
@@ -85,12 +76,12 @@ Splits = tuple[ImageDataset, ImageDataset]
 def load_all(
     data_path: Path, dataset: str, class_names: Sequence[str] | None, preprocessing: Preprocessing
 ) -> list[Splits]:
-    """The training and the test images of every class to run.
+    """The training and test images of all chosen classes.
 
     Args:
         data_path: of the data set.
         dataset: AUTO or a key of LAYOUTS.
-        class_names: as in choose_classes.
+        class_names: the chosen classes; None for the default of choose_classes.
         preprocessing: of all images.
 
     Raises:
@@ -103,30 +94,30 @@ def load_all(
 def choose_classes(
     data_path: Path, class_names: Sequence[str] | None, dataset: str = AUTO
 ) -> tuple[Layout, list[str]]:
-    """The layout and the classes to run, checked.
+    """The layout of data_path and the classes to run.
 
-    Without class_names they are MVTec AD's 15 in its layout, and all there are in any other.
+    Without class_names these are MVTec AD's 15 in its layout, and all classes in other layouts.
 
     Raises:
-        FileNotFoundError: if data_path holds no class.
-        ValueError: if a class is not there.
+        FileNotFoundError: if data_path has no class.
+        ValueError: if data_path lacks one of the classes.
     """
-    layout, there = find_classes(data_path, dataset)
+    layout, found = find_classes(data_path, dataset)
     if class_names is None:
-        class_names = CLASS_NAMES if layout is LAYOUTS["mvtec"] else there
-        missing = [name for name in class_names if name not in there]
+        class_names = CLASS_NAMES if layout is LAYOUTS["mvtec"] else found
+        missing = [name for name in class_names if name not in found]
         if missing:
             raise ValueError(
                 f"{data_path} lacks {', '.join(missing)} of MVTec AD's 15 classes; "
-                f"it holds {', '.join(there)}: choose from these with --class_name"
+                f"it holds {', '.join(found)}: choose from these with --class_name"
             )
-    unknown = [name for name in class_names if name not in there]
+    unknown = [name for name in class_names if name not in found]
     if unknown:
         raise ValueError(
             f"unknown class {', '.join(map(repr, unknown))} in {data_path}; "
-            f"choose from {', '.join(there)}"
+            f"choose from {', '.join(found)}"
         )
-    return layout, list(dict.fromkeys(class_names))
+    return layout, list(dict.fromkeys(class_names))  # without repetitions
 
 
 def load_splits(
@@ -135,12 +126,12 @@ def load_splits(
     layout: Layout = LAYOUTS["mvtec"],
     preprocessing: Preprocessing = DEFAULT,
 ) -> Splits:
-    """The training and the test images of a class.
+    """The training and test images of a class.
 
     Raises:
         FileNotFoundError: if the folder, its images or a mask are missing.
-        ValueError: if there is a single training image, two images share a name, a mask is a
-            JPEG or differs from its image in size, or preprocessing does not suit the images.
+        ValueError: if there is only one training image, two images share a name, a mask is a JPEG
+            or differs from its image in size, or preprocessing does not suit the images.
     """
     check_preprocessing(preprocessing)
     train, test = (
@@ -161,31 +152,34 @@ def load_splits(
 
 
 def _check_names(samples: Iterable[Sample]) -> None:
-    seen: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for sample in samples:
-        if sample.name in seen:
+        if sample.name in paths:
             raise ValueError(
-                f"{seen[sample.name]} and {sample.path} would share the name {sample.name}: "
+                f"{paths[sample.name]} and {sample.path} would share the name {sample.name}: "
                 "rename one"
             )
-        seen[sample.name] = sample.path
+        paths[sample.name] = sample.path
 
 
 def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> None:
-    """Refuse masks unlike their images and images unlike one another, reading headers alone."""
-    # then all images end in the size of the crop, whatever they are
-    safe = all(preprocessing)
+    """Refuse masks that differ from their image in size, and images that differ from each other.
+
+    Only the headers of the files are read.
+    """
+    # after resizing and cropping, all images have one size
+    one_size = all(preprocessing)
     first: tuple[Path, tuple[int, int]] | None = None
     for sample in samples:
-        if safe and not sample.mask_paths:
+        if one_size and not sample.mask_paths:
             continue
-        size = read_size(sample.path)
-        _check_mask_sizes(sample, size)
-        seen = preprocessed_size(sample.path, size, preprocessing)
-        first = first or (sample.path, seen)
-        if seen != first[1]:
+        original_size = read_size(sample.path)
+        _check_mask_sizes(sample, original_size)
+        size = preprocessed_size(sample.path, original_size, preprocessing)
+        first = first or (sample.path, size)
+        if size != first[1]:
             raise ValueError(
-                f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(seen)} "
+                f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(size)} "
                 "pixels; all images of a class must have one size: give a --crop"
             )
 

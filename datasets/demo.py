@@ -1,4 +1,4 @@
-"""A small set in MVTec AD's layout, drawn from photographs that come with scikit-image.
+"""A small data set in MVTec AD's layout, drawn from photographs that come with scikit-image.
 
 The photographs are free of copyright, as scikit-image's docstrings say: brick and gravel
 (CC0Textures), grass (linolafett) and coffee (Rachel Michetti) are CC0, rocket (SpaceX) is in the
@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
-# a change of any pixel needs a new version: the old set may be in users' caches
+# any change of the images needs a new version: users may have the old ones in their cache
 VERSION = "demo-v1"
 ADVICE = "set XDG_CACHE_HOME to a folder that can be written"
 TEXTURES = ("brick", "grass", "gravel")
@@ -21,13 +21,13 @@ OBJECTS = ("coffee", "rocket")
 CLASS_NAMES = TEXTURES + OBJECTS
 COUNTS = {"train/good": 40, "test/good": 10, "test/patch": 6, "test/scratch": 6, "test/stain": 6}
 SIZE = 256
-# defects stay clear of the border that the method's centre crop takes away
+# defects stay off the border that the centre crop (224 of 256) removes
 BORDER = 16
-# where a defect's centre may lie: top, left, bottom, right; textures have defects anywhere
+# where the centre of a defect may be: top, left, bottom, right; anywhere on textures
 OBJECT_AREAS = {"coffee": (50, 60, 200, 200), "rocket": (90, 120, 225, 145)}
-# an object's photograph is this many pixels wider on each side, so that jitter shows no edge
+# an object's photograph is this many pixels wider on each side, so that no shift shows its edge
 POSE_MARGIN = 8
-# textures are not aligned, but 40 images could not teach all that a wider window shows
+# textures are not aligned; this far, because 40 images could not represent a wider range
 TEXTURE_TRAVEL = 32
 MAX_SHIFT = 3.0
 MAX_ROTATION = 1.0
@@ -35,19 +35,19 @@ GAIN_SD = 0.04
 OFFSET_SD = 3.0
 NOISE_SD = 2.5
 SUPERSAMPLING = 4
-# a pixel belongs to the mask from this share of defect on
+# the least share of a pixel that the defect covers for the pixel to be in the mask
 MASK_LEVEL = 0.25
 STAIN_BLUR = 3.0
-# from the hardest to the easiest defect to see, in pixels and grey levels
+# of the defect that is hardest to see, and of the easiest; in pixels and grey levels
 SCRATCH_LENGTH = (25, 90)
 SCRATCH_WIDTH = (1, 3)
 SCRATCH_CONTRAST = (25, 80)
 PATCH_RADIUS = (9, 26)
 STAIN_RADIUS = (9, 28)
 STAIN_CONTRAST = (15, 60)
-# contrast of scratches and stains by how much there is in the photograph to hide them
+# factors on the contrast of scratches and stains: the rougher the photograph, the more it hides
 CONTRAST_FACTORS = {"brick": 1.0, "grass": 2.5, "gravel": 2.5, "coffee": 1.0, "rocket": 0.3}
-# patches from this strength on come from another photograph
+# patches come from another photograph from this strength on; 0 is hardest to see, 1 easiest
 FOREIGN_STRENGTH = 0.5
 DONORS = {
     "brick": "grass",
@@ -59,18 +59,19 @@ DONORS = {
 
 
 def make_demo(cache: Path | None = None) -> Path:
-    """The folder of the demo set, drawn at the first call (about 6 s).
+    """The folder of the demo set; the first call draws it (about 6 s).
 
-    The set is renamed into place when it is whole: an interrupted call leaves nothing under its
-    name, and of two calls at once the first to end wins. Same bytes at each call on one machine.
+    The set gets its name when it is complete: an interrupted call leaves nothing behind, and of
+    two calls at the same time the first to end wins. The files are the same at every call on one
+    machine.
 
     Args:
-        cache: folder that holds the set's; without one, padim in $XDG_CACHE_HOME or ~/.cache.
+        cache: parent of the folder; by default padim in $XDG_CACHE_HOME or ~/.cache.
 
     Returns:
         The folder with <class>/train/good, <class>/test/{good,patch,scratch,stain} and
         <class>/ground_truth/{patch,scratch,stain}, images (SIZE, SIZE) uint8 grey (TEXTURES) or
-        RGB (OBJECTS). A defect grows easier to see with its number.
+        RGB (OBJECTS). The higher a defect's number, the easier it is to see.
 
     Raises:
         OSError: if the set cannot be written, or there is no home folder.
@@ -87,7 +88,7 @@ def make_demo(cache: Path | None = None) -> Path:
 
 def _default_cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME", "")
-    # the XDG specification has relative paths ignored
+    # relative paths are to be ignored (XDG specification)
     if os.path.isabs(root):
         return Path(root) / "padim"
     try:
@@ -104,7 +105,7 @@ def _build(folder: Path) -> None:
         try:
             built.rename(folder)
         except OSError:
-            # another process may have put its set there, the same as this one
+            # another process may have been faster; its set has the same files
             if not folder.is_dir():
                 raise
 
@@ -135,7 +136,7 @@ def _draw(
     photos: dict[str, Image.Image], class_name: str, group: str, index: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """One image (SIZE, SIZE) or (SIZE, SIZE, 3) uint8, and its mask (SIZE, SIZE) 0/255 or None."""
-    # each image has its own seed: none depends on the order
+    # a seed for each image: none depends on those drawn before
     seed = (CLASS_NAMES.index(class_name), list(COUNTS).index(group), index)
     rng = np.random.default_rng(seed)
     image = _draw_good(photos[class_name], class_name, rng)
@@ -157,13 +158,13 @@ def _draw_good(photo: Image.Image, class_name: str, rng: np.random.Generator) ->
 
 
 def _crop(photo: Image.Image, travel: int, rng: np.random.Generator) -> np.ndarray:
-    """A window (SIZE, SIZE) or (SIZE, SIZE, 3) at random within travel about the centre."""
+    """A random window (SIZE, SIZE) or (SIZE, SIZE, 3), within travel pixels around the centre."""
     left, top = (np.array(photo.size) - SIZE - travel) // 2 + rng.integers(travel + 1, size=2)
     return np.asarray(photo.crop((left, top, left + SIZE, top + SIZE)), dtype=np.float64)
 
 
 def _pose(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """The photograph's centre at SIZE, as a fixed camera with a little play sees it."""
+    """The photograph's centre at SIZE, slightly shifted and rotated at random."""
     side = SIZE + 2 * POSE_MARGIN
     square = ImageOps.fit(photo, (side, side), Image.Resampling.LANCZOS)
     shift = tuple(rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2))
@@ -180,7 +181,7 @@ def _draw_defect(
     photos: dict[str, Image.Image],
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """A defect's share of each pixel (SIZE, SIZE) in [0, 1] and its colours, shaped as image."""
+    """The share of each pixel that the defect covers (SIZE, SIZE), and its colours, as image."""
     from scipy.ndimage import gaussian_filter
 
     area = OBJECT_AREAS.get(class_name, (0, 0, SIZE, SIZE))
@@ -206,7 +207,7 @@ def _between(ends: tuple[float, float], strength: float) -> float:
 
 
 def _place(area: tuple[int, int, int, int], reach: float, rng: np.random.Generator) -> np.ndarray:
-    """A centre (x, y) in the area, from where reach ends inside the border."""
+    """A random centre (x, y) in the area, at least reach pixels from the border."""
     top, left, bottom, right = np.clip(area, BORDER + reach, SIZE - BORDER - reach)
     return np.array([rng.uniform(left, right), rng.uniform(top, bottom)])
 
@@ -214,7 +215,7 @@ def _place(area: tuple[int, int, int, int], reach: float, rng: np.random.Generat
 def _draw_curve(
     area: tuple[int, int, int, int], length: float, width: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """The coverage (SIZE, SIZE) of a line that is bent as a parabola, its vertex in the area."""
+    """The share of each pixel (SIZE, SIZE) that a parabola with its vertex in the area covers."""
     along, bend = np.linspace(-length / 2, length / 2, 33), rng.uniform(-0.2, 0.2) * length
     angle = rng.uniform(0, np.pi)
     across = bend * (2 * along / length) ** 2
@@ -230,7 +231,7 @@ def _draw_curve(
 def _draw_blob(
     area: tuple[int, int, int, int], radius: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """The coverage (SIZE, SIZE) of a disc whose outline three random waves dent."""
+    """The share of each pixel (SIZE, SIZE) that a disc with a wavy outline covers."""
     angles = np.linspace(0, 2 * np.pi, 120, endpoint=False)
     waves = [rng.uniform(0, 0.4) / k * np.cos(k * angles + rng.uniform(0, 6.3)) for k in (2, 3, 4)]
     radii = radius * (1 + np.sum(waves, axis=0))
@@ -252,7 +253,7 @@ def _to_coverage(canvas: Image.Image) -> np.ndarray:
 def _shade(
     image: np.ndarray, alpha: np.ndarray, contrast: float, rng: np.random.Generator
 ) -> np.ndarray:
-    """The image darker or brighter by contrast grey levels, whichever of the two has room."""
+    """The image darker or brighter by contrast grey levels: at random, unless one would clip."""
     level = image[alpha >= MASK_LEVEL].mean()
     sign = rng.choice((-1, 1))
     if not 0 < level + sign * contrast < 255:

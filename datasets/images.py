@@ -1,4 +1,4 @@
-"""One image or mask file as the array that the network sees, and the way back from there.
+"""Image and mask files as the arrays that the network gets, and maps back on the original image.
 
 Reference: Defard et al., arXiv 2011.08785, section IV-B; upstream's datasets/mvtec.py.
 """
@@ -14,16 +14,16 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
 # shorter side after resizing, and side of the centre crop (paper, section IV-B; upstream)
 RESIZE = 256
 CROP = 224
-SMALLEST = 32  # pixels on a side: layer3 sees them as 2, with less no patch has a neighbour
-LARGEST = 8192  # pixels of the shorter side: its square is about what Pillow warns of
+SMALLEST = 32  # pixels on a side: layer3 has 2 x 2 patches then
+LARGEST = 8192  # pixels of the shorter side: its square is about where Pillow begins to warn
 
 
 class Preprocessing(NamedTuple):
-    """What happens to every image: its shorter side is resized, then its centre is cut out.
+    """The sizes to which images are resized and then cropped at their centre.
 
     Attributes:
         resize: pixels of the shorter side; 0 keeps the size.
-        crop: side of the square; 0 cuts nothing, images that are not square stay so.
+        crop: side of the square; 0 keeps the whole image, whatever its shape.
     """
 
     resize: int = RESIZE
@@ -33,8 +33,16 @@ class Preprocessing(NamedTuple):
 DEFAULT = Preprocessing()
 
 
+def is_image(path: Path) -> bool:
+    """Whether a path has the suffix of an image and is no folder or pipe.
+
+    A broken link counts as an image: reading it raises an error, so that it is not overlooked.
+    """
+    return path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or not path.exists())
+
+
 def check_preprocessing(preprocessing: Preprocessing) -> None:
-    """Refuse sizes that suit no image.
+    """Refuse sizes with which no image could be preprocessed.
 
     Raises:
         ValueError: if the crop is larger than the resized image, either is below SMALLEST or
@@ -60,11 +68,15 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
 def preprocessed_size(
     path: Path | str, size: tuple[int, int], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Width and height as the network sees the image at path, which has this size.
+    """Width and height after preprocessing.
+
+    Args:
+        path: of the image, for error messages.
+        size: width and height of the image.
+        preprocessing: of the image.
 
     Raises:
-        ValueError: if the crop is larger than the image or a side is below SMALLEST; the message
-            names the file.
+        ValueError: if the crop is larger than the image, or a side ends below SMALLEST.
     """
     width, height = size = resized_size(size, preprocessing.resize)
     if preprocessing.crop > min(size):
@@ -83,20 +95,20 @@ def preprocessed_size(
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Width and height, from the file's header.
+    """Width and height of an image file, from its header.
 
     Raises:
-        ValueError: if it cannot be read; the message names the file.
+        ValueError: if the file cannot be read as an image.
     """
     try:
         with Image.open(path) as image:
             return image.size
-    except Exception as error:  # what damaged bytes raise is not documented
+    except Exception as error:  # Pillow does not document what damaged files raise
         raise unreadable(path, error) from error
 
 
 def load_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """An image file as (3, H, W) uint8 RGB.
+    """An image file, preprocessed: (3, H, W) uint8 RGB.
 
     Raises:
         ValueError: if the file cannot be read as an image.
@@ -105,16 +117,16 @@ def load_image(path: Path, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) -> np.ndarray:
-    """A decoded image as (3, H, W) uint8 RGB.
+    """A decoded image, preprocessed: (3, H, W) uint8 RGB.
 
     Args:
         image: of any size and mode.
-        preprocessing: of it.
-        path: what the image is called in errors.
+        preprocessing: of the image.
+        path: what error messages call the image.
 
     Raises:
-        ValueError: if its pixels are floating-point or beyond 16 bits, or resizing would make it
-            huge.
+        ValueError: if the pixels are floating-point or beyond 16 bits, or resizing would make
+            the image huge.
     """
     image = to_rgb(image, path)
     _check_resized(image.size, preprocessing.resize, path)
@@ -123,7 +135,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) 
 
 
 def load_mask(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """A mask file as (H, W) bool, True where any channel is above 0.
+    """A mask file, preprocessed: (H, W) bool, True where any channel is above 0.
 
     Raises:
         ValueError: if the file cannot be read as an image, is floating-point or marks no pixel.
@@ -140,21 +152,26 @@ def load_mask(path: Path, preprocessing: Preprocessing) -> np.ndarray:
 
 
 def open_image(path: Path) -> Image.Image:
-    """The decoded file, in whatever mode it has.
+    """A decoded image file, in the file's own mode.
 
     Raises:
-        ValueError: if it cannot be read as an image; the message names it.
+        ValueError: if the file cannot be read as an image.
     """
     try:
         with Image.open(path) as image:
             image.load()
             return image
-    except Exception as error:  # what damaged bytes raise is not documented
+    except Exception as error:  # as in read_size
         raise unreadable(path, error) from error
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:
-    """What to raise for an image file on which reading raised error."""
+    """The ValueError that says that a file could not be read, and why.
+
+    Args:
+        path: of the image file.
+        error: which reading it has raised.
+    """
     reason = str(error) or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
         reason = "not an image"
@@ -164,11 +181,10 @@ def unreadable(path: Path, error: Exception) -> ValueError:
 
 
 def open_mask(path: Path) -> Image.Image:
-    """The decoded file of a mask in RGB; whatever is above 0 stays so.
+    """A decoded mask file in RGB; values above 0 stay above 0.
 
     Raises:
-        ValueError: if it cannot be read as an image, is floating-point or lacks its palette; the
-            message names it.
+        ValueError: if the file cannot be read as an image, is floating-point or lacks its palette.
     """
     mask = open_image(path)
     _refuse_float(mask, path)
@@ -186,53 +202,60 @@ def _refuse_float(image: Image.Image, path: Path | str) -> None:
 def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
     """The image in 8-bit RGB; 16-bit grey is scaled, transparency is dropped.
 
+    Args:
+        image: of any mode.
+        path: what error messages call the image.
+
     Raises:
-        ValueError: if its pixels are floating-point or beyond 16 bits, or its palette is missing;
-            the message names path.
+        ValueError: if the pixels are floating-point or beyond 16 bits, or the palette is missing.
     """
     _refuse_float(image, path)
     if image.mode.startswith("I"):
-        # Pillow's own conversion clips 16-bit grey at 255 instead of scaling it
-        pixels = np.asarray(image)
-        low, high = pixels.min(), pixels.max()
-        if low < 0 or high > 65535:
-            raise ValueError(
-                f"cannot read image {path}: its values go from {low} to {high}, beyond 16 bits; "
-                "save it with 8 or 16 bits"
-            )
-        pixels = pixels.astype(np.uint32)
-        pixels += 128  # to the nearest
-        pixels //= 257
-        image = Image.fromarray(pixels.astype(np.uint8))
+        image = _scale_to_8_bits(image, path)
     return _convert(image, path)
 
 
+def _scale_to_8_bits(image: Image.Image, path: Path | str) -> Image.Image:
+    """A 16-bit image scaled to 8 bits; Pillow's own conversion clips at 255 instead."""
+    pixels = np.asarray(image)
+    low, high = pixels.min(), pixels.max()
+    if low < 0 or high > 65535:
+        raise ValueError(
+            f"cannot read image {path}: its values go from {low} to {high}, beyond 16 bits; "
+            "save it with 8 or 16 bits"
+        )
+    pixels = pixels.astype(np.uint32)
+    pixels += 128  # half of 257: rounds to the nearest
+    pixels //= 257
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
 def _convert(image: Image.Image, path: Path | str) -> Image.Image:
-    """The image in RGB, not a copy if it is: one of 89 megapixels takes 360 MB."""
+    """The image in RGB; itself if it is RGB: a copy of 89 megapixels would take 360 MB."""
     if image.mode == "P":
         if image.palette is None:
             raise ValueError(
                 f"cannot read image {path}: it has no palette; replace the file or take it away"
             )
-        # by way of RGBA Pillow does not warn of transparency
+        # the direct way makes Pillow warn of transparency
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def resize(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
-    """The image with its shorter side at side; 0 leaves it as it is."""
+    """The image with its shorter side resized to side pixels; unchanged if side is 0."""
     return image.resize(resized_size(image.size, side), resample) if side else image
 
 
 def resized_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Width and height after resize, rounded down as torchvision does."""
+    """Width and height that resize gives; the longer side is rounded down, as in torchvision."""
     width, height = size
     short = min(size)
     return (side * width // short, side * height // short) if side else size
 
 
 def _check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
-    """Refuse a shape that resizing would make huge: a line of pixels."""
+    """Refuse a long narrow image that resizing would make huge."""
     width, height = resized_size(size, side)
     if side and width * height > LARGEST**2:
         raise ValueError(
@@ -244,12 +267,10 @@ def _check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
 def _resize_and_crop(
     image: Image.Image, preprocessing: Preprocessing, resample: Image.Resampling
 ) -> Image.Image:
-    """The centre of the resized image.
-
-    What is cut off is not made first where the part alone gives the same pixels: Pillow takes its
-    edges in float32, and chooses by the shape which axis it resizes first.
-    """
+    """The centre crop of the resized image."""
     (width, height), side = image.size, preprocessing.resize
+    # Pillow resizes the crop alone, which is faster. The pixels are the same only if the image is
+    # square (its shape decides which axis goes first) and the box is exact in Pillow's float32.
     if side and width == height and 256 * width % side == 0:
         part = crop_box(image.size, preprocessing)
         return image.resize([preprocessing.crop or side] * 2, resample, part)
@@ -258,7 +279,7 @@ def _resize_and_crop(
 
 
 def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the centre crop."""
+    """Left, top, right and bottom of the centre crop; of the whole image if side is 0."""
     width, height = size
     if not side:
         return 0, 0, width, height
@@ -267,7 +288,7 @@ def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
 
 
 class Box(NamedTuple):
-    """A part of an image by its edges, in pixels of the image, whole or not."""
+    """A rectangle of an image by its edges, in pixels, also fractions of pixels."""
 
     left: float
     top: float
@@ -276,9 +297,14 @@ class Box(NamedTuple):
 
 
 def crop_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
-    """The part of an image of this width and height that the network sees.
+    """The part of an original image that remains after resizing and cropping.
 
-    The inverse of resizing and cropping: the edges of the crop in pixels of the original image.
+    Args:
+        size: width and height of the original image.
+        preprocessing: of the image.
+
+    Returns:
+        The edges of the crop in pixels of the original image.
     """
     resized = resized_size(size, preprocessing.resize)
     edges = _centre(resized, preprocessing.crop)
@@ -286,16 +312,15 @@ def crop_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
 
 
 def uncrop(anomaly_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    """A map of what the network sees as a map of the original image.
+    """An anomaly map of the crop, laid over the original image.
 
     Args:
         anomaly_map: (H, W) float32.
         size: width w and height h of the original image.
-        box: where the map lies in it, as crop_box gives it.
+        box: the part of the original image that the map covers, from crop_box.
 
     Returns:
-        (h, w) float32, bilinear between the pixels of the map; NaN where the centre of a pixel is
-        outside the box.
+        (h, w) float32, interpolated bilinearly; NaN at pixels whose centre is outside the box.
     """
     width, height = size
     rows, ys = _positions(box.top, box.bottom, anomaly_map.shape[0])
@@ -306,14 +331,20 @@ def uncrop(anomaly_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarr
 
 
 def _positions(low: float, high: float, n: int) -> tuple[slice, np.ndarray]:
-    """The pixels with centres from low to high, and where these are among n pixels over there."""
+    """The pixels with centres between two edges, and these centres as indices of a map.
+
+    Args:
+        low: edge of the box, in pixels of the original image.
+        high: the opposite edge.
+        n: pixels of the map between the edges.
+    """
     first, last = ceil(low - 0.5), ceil(high - 0.5)
     centres = np.arange(first, last) + 0.5
     return slice(first, last), (centres - low) * n / (high - low) - 0.5
 
 
 def _interpolate(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Rows of values (n, m) at fractional positions (k,): (k, m); beyond an end, the row there."""
+    """Rows of values (n, m) at fractional indices (k,): (k, m); the end rows beyond the ends."""
     last = len(values) - 1
     positions = positions.clip(0, last)
     below = positions.astype(int).clip(0, last - 1)

@@ -1,4 +1,4 @@
-"""The layouts that data sets come in: how each names its classes and pairs images with masks.
+"""The layouts of other data sets: how each names its classes and pairs images with masks.
 
 Reference: BTAD (Mishra et al., ISIE 2021), VisA (Zou et al., ECCV 2022), MVTec LOCO AD (Bergmann
 et al., IJCV 2022), MVTec 3D-AD (Bergmann et al., VISAPP 2022), as their authors distribute them.
@@ -6,21 +6,25 @@ et al., IJCV 2022), MVTec 3D-AD (Bergmann et al., VISAPP 2022), as their authors
 
 import csv
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets import folder, mvtec
+from datasets import mvtec
 from datasets.mvtec import (
     Sample,
-    find_by_stem,
-    find_folders_with,
     list_folders,
+    list_folders_with,
     list_images,
     mask_finder,
     read_folders,
+    require_images,
 )
 
 AUTO = "auto"
+# good images of the folder layout that are kept for testing: one in five, about as in MVTec AD,
+# from the third on, so that at least two are left for training
+HELD_OUT = slice(2, None, 5)
 VISA_SPLIT = Path("split_csv", "1cls.csv")
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 VISA_LABELS = {("train", "normal"): 0, ("test", "normal"): 0, ("test", "anomaly"): 1}
@@ -30,9 +34,9 @@ class Layout(NamedTuple):
     """How a data set is read.
 
     Attributes:
-        shape: of the training images' paths, in words.
-        list_classes: gives the class names in a data_path, sorted.
-        list_samples: gives the images of a data_path, class name and split ("train" or "test"),
+        shape: paths of the training images, as error messages show them.
+        list_classes: returns the class names in a data_path, sorted.
+        list_samples: returns the images of a data_path, class name and split ("train" or "test"),
             and whether the defects are marked.
     """
 
@@ -46,16 +50,16 @@ def find_classes(data_path: Path, dataset: str = AUTO) -> tuple[Layout, list[str
 
     Args:
         data_path: of the data set.
-        dataset: a key of LAYOUTS; AUTO is "mvtec" if that fits, else "folder".
+        dataset: a key of LAYOUTS; AUTO means "mvtec" if that fits, else "folder".
 
     Raises:
-        FileNotFoundError: if data_path is no folder or holds no class.
-        ValueError: if data_path is a class itself, or as the layout raises it.
+        FileNotFoundError: if data_path is not a folder or has no class.
+        ValueError: if data_path is itself a class, or the layout's files are damaged.
     """
     names = ("mvtec", "folder") if dataset == AUTO else (dataset,)
-    wanted = " or ".join(f"{LAYOUTS[name].shape} (--dataset {name})" for name in names)
+    expected = " or ".join(f"{LAYOUTS[name].shape} (--dataset {name})" for name in names)
     if not data_path.is_dir():
-        raise FileNotFoundError(f"no folder {data_path}; --data_path must hold {wanted}")
+        raise FileNotFoundError(f"no folder {data_path}; --data_path must hold {expected}")
     if "mvtec" in names and (data_path / "train" / "good").is_dir():
         path = data_path.resolve()
         raise ValueError(
@@ -65,36 +69,62 @@ def find_classes(data_path: Path, dataset: str = AUTO) -> tuple[Layout, list[str
     for name in names:
         if class_names := LAYOUTS[name].list_classes(data_path):
             return LAYOUTS[name], class_names
-    raise FileNotFoundError(f"no class in {data_path}; --data_path must hold {wanted}")
+    raise FileNotFoundError(f"no class in {data_path}; --data_path must hold {expected}")
 
 
-def list_btad_classes(data_path: Path) -> list[str]:
-    """The folders that have train/ok."""
-    return find_folders_with(data_path, "train/ok")
+def list_folder_classes(data_path: Path) -> list[str]:
+    """The name of data_path itself if it has the folder good, else of its folders that have one."""
+    if (data_path / "good").is_dir():
+        return [data_path.resolve().name]
+    return list_folders_with(data_path, "good")
+
+
+def list_folder(data_path: Path, class_name: str, split: str) -> tuple[list[Sample], bool]:
+    """Images of one's own: good/*.png, and optionally defects in <defect type>/*.png beside it.
+
+    Masks are ground_truth/<defect type>/<stem>_mask.png, if there is a ground_truth folder.
+
+    Raises:
+        FileNotFoundError: if there are no images, none is left for testing or a mask is missing.
+    """
+    folder = data_path if (data_path / "good").is_dir() else data_path / class_name
+    has_masks = (folder / "ground_truth").is_dir()
+    good = [Sample(path, "good", 0) for path in list_images(folder / "good")]
+    require_images(good, folder, "good/*.png")
+    samples = good[HELD_OUT]
+    if split == "train":
+        del good[HELD_OUT]
+        return good, has_masks
+    defect_types = [name for name in list_folders(folder) if name not in ("good", "ground_truth")]
+    if any(list_images(folder / defect_type) for defect_type in defect_types):
+        find_masks = mask_finder(folder, "ground_truth/{defect_type}/{stem}_mask")
+        samples += read_folders(folder, defect_types, find_masks if has_masks else None)
+    if not samples:
+        raise FileNotFoundError(
+            f"nothing to test on in {folder}; give at least 3 images in good, or a folder of "
+            "defects beside it"
+        )
+    return samples, has_masks
 
 
 def list_btad(data_path: Path, class_name: str, split: str) -> tuple[list[Sample], bool]:
-    """BTAD: train/ok, test/ok, test/ko; the masks in ground_truth/ko have the images' stems.
+    """BTAD: train/ok, test/ok and test/ko; the masks in ground_truth/ko have the images' stems.
 
     Raises:
         FileNotFoundError: if the images or a mask are missing.
     """
-    images, masks = data_path / class_name / split, data_path / class_name / "ground_truth"
-    find_masks = mask_finder(masks, "") if masks.is_dir() else None
+    folder = data_path / class_name
+    has_masks = (folder / "ground_truth").is_dir()
+    find_masks = mask_finder(folder, "ground_truth/{defect_type}/{stem}") if has_masks else None
     defect_types = ["ok"] if split == "train" else ["ok", "ko"]
-    return read_folders(images, defect_types, find_masks, good="ok"), masks.is_dir()
-
-
-def list_loco_classes(data_path: Path) -> list[str]:
-    """The folders that have train/good."""
-    return find_folders_with(data_path, "train/good")
+    return read_folders(folder / split, defect_types, find_masks, good="ok"), has_masks
 
 
 def list_loco(data_path: Path, class_name: str, split: str) -> tuple[list[Sample], bool]:
     """MVTec LOCO AD: several masks per image, as ground_truth/<defect type>/<stem>/000.png.
 
-    validation/good is not used: it is there to choose thresholds, published results learn from
-    train/good alone.
+    validation/good is not used: it is meant for choosing thresholds, and published results are
+    trained on train/good alone.
 
     Raises:
         FileNotFoundError: if the images or a mask are missing.
@@ -104,8 +134,8 @@ def list_loco(data_path: Path, class_name: str, split: str) -> tuple[list[Sample
     def find_masks(defect_type: str, path: Path) -> tuple[Path, ...]:
         found = list_images(masks / defect_type / path.stem)
         if not found:
-            wanted = masks / defect_type / path.stem / "000.png"
-            raise FileNotFoundError(f"mask missing for {path}: expected {wanted}")
+            expected = masks / defect_type / path.stem / "000.png"
+            raise FileNotFoundError(f"mask missing for {path}: expected {expected}")
         return tuple(found)
 
     defect_types = ["good"] if split == "train" else list_folders(images)
@@ -113,28 +143,19 @@ def list_loco(data_path: Path, class_name: str, split: str) -> tuple[list[Sample
     return read_folders(images, defect_types, find_masks if has_masks else None), has_masks
 
 
-def list_mvtec3d_classes(data_path: Path) -> list[str]:
-    """The folders that have train/good/rgb."""
-    return find_folders_with(data_path, "train/good/rgb")
-
-
 def list_mvtec3d(data_path: Path, class_name: str, split: str) -> tuple[list[Sample], bool]:
-    """MVTec 3D-AD: <defect type>/rgb with masks of the same stem in <defect type>/gt.
+    """MVTec 3D-AD: images in <defect type>/rgb, masks of the same stem in <defect type>/gt.
 
     The point clouds in xyz are not used.
 
     Raises:
         FileNotFoundError: if the images or a mask are missing.
     """
-    images = data_path / class_name / split
-
-    def find_masks(defect_type: str, path: Path) -> tuple[Path, ...]:
-        return (find_by_stem(images / defect_type / "gt", path.stem, path),)
-
-    defect_types = ["good"] if split == "train" else list_folders(images)
-    has_masks = any((images / defect_type / "gt").is_dir() for defect_type in defect_types)
-    samples = read_folders(images, defect_types, find_masks if has_masks else None, inside="rgb")
-    return samples, has_masks
+    folder = data_path / class_name / split
+    defect_types = ["good"] if split == "train" else list_folders(folder)
+    has_masks = any((folder / defect_type / "gt").is_dir() for defect_type in defect_types)
+    find_masks = mask_finder(folder, "{defect_type}/gt/{stem}") if has_masks else None
+    return read_folders(folder, defect_types, find_masks, subfolder="rgb"), has_masks
 
 
 def list_visa_classes(data_path: Path) -> list[str]:
@@ -155,20 +176,23 @@ def list_visa(data_path: Path, class_name: str, split: str) -> tuple[list[Sample
     if not rows:
         raise FileNotFoundError(f"{data_path / VISA_SPLIT} names no {split} images of {class_name}")
     has_masks = any(row["mask"] for row in rows)
-    samples = []
-    for row in rows:
-        path, label = data_path / row["image"], VISA_LABELS[split, row["label"]]
-        mask_paths = (data_path / row["mask"],) if label and row["mask"] else ()
-        for file in (path, *mask_paths):
-            if not file.is_file():
-                raise FileNotFoundError(f"no file {file}, which {VISA_SPLIT} names; unpack all")
-        if label and has_masks and not mask_paths:
-            raise FileNotFoundError(f"mask missing for {path}: expected one in {VISA_SPLIT}")
-        samples.append(Sample(path, row["label"] if label else "good", label, mask_paths))
+    samples = [_visa_sample(data_path, row, has_masks) for row in rows]
     return sorted(samples, key=lambda sample: (sample.defect_type, sample.path)), has_masks
 
 
+def _visa_sample(data_path: Path, row: dict[str, str], has_masks: bool) -> Sample:
+    path, label = data_path / row["image"], VISA_LABELS[row["split"], row["label"]]
+    mask_paths = (data_path / row["mask"],) if label and row["mask"] else ()
+    for file in (path, *mask_paths):
+        if not file.is_file():
+            raise FileNotFoundError(f"no file {file}, which {VISA_SPLIT} names; unpack all")
+    if label and has_masks and not mask_paths:
+        raise FileNotFoundError(f"mask missing for {path}: expected one in {VISA_SPLIT}")
+    return Sample(path, row["label"] if label else "good", label, mask_paths)
+
+
 def _read_visa(data_path: Path) -> list[dict[str, str]]:
+    """The rows of VisA's table of images, checked."""
     path = data_path / VISA_SPLIT
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; it says which images VisA trains and tests on")
@@ -184,7 +208,7 @@ def _read_visa(data_path: Path) -> list[dict[str, str]]:
             f"{path} lacks the columns {', '.join(missing)}; it must have {','.join(VISA_COLUMNS)}"
         )
     for row in rows:
-        # its results go into folders of this name
+        # the class names a folder of the results
         if Path(row["object"]).name != row["object"] or row["object"] in ("", ".."):
             raise ValueError(f"{path} names the class {row['object']!r}; it must be a plain name")
         if (row["split"], row["label"]) not in VISA_LABELS:
@@ -195,11 +219,20 @@ def _read_visa(data_path: Path) -> list[dict[str, str]]:
     return rows
 
 
+def _layout_by_folder(training_folder: str, list_samples: Callable) -> Layout:
+    """A layout whose classes are the folders that have the training folder."""
+    return Layout(
+        f"<class>/{training_folder}/*.png",
+        partial(list_folders_with, subfolder=training_folder),
+        list_samples,
+    )
+
+
 LAYOUTS = {
-    "mvtec": Layout("<class>/train/good/*.png", mvtec.list_classes, mvtec.list_samples),
-    "folder": Layout("good/*.png or <class>/good/*.png", folder.list_classes, folder.list_samples),
-    "btad": Layout("<class>/train/ok/*.png", list_btad_classes, list_btad),
+    "mvtec": _layout_by_folder("train/good", mvtec.list_samples),
+    "folder": Layout("good/*.png or <class>/good/*.png", list_folder_classes, list_folder),
+    "btad": _layout_by_folder("train/ok", list_btad),
     "visa": Layout(VISA_SPLIT.as_posix(), list_visa_classes, list_visa),
-    "loco": Layout("<class>/train/good/*.png", list_loco_classes, list_loco),
-    "mvtec3d": Layout("<class>/train/good/rgb/*.png", list_mvtec3d_classes, list_mvtec3d),
+    "loco": _layout_by_folder("train/good", list_loco),
+    "mvtec3d": _layout_by_folder("train/good/rgb", list_mvtec3d),
 }

@@ -1,100 +1,205 @@
+import os
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 from scipy.ndimage import binary_erosion
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from datasets.images import (
     DEFAULT,
+    SMALLEST,
     Preprocessing,
     check_preprocessing,
     crop_box,
+    is_image,
     load_image,
     load_mask,
-    prepare,
     preprocessed_size,
     read_size,
+    resized_size,
     uncrop,
 )
 from tests.conftest import write_image
 
-SIZES = [(40, 40), (64, 48), (48, 64), (37, 53), (101, 67), (256, 256), (300, 257), (225, 501)]
-SIZES += [(side, side) for side in (223, 255, 257, 700, 1024)] + [(512, 259), (251, 1004)]
+UNTOUCHED = Preprocessing(0, 0)
+# squares whose crop Pillow resizes alone, and other squares; wide, tall and odd sizes
+SIZES = [
+    (40, 40),
+    (256, 256),
+    (1024, 1024),
+    (257, 257),
+    (700, 700),
+    (37, 53),
+    (101, 67),
+    (251, 1004),
+]
+on_some_examples = settings(deadline=None, max_examples=40, derandomize=True)
+SIDES = st.integers(SMALLEST, 150)
+PREPROCESSINGS = st.sampled_from(
+    [(256, 224), (64, 48), (33, 33), (0, 32), (0, 0), (40, 0), (151, 32)]
+).map(lambda sides: Preprocessing(*sides))
 
 
-def noise(width: int, height: int, *channels: int) -> np.ndarray:
+def noise(width, height, *channels):
     rng = np.random.default_rng(width + height)
     return rng.integers(0, 256, (height, width, *channels), dtype=np.uint8)
 
 
-def assert_colour(pixels: np.ndarray, colour: tuple[int, ...]) -> None:
-    """All pixels of an image (3, H, W) have this colour."""
-    np.testing.assert_array_equal(pixels, np.broadcast_to(colour, (224, 224, 3)).T)
+def save(folder, mode, colour, suffix=".png", **settings):
+    """An image file of one colour, 40 x 40 pixels."""
+    path = folder / f"image{suffix}"
+    image = Image.new(mode, (40, 40), colour)
+    if mode == "P":
+        image.putpalette([0, 0, 0, 10, 200, 30])
+    image.save(path, **settings)
+    with Image.open(path) as saved:
+        assert saved.mode == mode
+    return path
 
 
-def truncate(path: Path) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: len(data) // 2])
+def colour_of(path):
+    """The only colour of an image file, as it is loaded."""
+    pixels = load_image(path, DEFAULT)
+    assert pixels.shape == (3, 224, 224)
+    assert (pixels == pixels[:, :1, :1]).all()
+    return tuple(pixels[:, 0, 0].tolist())
+
+
+# resizing and cropping
+
+
+def test_default_is_that_of_the_paper():
+    assert tuple(DEFAULT) == (256, 224)
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_image_is_resized_and_cropped_as_torchvision_does(tmp_path, size):
+@pytest.mark.parametrize("preprocessing", [DEFAULT, Preprocessing(64, 48), Preprocessing(101, 48)])
+def test_images_and_masks_are_resized_and_cropped_as_by_torchvision(tmp_path, size, preprocessing):
     pixels = noise(*size, 3)
+    marked = np.where(pixels[..., 0] > 200, 255, 0).astype(np.uint8)
+    resize, crop = preprocessing
+    lanczos = Compose([Resize(resize, InterpolationMode.LANCZOS), CenterCrop(crop)])
+    nearest = Compose([Resize(resize, InterpolationMode.NEAREST), CenterCrop(crop)])
+    image = load_image(write_image(tmp_path / "image.png", pixels), preprocessing)
+    np.testing.assert_array_equal(image.transpose(1, 2, 0), lanczos(Image.fromarray(pixels)))
+    mask = load_mask(write_image(tmp_path / "mask.png", marked), preprocessing)
+    np.testing.assert_array_equal(mask * 255, nearest(Image.fromarray(marked)))
+
+
+def test_without_resizing_the_pixels_of_the_file_are_kept(tmp_path):
+    pixels = noise(64, 40, 3)
     path = write_image(tmp_path / "image.png", pixels)
-    transform = Compose([Resize(256, InterpolationMode.LANCZOS), CenterCrop(224)])
-    expected = np.array(transform(Image.fromarray(pixels))).transpose(2, 0, 1)
-    np.testing.assert_array_equal(load_image(path, DEFAULT), expected)
+    np.testing.assert_array_equal(load_image(path, UNTOUCHED), pixels.transpose(2, 0, 1))
+    np.testing.assert_array_equal(load_mask(path, UNTOUCHED), pixels.any(axis=2))
+    cropped = load_image(path, Preprocessing(0, 32))
+    np.testing.assert_array_equal(cropped, pixels[4:36, 16:48].transpose(2, 0, 1))
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_mask_is_resized_and_cropped_as_torchvision_does(tmp_path, size):
-    pixels = np.where(noise(*size) > 200, 255, 0).astype(np.uint8)
-    path = write_image(tmp_path / "mask.png", pixels)
-    transform = Compose([Resize(256, InterpolationMode.NEAREST), CenterCrop(224)])
-    expected = np.array(transform(Image.fromarray(pixels))) == 255
-    np.testing.assert_array_equal(load_mask(path, DEFAULT), expected)
+@on_some_examples
+@given(SIDES, SIDES, st.sampled_from(["1", "L", "P", "RGB", "RGBA", "I;16"]), PREPROCESSINGS)
+def test_size_of_image_and_mask_is_known_from_the_header(w, h, mode, preprocessing):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "image.png")
+        Image.fromarray(noise(w, h, 3)).convert(mode).save(path)
+        assert read_size(path) == (w, h)
+        image, mask = load_image(path, preprocessing), load_mask(path, preprocessing)
+    width, height = preprocessed_size(path, (w, h), preprocessing)
+    assert (image.shape, image.dtype) == ((3, height, width), np.uint8)
+    assert (mask.shape, mask.dtype) == ((height, width), bool)
 
 
-@pytest.mark.parametrize("on", [1, 253, 254, 255])
-def test_mask_is_true_where_it_is_not_black(tmp_path, on):
-    pixels = np.zeros((224, 224), dtype=np.uint8)
-    pixels[50:100, 60:160] = on
-    # a frame that the crop takes away, so that nothing is resized
-    path = write_image(tmp_path / "mask.png", np.pad(pixels, 16))
-    mask = load_mask(path, DEFAULT)
-    assert mask.dtype == bool
-    np.testing.assert_array_equal(mask, pixels > 0)
+@pytest.mark.parametrize("sides", [(256, 256), (0, 300), (32, 32), (64, 0), (0, 0), (8192, 0)])
+def test_possible_sizes_are_accepted(sides):
+    check_preprocessing(Preprocessing(*sides))
 
 
-@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "I;16"])
-def test_mask_of_any_mode_is_read(tmp_path, mode):
-    grey = Image.fromarray(np.pad(np.full((64, 64), 255, dtype=np.uint8), 96))
-    grey.convert(mode).save(tmp_path / "mask.png")
-    with Image.open(tmp_path / "mask.png") as image:
-        assert image.mode == mode
-    mask = load_mask(tmp_path / "mask.png", DEFAULT)
-    np.testing.assert_array_equal(mask, np.pad(np.ones((64, 64), dtype=bool), 80))
+@pytest.mark.parametrize(
+    ("sides", "message"),
+    [
+        ((256, 300), r"--crop 300 is larger than --resize 256; give a smaller"),
+        ((31, 0), r"--resize 31 is too small; give 32 or more"),
+        ((64, 31), r"--crop 31 is too small"),
+        ((8193, 0), r"--resize 8193 is too large; give at most 8192"),
+    ],
+)
+def test_impossible_sizes_are_refused(sides, message):
+    with pytest.raises(ValueError, match=message):
+        check_preprocessing(Preprocessing(*sides))
+
+
+@pytest.mark.parametrize(
+    ("size", "sides", "message"),
+    [
+        ((64, 49), (0, 50), r"--crop 50 is larger than a\.png, 64x49 pixels; give a smaller"),
+        ((64, 31), (0, 0), r"a\.png has 64x31 pixels for the network, which needs 32"),
+    ],
+)
+def test_image_that_does_not_suit_the_sizes_is_refused(size, sides, message):
+    with pytest.raises(ValueError, match=message):
+        preprocessed_size("a.png", size, Preprocessing(*sides))
 
 
 @pytest.mark.parametrize("load", [load_image, load_mask])
-@pytest.mark.parametrize("settings", [{}, {"transparency": 1}])
-def test_palette_image_without_its_palette_is_refused(tmp_path, load, settings):
-    path = tmp_path / "image.png"
-    Image.new("P", (40, 40), 1).save(path, **settings)
-    before, _, rest = path.read_bytes().partition(b"PLTE")
-    # without the length before it, and the colours and the checksum behind it
-    size = int.from_bytes(before[-4:], "big")
-    path.write_bytes(before[:-4] + rest[size + 4 :])
-    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: it has no palette"):
+def test_narrow_image_that_resizing_would_make_huge_is_refused(tmp_path, load):
+    path = write_image(tmp_path / "image.png", np.ones((1, 2000), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"2000x1 pixels, would have .* after --resize 256; give"):
         load(path, DEFAULT)
 
 
-def test_mask_in_one_colour_channel_is_read(tmp_path):
-    pixels = np.zeros((256, 256, 3), dtype=np.uint8)
-    pixels[:, :, 2] = 1
-    assert load_mask(write_image(tmp_path / "mask.png", pixels), DEFAULT).all()
+# files
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.PNG", "a.jpg", "a.Jpeg", "a.bmp", "a.tif", "a.TIFF"])
+def test_file_with_the_suffix_of_an_image_is_one(tmp_path, name):
+    (tmp_path / name).touch()
+    assert is_image(tmp_path / name)
+
+
+def test_other_files_folders_and_pipes_are_no_images_but_a_broken_link_is(tmp_path):
+    (tmp_path / "a.gif").touch()
+    (tmp_path / "png").touch()
+    (tmp_path / "folder.png").mkdir()
+    os.mkfifo(tmp_path / "pipe.png")
+    (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
+    assert [path.name for path in tmp_path.iterdir() if is_image(path)] == ["link.png"]
+
+
+@pytest.mark.parametrize("load", [load_image, load_mask])
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
+def test_truncated_file_is_reported(tmp_path, load, suffix):
+    path = write_image(tmp_path / f"image{suffix}", noise(64, 64, 3))
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ValueError, match=rf"cannot read image .*image\{suffix}: .*; replace the"):
+        load(path, DEFAULT)
+
+
+def test_file_that_is_no_image_is_reported(tmp_path):
+    (tmp_path / "image.png").write_text("not an image")
+    message = r"cannot read image .*image\.png: not an image; replace"
+    with pytest.raises(ValueError, match=message):
+        load_image(tmp_path / "image.png", DEFAULT)
+    with pytest.raises(ValueError, match=message):
+        read_size(tmp_path / "image.png")
+
+
+def test_missing_file_is_reported_with_the_reason_of_the_system(tmp_path):
+    with pytest.raises(ValueError, match=r"cannot read image .*a\.png: No such file or directory;"):
+        load_image(tmp_path / "a.png", DEFAULT)
+
+
+def test_image_with_more_pixels_than_pillow_accepts_is_reported(tmp_path, monkeypatch):
+    path = write_image(tmp_path / "image.png", noise(64, 64))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: .*4096 pixels"):
+        load_image(path, DEFAULT)
+
+
+# modes
 
 
 @pytest.mark.parametrize(
@@ -105,150 +210,81 @@ def test_mask_in_one_colour_channel_is_read(tmp_path):
         ("1", 1, (255, 255, 255)),
         ("RGB", (10, 200, 30), (10, 200, 30)),
         ("RGBA", (10, 200, 30, 128), (10, 200, 30)),
+        ("P", 1, (10, 200, 30)),
     ],
 )
 def test_image_of_any_mode_becomes_rgb(tmp_path, mode, colour, expected):
-    Image.new(mode, (40, 40), colour).save(tmp_path / "image.png")
-    with Image.open(tmp_path / "image.png") as image:
-        assert image.mode == mode
-    assert_colour(load_image(tmp_path / "image.png", DEFAULT), expected)
+    assert colour_of(save(tmp_path, mode, colour)) == expected
 
 
-@pytest.mark.parametrize("settings", [{}, {"transparency": 1}])
-def test_palette_image_becomes_rgb(tmp_path, settings):
-    image = Image.new("P", (40, 40), 1)
-    image.putpalette([0, 0, 0, 10, 200, 30])
-    image.save(tmp_path / "image.png", **settings)
-    assert_colour(load_image(tmp_path / "image.png", DEFAULT), (10, 200, 30))
+@pytest.mark.filterwarnings("error")
+def test_palette_with_transparency_becomes_rgb_without_a_warning(tmp_path):
+    assert colour_of(save(tmp_path, "P", 1, transparency=b"\x00\x80")) == (10, 200, 30)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-@pytest.mark.parametrize(
-    ("value", "expected"), [(0, 0), (128, 0), (129, 1), (25700, 100), (65535, 255)]
-)
-def test_16_bit_grey_is_scaled_to_8_bits(tmp_path, suffix, value, expected):
+def test_cmyk_becomes_rgb(tmp_path):
+    # magenta and yellow without cyan and black are red
+    path = save(tmp_path, "CMYK", (0, 255, 255, 0), ".jpg", quality=100)
+    assert colour_of(path) == (255, 0, 0)
+
+
+@pytest.mark.parametrize(("suffix", "dtype"), [(".png", "<u2"), (".tif", "<u2"), (".tif", ">u2")])
+def test_16_bit_grey_is_scaled_to_8_bits(tmp_path, suffix, dtype):
     # 257 steps of 16 bits are one of 8 bits: 128 / 257 < 0.5 < 129 / 257
-    path = write_image(tmp_path / f"image{suffix}", np.full((40, 40), value, dtype=np.uint16))
-    assert_colour(load_image(path, DEFAULT), (expected,) * 3)
+    for value, expected in ((0, 0), (128, 0), (129, 1), (25700, 100), (65535, 255)):
+        pixels = np.full((40, 40), value, dtype=dtype)
+        assert colour_of(write_image(tmp_path / f"image{suffix}", pixels)) == (expected,) * 3
 
 
-def test_big_endian_16_bit_grey_is_scaled_to_8_bits(tmp_path):
-    path = write_image(tmp_path / "image.tif", np.full((40, 40), 25700, dtype=">u2"))
-    assert_colour(load_image(path, DEFAULT), (100, 100, 100))
-
-
-def test_cmyk_jpeg_becomes_rgb(tmp_path):
-    # full magenta and yellow without cyan and black are red
-    Image.new("CMYK", (40, 40), (0, 255, 255, 0)).save(tmp_path / "image.jpg", quality=100)
-    assert_colour(load_image(tmp_path / "image.jpg", DEFAULT), (255, 0, 0))
-
-
-def test_floating_point_image_is_refused(tmp_path):
-    path = write_image(tmp_path / "image.tif", np.zeros((40, 40), dtype=np.float32))
-    with pytest.raises(ValueError, match=r"image\.tif: floating-point pixels .* 8 or 16 bits"):
+@pytest.mark.parametrize("value", [-1, 65536])
+def test_values_beyond_16_bits_are_refused(tmp_path, value):
+    path = write_image(tmp_path / "image.tif", np.full((40, 40), value, dtype=np.int32))
+    with pytest.raises(ValueError, match=rf"values go from {value} to {value}, beyond 16 bits"):
         load_image(path, DEFAULT)
 
 
 @pytest.mark.parametrize("load", [load_image, load_mask])
-@pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
-def test_truncated_file_is_reported(tmp_path, load, suffix):
-    path = write_image(tmp_path / f"image{suffix}", noise(64, 64, 3))
-    truncate(path)
-    with pytest.raises(ValueError, match=rf"cannot read image .*image\{suffix}: .*; replace the"):
+def test_floating_point_is_refused(tmp_path, load):
+    path = write_image(tmp_path / "image.tif", np.zeros((40, 40), dtype=np.float32))
+    with pytest.raises(ValueError, match=r"image\.tif: floating-point pixels .* 8 or 16 bits"):
         load(path, DEFAULT)
 
 
-def test_file_that_is_no_image_is_reported(tmp_path):
-    (tmp_path / "image.png").write_text("not an image")
-    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: not an image; replace"):
-        load_image(tmp_path / "image.png", DEFAULT)
+@pytest.mark.parametrize("load", [load_image, load_mask])
+@pytest.mark.parametrize("settings", [{}, {"transparency": 1}])
+def test_palette_image_without_its_palette_is_refused(tmp_path, load, settings):
+    path = save(tmp_path, "P", 1, **settings)
+    before, _, rest = path.read_bytes().partition(b"PLTE")
+    # the chunk is its length (4 bytes), its name, the colours and a checksum (4 bytes)
+    size = int.from_bytes(before[-4:], "big")
+    path.write_bytes(before[:-4] + rest[size + 4 :])
+    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: it has no palette"):
+        load(path, DEFAULT)
 
 
-def test_huge_image_is_reported(tmp_path, monkeypatch):
-    path = write_image(tmp_path / "image.png", noise(64, 64))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: .*4096 pixels"):
-        load_image(path, DEFAULT)
-
-
-@pytest.mark.parametrize("size", SIZES)
-@pytest.mark.parametrize("resize", [64, 101])
-def test_other_sizes_are_made_as_torchvision_does(tmp_path, size, resize):
-    pixels = noise(*size, 3)
-    path = write_image(tmp_path / "image.png", pixels)
-    transform = Compose([Resize(resize, InterpolationMode.LANCZOS), CenterCrop(48)])
-    expected = np.array(transform(Image.fromarray(pixels))).transpose(2, 0, 1)
-    np.testing.assert_array_equal(load_image(path, Preprocessing(resize, 48)), expected)
-
-
-def test_without_resizing_and_crop_pixels_stay_as_they_are(tmp_path):
-    pixels = noise(64, 40, 3)
-    path = write_image(tmp_path / "image.png", pixels)
-    untouched = Preprocessing(0, 0)
-    np.testing.assert_array_equal(load_image(path, untouched), pixels.transpose(2, 0, 1))
-    np.testing.assert_array_equal(load_mask(path, untouched), pixels.any(axis=2))
-
-
-def test_without_resizing_the_crop_is_of_the_file(tmp_path):
-    pixels = noise(64, 40, 3)
-    path = write_image(tmp_path / "image.png", pixels)
-    expected = pixels[4:36, 16:48].transpose(2, 0, 1)
-    np.testing.assert_array_equal(load_image(path, Preprocessing(0, 32)), expected)
-
-
-@pytest.mark.parametrize("size", [(64, 40), (40, 64), (101, 67), (48, 48)])
-@pytest.mark.parametrize("preprocessing", [(0, 0), (0, 32), (50, 0), (50, 40), DEFAULT])
-def test_size_is_known_from_the_header(tmp_path, size, preprocessing):
-    path = write_image(tmp_path / "image.png", noise(*size))
-    width, height = preprocessed_size(path, read_size(path), Preprocessing(*preprocessing))
-    shape = (height, width)
-    assert load_image(path, Preprocessing(*preprocessing)).shape == (3, *shape)
-    assert load_mask(path, Preprocessing(*preprocessing)).shape == shape
-
-
-def test_default_is_that_of_the_paper():
-    assert tuple(DEFAULT) == (256, 224)
-
-
-@pytest.mark.parametrize("preprocessing", [(256, 256), (0, 300), (32, 32), (64, 0), (0, 0)])
-def test_sizes_that_can_suit_an_image_pass(preprocessing):
-    check_preprocessing(Preprocessing(*preprocessing))
-
-
-def test_crop_larger_than_the_resized_image_is_refused():
-    with pytest.raises(ValueError, match=r"--crop 300 is larger than --resize 256; give a smaller"):
-        check_preprocessing(Preprocessing(256, 300))
+# masks
 
 
 @pytest.mark.parametrize(
-    ("preprocessing", "message"),
-    [((31, 0), r"--resize 31 is too small; give 32 or more"), ((64, 31), r"--crop 31 is too")],
+    ("mode", "value"),
+    [("1", 1), ("L", 1), ("L", 254), ("LA", (1, 255)), ("P", 1), ("RGB", (0, 0, 1)), ("I;16", 1)],
 )
-def test_too_small_a_size_is_refused(preprocessing, message):
-    with pytest.raises(ValueError, match=message):
-        check_preprocessing(Preprocessing(*preprocessing))
-
-
-def test_crop_larger_than_a_file_that_keeps_its_size_is_refused():
-    with pytest.raises(ValueError, match=r"--crop 50 is larger than a\.png, 64x49 pixels; give"):
-        preprocessed_size(Path("a.png"), (64, 49), Preprocessing(0, 50))
-
-
-def test_image_too_small_for_the_network_is_refused():
-    with pytest.raises(ValueError, match=r"a\.png has 64x31 pixels for the network, which needs"):
-        preprocessed_size(Path("a.png"), (64, 31), Preprocessing(0, 0))
-
-
-def test_file_without_a_header_is_reported(tmp_path):
-    (tmp_path / "image.png").write_text("not an image")
-    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: not an image; replace"):
-        read_size(tmp_path / "image.png")
-
-
-def test_decoded_image_is_prepared_as_the_file(tmp_path):
-    path = write_image(tmp_path / "image.png", noise(101, 67))
+def test_mask_marks_what_is_above_0_in_any_channel(tmp_path, mode, value):
+    path = save(tmp_path, mode, value)
     with Image.open(path) as image:
-        np.testing.assert_array_equal(prepare(image, DEFAULT, path), load_image(path, DEFAULT))
+        image.paste(0 if isinstance(value, int) else (0,) * len(value), (0, 0, 40, 15))
+        image.save(path)
+    mask = load_mask(path, UNTOUCHED)
+    np.testing.assert_array_equal(mask, np.arange(40)[:, None].repeat(40, 1) >= 15)
+
+
+def test_mask_that_marks_nothing_is_refused(tmp_path):
+    path = write_image(tmp_path / "mask.png", np.zeros((40, 40), dtype=np.uint8))
+    with pytest.raises(ValueError, match=r"mask .*mask\.png marks no pixel, but its image lies"):
+        load_mask(path, DEFAULT)
+
+
+# maps over the original image
 
 
 @pytest.mark.parametrize(
@@ -256,10 +292,9 @@ def test_decoded_image_is_prepared_as_the_file(tmp_path):
     [
         ((256, 256), (256, 224), (16, 16, 240, 240)),
         ((512, 1024), (256, 224), (32, 288, 480, 736)),
-        ((60, 40), (0, 0), (0, 0, 60, 40)),
         ((61, 41), (0, 32), (14, 4, 46, 36)),  # round(14.5), round(4.5): to even
         ((300, 200), (100, 0), (0, 0, 300, 200)),
-        # 53 / 37 of 64 is 91.7, rounded down to 91: an axis has its own scale
+        # 53 / 37 of 64 is 91.7, rounded down to 91: each axis has its own scale
         ((37, 53), (64, 48), (8 * 37 / 64, 22 * 53 / 91, 56 * 37 / 64, 70 * 53 / 91)),
     ],
 )
@@ -267,30 +302,44 @@ def test_box_of_the_crop_is_in_pixels_of_the_original(size, preprocessing, box):
     assert crop_box(size, Preprocessing(*preprocessing)) == pytest.approx(box)
 
 
+@on_some_examples
+@given(SIDES, SIDES, PREPROCESSINGS)
+def test_box_of_the_crop_is_in_the_middle_of_any_image(w, h, preprocessing):
+    box = crop_box((w, h), preprocessing)
+    resized = resized_size((w, h), preprocessing.resize)
+    for low, high, side, of_resized in (
+        (box.left, box.right, w, resized[0]),
+        (box.top, box.bottom, h, resized[1]),
+    ):
+        assert 0 <= low < high <= side + 1e-9
+        # to half a pixel of the resized image
+        assert abs((low + high) / 2 - side / 2) <= 0.5 * side / of_resized + 1e-9
+        assert (high - low) * of_resized / side == pytest.approx(preprocessing.crop or of_resized)
+
+
 @pytest.mark.parametrize("size", [(61, 41), (40, 61), (401, 300), (97, 97)])
 @pytest.mark.parametrize("preprocessing", [(0, 0), (0, 32), (64, 48), (97, 0), (200, 177)])
 def test_map_of_coordinates_comes_back_as_coordinates(size, preprocessing):
     preprocessing = Preprocessing(*preprocessing)
     box = crop_box(size, preprocessing)
-    width, height = preprocessed_size(Path("a"), size, preprocessing)
+    width, height = preprocessed_size("a", size, preprocessing)
     # where the centre of each pixel of the map is in the original
     across = box.left + (np.arange(width) + 0.5) * (box.right - box.left) / width
     down = box.top + (np.arange(height) + 0.5) * (box.bottom - box.top) / height
-    anomaly_map = (down[:, None] * 1000 + across).astype(np.float32)
-    whole = uncrop(anomaly_map, size, box)
+    whole = uncrop((down[:, None] * 1000 + across).astype(np.float32), size, box)
     assert (whole.shape, whole.dtype) == ((size[1], size[0]), np.float32)
     x, y = np.arange(size[0]) + 0.5, np.arange(size[1]) + 0.5
     inside = ((y >= box.top) & (y < box.bottom))[:, None] & ((x >= box.left) & (x < box.right))
     np.testing.assert_array_equal(np.isfinite(whole), inside)
     assert inside.any()
-    # beyond the outermost centres the map goes on as it is there
+    # outside the outermost centres the map is constant
     expected = y.clip(down[0], down[-1])[:, None] * 1000 + x.clip(across[0], across[-1])
     np.testing.assert_allclose(whole[inside], expected[inside], rtol=1e-5)
 
 
-def test_map_of_what_is_neither_resized_nor_cut_comes_back_as_it_is():
+def test_map_without_resizing_and_cropping_comes_back_as_it_is():
     anomaly_map = np.random.default_rng(0).random((41, 60), dtype=np.float32)
-    box = crop_box((60, 41), Preprocessing(0, 0))
+    box = crop_box((60, 41), UNTOUCHED)
     np.testing.assert_array_equal(uncrop(anomaly_map, (60, 41), box), anomaly_map)
 
 
@@ -299,15 +348,14 @@ def test_crop_between_the_centres_of_all_pixels_leaves_nothing():
     assert np.isnan(uncrop(np.ones((32, 32), np.float32), (2, 2), box)).all()
 
 
-@pytest.mark.parametrize("size", [(61, 41), (41, 61), (301, 200)])
-def test_shape_in_the_original_comes_back_where_it_was(tmp_path, size):
-    """What the loader did to an image, uncrop undoes, to within the blur of resizing."""
-    width, height = size
-    y, x = np.mgrid[:height, :width]
+def test_what_was_resized_and_cropped_comes_back_where_it_was(tmp_path):
+    size = (61, 41)
+    y, x = np.mgrid[:41, :61]
     pixels = (127 + 60 * np.sin(x / 9) + 60 * np.cos(y / 7)).round().astype(np.uint8)
     path = write_image(tmp_path / "image.png", pixels)
     seen = load_image(path, Preprocessing(128, 112))[0].astype(np.float32)
     whole = uncrop(seen, size, crop_box(size, Preprocessing(128, 112)))
-    inside = binary_erosion(np.isfinite(whole))  # the outermost are not between centres
+    inside = binary_erosion(np.isfinite(whole))  # the outermost pixels are extrapolated
     assert inside.mean() > 0.4
+    # resizing blurs
     assert np.abs(whole - pixels)[inside].max() < 2.5

@@ -3,8 +3,8 @@
     python main.py download --data_path mvtec_ad --accept_license
     python main.py download --data_path mvtec_ad --accept_license --archive mvtec.tar.xz
 
-An interrupted download goes on where it was when the command is repeated. Nothing is unpacked
-before the archive's sha256 is right, and a class is in its place only when it is complete.
+Repeat the command to resume an interrupted download. Nothing is unpacked before the archive's
+sha256 was verified, and a class is moved to its place only when all classes are complete.
 """
 
 import argparse
@@ -27,8 +27,10 @@ from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from tqdm import tqdm
 
-from utils.commands.check import COUNTS, Counts, describe_difference
-from utils.commands.options import add_option, make_folder
+from datasets.dataset import load_splits
+from datasets.mvtec import COUNTS, Counts
+from utils.commands.options import add_option
+from utils.system.files import make_folder
 
 PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
 LICENSE = f"""MVTec AD, copyright 2019 MVTec Software GmbH, licensed under CC BY-NC-SA 4.0:
@@ -41,11 +43,13 @@ TIMEOUT = 30.0  # seconds without a byte
 ATTEMPTS = 5  # in a row that bring nothing new
 PAUSE = 3.0  # seconds between two attempts
 CHUNK = 2**20
-RETRIED_STATUS = (408, 429)  # time-out and too many requests; so are all of the server's own, 5xx
+# request timeout and too many requests; as the server errors, 5xx, they are worth another attempt
+RETRIED_STATUS = (408, 429)
+RANGE_NOT_SATISFIABLE = 416
 
 
 class Release(NamedTuple):
-    """An archive: where it is, what it must be, and the images of each class in it."""
+    """An archive: where it is, its sha256 and sizes, and the images of each class in it."""
 
     url: str
     sha256: str
@@ -95,7 +99,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Put MVTec AD into data_path, unless it is there.
+    """Put MVTec AD into data_path, unless it is there already.
 
     Raises:
         ValueError: if the licence is not accepted, or files are not those of MVTec AD.
@@ -103,17 +107,17 @@ def run(args: argparse.Namespace) -> None:
     """
     print(LICENSE)
     release = MVTEC_AD._replace(url=args.url)
-    there = find_complete(args.data_path, release.counts)
-    if len(there) == len(release.counts):
-        print(f"{args.data_path} holds all {len(there)} classes: nothing to download")
+    complete = find_complete(args.data_path, release.counts)
+    if len(complete) == len(release.counts):
+        print(f"{args.data_path} holds all {len(complete)} classes: nothing to download")
         return
     if not args.accept_license:
         raise ValueError(f"the licence of MVTec AD ({PAGE}) is to be accepted: --accept_license")
-    install(args.data_path, release, args.archive, there)
+    install(args.data_path, release, args.archive, complete)
 
 
 def find_complete(data_path: Path, counts: Mapping[str, Counts]) -> list[str]:
-    """The classes that data_path holds already.
+    """The classes that are in data_path already.
 
     Raises:
         ValueError: if one of them is not complete.
@@ -129,27 +133,46 @@ def find_complete(data_path: Path, counts: Mapping[str, Counts]) -> list[str]:
     return names
 
 
+def describe_difference(data_path: Path, class_name: str, counts: Counts) -> str | None:
+    """How a class differs from a complete one; None if it does not. No image is decoded."""
+    try:
+        train, test = load_splits(data_path, class_name)
+    except (OSError, ValueError) as error:
+        return str(error)
+    n_defective = sum(sample.label == 1 for sample in test.samples)
+    found = Counts(len(train), len(test) - n_defective, n_defective)
+    if found != counts:
+        return f"it holds {found} instead of {counts}"
+    return None if test.has_masks else "it has no masks"
+
+
 def install(
-    data_path: Path, release: Release, archive: Path | None = None, there: Collection[str] = ()
+    data_path: Path,
+    release: Release,
+    archive: Path | None = None,
+    complete: Collection[str] = (),
 ) -> None:
-    """Put the classes that are not there into data_path, from the archive or the release's URL.
+    """Put the classes into data_path, from the archive or the release's URL.
+
+    Args:
+        data_path: folder for the classes.
+        release: which must be in the archive.
+        archive: file downloaded by hand; None downloads the release.
+        complete: classes that are in data_path already; they are left alone.
 
     Raises:
-        FileNotFoundError: if there is no archive.
-        ValueError: if the archive is not the right one.
+        FileNotFoundError: if archive does not exist.
+        ValueError: if the archive is not the release.
         OSError: if the download fails, or the disk is full.
     """
     make_folder(data_path, "--data_path")
-    source = archive or data_path / PART
     if archive is None:
-        arrived = source.stat().st_size if source.exists() else 0
-        check_space(data_path, release.unpacked_size + max(release.archive_size - arrived, 0))
-        if arrived != release.archive_size:
-            fetch(release.url, source)
-    else:
-        if not archive.is_file():
-            raise FileNotFoundError(f"no file {archive}; --archive takes the one from {PAGE}")
+        source = _download(data_path, release)
+    elif archive.is_file():
+        source = archive
         check_space(data_path, release.unpacked_size)
+    else:
+        raise FileNotFoundError(f"no file {archive}; --archive takes the one from {PAGE}")
 
     found = file_sha256(source)
     if found != release.sha256:
@@ -160,17 +183,27 @@ def install(
             f"{release.sha256}, found {found}; {'' if archive else 'it was deleted; '}"
             f"give another address with --url, or a file from {PAGE} with --archive"
         )
-    unpack(source, data_path, release.counts, there)
+    unpack(source, data_path, release.counts, complete)
     if archive is None:
         source.unlink()
     print(f"{data_path} holds all {len(release.counts)} classes, checked against their counts")
 
 
+def _download(data_path: Path, release: Release) -> Path:
+    """The release's archive in data_path; an earlier download is resumed."""
+    path = data_path / PART
+    size = path.stat().st_size if path.exists() else 0
+    check_space(data_path, release.unpacked_size + max(release.archive_size - size, 0))
+    if size != release.archive_size:
+        fetch(release.url, path)
+    return path
+
+
 def check_space(folder: Path, needed: int) -> None:
-    """Check that folder's disk has room.
+    """Check that the disk of folder has so many bytes free.
 
     Raises:
-        OSError: if it has not.
+        OSError: if it does not.
     """
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -181,87 +214,73 @@ def check_space(folder: Path, needed: int) -> None:
 
 
 def fetch(url: str, path: Path, timeout: float = TIMEOUT, pause: float = PAUSE) -> None:
-    """Download url to path, going on behind the bytes that path already holds.
+    """Download url to path, after the bytes that path already has.
 
     Raises:
-        ValueError: if url is no web address, or leads away from https.
+        ValueError: if url is not a web address, or redirects from https to something else.
         OSError: if the server refuses, or ATTEMPTS in a row bring nothing new.
     """
     if urlsplit(url).scheme not in ("http", "https"):
         raise ValueError(f"--url {url} is no web address; it must start with https:// or http://")
     failures = 0
     with path.open("ab") as file:
-        most = file.tell()
+        largest = file.tell()
         while True:
             try:
                 return _receive(url, file, timeout)
             except ConnectionError as error:
-                arrived = file.seek(0, os.SEEK_END)
-                # not arrived > 0: a server that starts anew each time would never end
-                failures = 0 if arrived > most else failures + 1
-                most = max(most, arrived)
+                size = file.seek(0, os.SEEK_END)
+                # compared with the largest size: a server that always starts again would never end
+                failures = 0 if size > largest else failures + 1
+                largest = max(largest, size)
                 if failures == ATTEMPTS:
                     raise _failure(url, error) from error
             time.sleep(pause)
 
 
 def _receive(url: str, file: IO[bytes], timeout: float) -> None:
-    """Append what file lacks; ConnectionError if it should be tried again."""
+    """Append the bytes that are missing; raise ConnectionError if another attempt is worth it."""
     offset = file.seek(0, os.SEEK_END)
     with _open(url, offset, timeout) as response:
-        length = response.headers.get("Content-Length")
         content_range = response.headers.get("Content-Range", "")
-        if offset and _is_complete(response.status, offset, length, content_range):
-            return
         if offset and not content_range.startswith(f"bytes {offset}-"):
-            # the whole file, although its end was asked for, or another part
+            # the server sends the whole file, another part, or has no bytes after offset
             file.truncate(0)
             if response.status != 200:
-                raise ConnectionError(f"the server cannot go on behind byte {offset}")
+                raise ConnectionError(f"the server cannot go on after byte {offset}")
             offset = file.seek(0)
+        length = response.headers.get("Content-Length")
         total = None if length is None else offset + int(length)
-        _copy(response, file, offset, total)
+        with tqdm(
+            desc="download",
+            initial=offset,
+            total=total,
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        ) as bar:
+            while chunk := _read(response):
+                file.write(chunk)
+                bar.update(len(chunk))
         if total is not None and file.tell() != total:
             raise ConnectionError(f"it ended after {file.tell()} of {total} bytes")
 
 
-def _is_complete(status: int, offset: int, length: str | None, content_range: str) -> bool:
-    """Whether the file has no more than the offset bytes that are there."""
-    # "range not satisfiable" gives the size; a server that ignores Range sends the whole file
-    if status == 416:
-        return content_range == f"bytes */{offset}"
-    return status == 200 and length == str(offset)
-
-
-def _copy(response: HTTPResponse, file: IO[bytes], offset: int, total: int | None) -> None:
-    with tqdm(
-        desc="download",
-        initial=offset,
-        total=total,
-        unit="B",
-        unit_scale=True,
-        disable=None,
-    ) as bar:
-        while chunk := _read(response):
-            file.write(chunk)
-            bar.update(len(chunk))
-
-
 def _read(response: HTTPResponse) -> bytes:
-    with _retriable():
-        # read1 gives what is there: read would lose the beginning of a chunk that stalls
+    with _network_errors():
+        # read1 returns what has arrived; read would lose it if the rest of the chunk stalls
         return response.read1(CHUNK)
 
 
 def _open(url: str, offset: int, timeout: float) -> HTTPResponse | HTTPError:
-    """The server's answer; "range not satisfiable" is one as well."""
-    # S310 is about other schemes than fetch and _Redirects let through
+    """The server's answer to a request of the bytes from offset on."""
+    # S310 is about schemes other than http and https, which fetch and _Redirects refuse
     request = Request(url, headers={"Range": f"bytes={offset}-"} if offset else {})  # noqa: S310 (see above)
-    with _retriable():
+    with _network_errors():
         try:
             return build_opener(_Redirects).open(request, timeout=timeout)
         except HTTPError as error:
-            if error.code == 416 and offset:
+            if error.code == RANGE_NOT_SATISFIABLE and offset:
                 return error
             if error.code >= 500 or error.code in RETRIED_STATUS:
                 raise
@@ -270,8 +289,8 @@ def _open(url: str, offset: int, timeout: float) -> HTTPResponse | HTTPError:
 
 
 @contextmanager
-def _retriable() -> Iterator[None]:
-    """Whatever goes wrong with the network, as ConnectionError; not what goes wrong on disk."""
+def _network_errors() -> Iterator[None]:
+    """Turn errors of the network into ConnectionError, to tell them from errors of the disk."""
     try:
         yield
     except (OSError, HTTPException) as error:
@@ -307,8 +326,8 @@ def _failure(url: str, error: Exception) -> OSError:
 
 def file_sha256(path: Path) -> str:
     """The sha256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
     with _open_with_bar(path, "verify") as file:
+        digest = hashlib.sha256()
         while chunk := file.read(CHUNK):
             digest.update(chunk)
     return digest.hexdigest()
@@ -316,7 +335,7 @@ def file_sha256(path: Path) -> str:
 
 @contextmanager
 def _open_with_bar(path: Path, description: str) -> Iterator[IO[bytes]]:
-    """The file, with a bar that says how much of it has been read."""
+    """Open a file for reading, with a progress bar over its bytes."""
     size = path.stat().st_size
     with (
         path.open("rb") as file,
@@ -326,18 +345,20 @@ def _open_with_bar(path: Path, description: str) -> Iterator[IO[bytes]]:
 
 
 def unpack(
-    archive: Path, data_path: Path, counts: Mapping[str, Counts], there: Collection[str] = ()
+    archive: Path, data_path: Path, counts: Mapping[str, Counts], complete: Collection[str] = ()
 ) -> None:
-    """Unpack the classes that are not there; each gets its name when all are complete.
+    """Unpack the classes, except those that are complete already.
+
+    They are unpacked into a temporary folder, and moved to data_path when all are complete.
 
     Raises:
-        ValueError: if the archive is damaged, is not what counts say, or holds anything but
-            folders and files inside of it.
+        ValueError: if the archive is damaged, differs from counts, or contains anything other
+            than files and folders within it.
     """
     with TemporaryDirectory(prefix=".unpack_", dir=data_path) as temporary:
         folder = Path(temporary)
-        _extract(archive, folder, there)
-        for name in counts.keys() - there:
+        _extract(archive, folder, complete)
+        for name in counts.keys() - complete:
             difference = describe_difference(folder, name, counts[name])
             if difference:
                 raise ValueError(
@@ -353,12 +374,12 @@ def _extract(archive: Path, folder: Path, skipped: Collection[str]) -> None:
     try:
         with (
             _open_with_bar(archive, "unpack") as file,
-            # a stream: compressed files are slow to go back in
+            # as a stream: seeking back in a compressed file is slow
             tarfile.open(fileobj=file, mode="r|*") as tar,
         ):
             for member in tar:
                 path = PurePosixPath(member.name)
-                # stricter than the filter, which strips a leading / and lets links inside pass
+                # stricter than the filter, which strips a leading / and accepts links within
                 plain = member.isfile() or member.isdir()
                 if not plain or path.is_absolute() or ".." in path.parts:
                     raise tarfile.TarError(

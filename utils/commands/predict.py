@@ -261,7 +261,7 @@ def predict(
     images = Images(sources, detector)
     finish = partial(finish_image, args.output, args.maps, detector.model, threshold)
     with (
-        Loader([images], args.batch_size, args.num_workers, read_ahead=0) as loader,
+        Loader([images], args.batch_size, args.num_workers, batches_ahead=1) as loader,
         ThreadPoolExecutor(args.num_workers or 1) as pool,
         tqdm(total=len(sources), desc="predict", unit="image", disable=None) as progress,
     ):

@@ -1,0 +1,171 @@
+import shutil
+
+import numpy as np
+import pytest
+
+from datasets import dataset
+from datasets.dataset import choose_classes, load_all, load_splits
+from datasets.images import DEFAULT, Preprocessing
+from datasets.layouts import LAYOUTS
+from datasets.mvtec import CLASS_NAMES
+from tests.conftest import write_image
+
+
+def grey(width, height, value=90):
+    return np.full((height, width), value, dtype=np.uint8)
+
+
+@pytest.fixture
+def parts(tmp_path):
+    """A folder in the folder layout: six good images of 40 x 40 and one of 44 x 60 pixels."""
+    for i in range(6):
+        write_image(tmp_path / f"good/{i}.png", grey(40, 40))
+    write_image(tmp_path / "dent/0.png", grey(44, 60))
+    return tmp_path
+
+
+def load_parts(parts, *preprocessing):
+    return load_splits(parts, parts.name, LAYOUTS["folder"], Preprocessing(*preprocessing))
+
+
+# classes
+
+
+def test_classes_are_run_once_in_the_order_given(tree):
+    assert choose_classes(tree, ["weave", "bolt", "weave"])[1] == ["weave", "bolt"]
+    splits = load_all(tree, "auto", ["weave", "bolt"], DEFAULT)
+    assert [(train.class_name, train.split, len(train)) for train, _ in splits] == [
+        ("weave", "train", 5),
+        ("bolt", "train", 5),
+    ]
+    assert [(test.split, len(test)) for _, test in splits] == [("test", 8)] * 2
+
+
+def test_default_classes_are_mvtec_s_15_in_its_layout_and_all_in_others(tmp_path):
+    for class_name in (*reversed(CLASS_NAMES), "own"):
+        (tmp_path / class_name / "train/good").mkdir(parents=True)
+    assert choose_classes(tmp_path, None)[1] == list(CLASS_NAMES)
+    assert choose_classes(tmp_path, None, "loco")[1] == sorted([*CLASS_NAMES, "own"])
+
+
+def test_unknown_class_is_refused_with_the_choice(tree):
+    message = r"unknown class 'botl', 'wave' in .*; choose from bolt, weave$"
+    with pytest.raises(ValueError, match=message):
+        choose_classes(tree, ["botl", "bolt", "wave"])
+
+
+def test_missing_mvtec_classes_are_reported_with_the_option(tree):
+    message = r"lacks bottle, .*, zipper of .* holds bolt, weave: .*--class_name"
+    with pytest.raises(ValueError, match=message):
+        choose_classes(tree, None)
+
+
+# images
+
+
+def test_item_is_an_rgb_image_its_label_and_the_mask_of_the_defect(tree):
+    test = load_splits(tree, "bolt")[1]
+    image, label, mask = test[0]
+    assert (image.shape, image.dtype, label) == ((3, 224, 224), np.uint8, 1)
+    assert (mask.shape, mask.dtype) == ((224, 224), bool)
+    assert image[:, mask].mean() > 230
+    assert image[:, ~mask].mean() < 140
+
+
+def test_image_without_masks_has_an_empty_one(tree):
+    _, label, mask = load_splits(tree, "weave")[1][3]
+    assert (label, mask.any()) == (0, False)
+    shutil.rmtree(tree / "weave/ground_truth")
+    _, label, mask = load_splits(tree, "weave")[1][0]
+    assert (label, mask.any()) == (1, False)
+
+
+def test_image_size_is_height_and_width_as_preprocessed(tree, tmp_path):
+    # the images of weave are 64 x 40 pixels
+    for preprocessing, size in (((0, 0), (40, 64)), ((80, 0), (80, 128)), ((256, 224), (224, 224))):
+        train, _ = load_splits(tree, "weave", preprocessing=Preprocessing(*preprocessing))
+        assert train.image_size == size == train[0][0].shape[1:]
+
+
+def test_damaged_image_is_reported_by_name_when_it_is_read(tree):
+    path = tree / "bolt/train/good/002.png"
+    path.write_bytes(path.read_bytes()[:300])
+    train, _ = load_splits(tree, "bolt")
+    with pytest.raises(ValueError, match=r"cannot read image .*good/002\.png"):
+        train[2]
+
+
+# checks
+
+
+def test_a_single_training_image_is_refused(tree):
+    for i in range(1, 5):
+        (tree / f"bolt/train/good/{i:03}.png").unlink()
+    with pytest.raises(ValueError, match=r"000\.png is the only training image of bolt; .* 2"):
+        load_splits(tree, "bolt")
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["train/good/001.jpg"], r"001\.jpg and .*001\.png would share the name good_001: rename"),
+        (["test/good_a/b.png", "test/good/a_b.png"], "would share the name good_a_b"),
+    ],
+)
+def test_two_images_of_one_name_are_refused(tree, names, message):
+    write_image(tree / "bolt/ground_truth/good_a/b_mask.png", grey(48, 48))
+    for name in names:
+        write_image(tree / "bolt" / name, grey(48, 48))
+    with pytest.raises(ValueError, match=message):
+        load_splits(tree, "bolt")
+
+
+def test_mask_of_another_size_is_refused(tree):
+    write_image(tree / "bolt/ground_truth/crack/001_mask.png", grey(48, 40))
+    message = r"mask .*001_mask\.png is 48x40 pixels but its image .*001\.png is 48x48"
+    with pytest.raises(ValueError, match=message):
+        load_splits(tree, "bolt")
+
+
+def test_jpeg_mask_is_refused(tree):
+    path = tree / "bolt/ground_truth/crack/001_mask.png"
+    path.unlink()
+    write_image(path.with_suffix(".JPG"), grey(48, 48))
+    with pytest.raises(ValueError, match=r"001_mask\.JPG is a JPEG, which blurs .* save it as PNG"):
+        load_splits(tree, "bolt")
+
+
+def test_unreadable_mask_is_refused_before_anything_is_decoded(tree):
+    (tree / "bolt/ground_truth/crack/001_mask.png").write_text("mask")
+    with pytest.raises(ValueError, match=r"cannot read image .*001_mask\.png: not an image"):
+        load_splits(tree, "bolt")
+
+
+def test_images_that_end_in_different_sizes_are_refused(parts):
+    message = r"good/0\.png and .*dent/0\.png would have 40x40 and 44x60 pixels; .* give a --crop"
+    with pytest.raises(ValueError, match=message):
+        load_parts(parts, 0, 0)
+    with pytest.raises(ValueError, match="would have 64x64 and 64x87 pixels"):
+        load_parts(parts, 64, 0)
+    for preprocessing in ((0, 32), (64, 48)):
+        _, test = load_parts(parts, *preprocessing)
+        assert {image.shape for image, _, _ in test} == {(3, *test.image_size)}
+
+
+def test_sizes_that_do_not_suit_the_images_are_refused(parts):
+    with pytest.raises(ValueError, match=r"--crop 41 is larger than .*good/0\.png, 40x40 pixels"):
+        load_parts(parts, 0, 41)
+    with pytest.raises(ValueError, match=r"--crop 300 is larger than --resize 256"):
+        load_parts(parts, 256, 300)
+
+
+def test_headers_are_read_once_and_only_where_sizes_may_differ(tree, monkeypatch):
+    read = []
+    original = dataset.read_size
+    monkeypatch.setattr(dataset, "read_size", lambda path: read.append(path) or original(path))
+    load_splits(tree, "bolt")
+    # six defective images and their masks
+    assert len(read) == len(set(read)) == 6 + 6
+    read.clear()
+    load_splits(tree, "bolt", preprocessing=Preprocessing(0, 0))
+    assert len(read) == len(set(read)) == 5 + 8 + 6
