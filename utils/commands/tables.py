@@ -7,11 +7,12 @@ results/README.md, and what is measured and published at a glance into README.md
 """
 
 import argparse
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
 
 from datasets import mvtec
+from utils import backbone
 from utils.report.results import METRICS, Run, damaged, read_run
 from utils.report.tables import (
     COMPARED,
@@ -88,13 +89,18 @@ def all_tables(results: Path) -> str:
 def glance(results: Path) -> str:
     """A table of measured and published means over the same classes of MVTec AD, in Markdown.
 
+    Published networks that were not measured here come last, with the means over all classes.
+
     Raises:
         OSError, ValueError: as read_run and read_published.
     """
     published = read_published(ROOT / PUBLISHED)
-    rows = []
-    for path in sorted((results / "measured").rglob("metrics.json")):
-        rows += glance_rows(read_run(path), published)
+    runs = [read_run(path) for path in sorted((results / "measured").rglob("metrics.json"))]
+    rows = [row for run in runs for row in glance_rows(run, published)]
+    measured = {run.settings["arch"] for run in runs}
+    for arch in backbone.BACKBONES:
+        if arch not in measured:
+            rows += published_rows(arch, mvtec.CLASS_NAMES, published)
     columns = ["network, numbers", *(METRICS[metric] for metric in COMPARED), "mean over"]
     return to_markdown(
         Table("Means over classes of MVTec AD, published and measured here", columns, rows)
@@ -111,14 +117,25 @@ def glance_rows(run: Run, published: Published) -> list[list[str]]:
     names = [name for name in mvtec.CLASS_NAMES if name in measured]
     if not names:
         return []
-    over = ", ".join(names) if len(names) < len(mvtec.CLASS_NAMES) else "all classes"
+    means = [mean_of(run, metric, names) for metric in COMPARED]
+    measured_row = [f"{arch}, measured here", *map(format_value, means), describe_classes(names)]
+    return [*published_rows(arch, names, published), measured_row]
+
+
+def published_rows(arch: str, names: Sequence[str], published: Published) -> list[list[str]]:
+    """Upstream's and the paper's means over these classes; no row without any value."""
     rows = []
     for source, by in (("upstream", "published by upstream"), ("paper", "published by the paper")):
         means = [_published_mean(published, source, arch, metric, names) for metric in COMPARED]
         if means != [None] * len(COMPARED):
-            rows.append([f"{arch}, {by}", *map(format_value, means), over])
-    means = [mean_of(run, metric, names) for metric in COMPARED]
-    return [*rows, [f"{arch}, measured here", *map(format_value, means), over]]
+            rows.append([f"{arch}, {by}", *map(format_value, means), describe_classes(names)])
+    return rows
+
+
+def describe_classes(names: Sequence[str]) -> str:
+    """The names, or "all 15 classes"."""
+    everything = len(names) == len(mvtec.CLASS_NAMES)
+    return f"all {len(names)} classes" if everything else ", ".join(names)
 
 
 def read_tables(path: Path) -> list[Table]:
@@ -163,8 +180,10 @@ def fill_in(
 
 
 def _published_mean(
-    published: Published, source: str, arch: str, metric: str, class_names: Iterable[str]
+    published: Published, source: str, arch: str, metric: str, class_names: Sequence[str]
 ) -> float | None:
-    """The mean of published values; None if one of them is not published."""
+    """The mean of published values, or the published mean of all; None if there is neither."""
     values = [published.get((source, arch, metric, name)) for name in class_names]
+    if None in values and len(values) == len(mvtec.CLASS_NAMES):
+        return published.get((source, arch, metric, "mean_all"))
     return None if None in values else fmean(values)

@@ -58,7 +58,7 @@ class Group(NamedTuple):
 
     title: str
     key: str
-    class_names: Sequence[str]
+    class_names: tuple[str, ...]
 
 
 def run_tables(run: Run) -> list[Table]:
@@ -71,20 +71,18 @@ def run_tables(run: Run) -> list[Table]:
     if not any(result.class_name in mvtec.CLASS_NAMES for result in run.results):
         return tables
     published = read_published(ROOT / PUBLISHED)
-    for metric in COMPARED:
-        if any(key[1:3] == (run.settings["arch"], metric) for key in published):
-            tables.append(comparison_table(run, metric, published))
-    return [table for table in tables if table.rows]
+    tables += [comparison_table(run, metric, published) for metric in COMPARED]
+    return [table for table in tables if table.rows and len(table.columns) > 2]
 
 
 def metrics_table(run: Run) -> Table:
     """All metrics of a run's classes, and their means over complete groups of classes."""
     names = [result.class_name for result in run.results]
-    groups = [Group(name, name, [name]) for name in names]
+    groups = [Group(name, name, (name,)) for name in names]
     for dataset in (mvtec, demo):
         groups += [group for group in _means(dataset) if set(group.class_names) <= set(names)]
     if len(groups[-1].class_names) < len(names):
-        groups.append(Group(f"mean of {len(names)} classes", "", names))
+        groups.append(Group(f"mean of {len(names)} classes", "", tuple(names)))
     rows = [
         [
             group.title,
@@ -100,32 +98,34 @@ def metrics_table(run: Run) -> Table:
 def comparison_table(run: Run, metric: str, published: Published) -> Table:
     """A metric of the measured classes of MVTec AD, and of complete means, beside published values.
 
-    It has no rows if the metric is undefined for all classes.
+    A source that published none of these values has no column. The table has no rows if the metric
+    is undefined for all classes.
     """
     arch = run.settings["arch"]
     caveats = CAVEATS.get((metric, arch), {})
-    rows, notes = [], [f"Ours: seed {run.results[0].seed} of the run above."]
-    n_missing = 0
-    for group in _mvtec_groups():
-        ours = mean_of(run, metric, group.class_names)
-        if ours is None:
-            n_missing += len(group.class_names) == 1
-            continue
-        upstream, paper = (
-            published.get((source, arch, metric, group.key)) for source in ("upstream", "paper")
-        )
-        delta = None if upstream is None else ours - upstream
-        cells = [*map(format_value, (ours, upstream)), format_value(delta, sign=True)]
-        rows.append([group.title, *cells, format_value(paper)])
-        if group.key in caveats:
-            notes.append(caveats[group.key])
+    measured = {group: mean_of(run, metric, group.class_names) for group in mvtec_groups()}
+    groups = [group for group, value in measured.items() if value is not None]
+    columns = {"ours": [format_value(measured[group]) for group in groups]}
+    for source in ("upstream", "paper"):
+        values = [published.get((source, arch, metric, group.key)) for group in groups]
+        if values != [None] * len(groups):
+            columns[source] = [format_value(value) for value in values]
+            if source == "upstream":
+                columns["Δ"] = [
+                    format_value(None if value is None else measured[group] - value, sign=True)
+                    for group, value in zip(groups, values, strict=True)
+                ]
+    rows = [[group.title, *cells] for group, *cells in zip(groups, *columns.values(), strict=True)]
+    notes = [f"Ours: seed {run.results[0].seed} of the run above."]
+    notes += [caveats[group.key] for group in groups if group.key in caveats]
+    n_missing = len(mvtec.CLASS_NAMES) - sum(len(group.class_names) == 1 for group in groups)
     if n_missing:
         notes.append(
             f"Not measured here: {n_missing} of the {len(mvtec.CLASS_NAMES)} classes; what is "
             f"published of them is in {PUBLISHED.as_posix()}."
         )
     title = f"{arch}: {METRICS[metric]}, published and measured here"
-    return Table(title, ["class", "ours", "upstream", "Δ", "paper"], rows, notes)
+    return Table(title, ["class", *columns], rows, notes)
 
 
 def mean_of(run: Run, metric: str, class_names: Iterable[str]) -> float | None:
@@ -202,16 +202,16 @@ def _means(dataset: ModuleType) -> list[Group]:
     return [
         Group("mean of textures", "mean_textures", dataset.TEXTURES),
         Group("mean of objects", "mean_objects", dataset.OBJECTS),
-        Group("mean of all", "mean_all", [*dataset.TEXTURES, *dataset.OBJECTS]),
+        Group("mean of all", "mean_all", (*dataset.TEXTURES, *dataset.OBJECTS)),
     ]
 
 
-def _mvtec_groups() -> list[Group]:
+def mvtec_groups() -> list[Group]:
     """The rows of upstream's tables: textures, their mean, objects, their mean, the mean of all."""
     textures, objects, everything = _means(mvtec)
     rows = []
     for mean in (textures, objects):
-        rows += [*(Group(name, name, [name]) for name in mean.class_names), mean]
+        rows += [*(Group(name, name, (name,)) for name in mean.class_names), mean]
     return [*rows, everything]
 
 
