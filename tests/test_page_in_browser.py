@@ -238,14 +238,6 @@ def test_links_and_images_resolve(browser, folder):
         assert browser.execute_script("return document.querySelector(':target') !== null"), link
 
 
-def test_images_far_down_wait_until_they_are_near(browser):
-    # Chromium loads what is less than some thousand pixels away
-    set_window(browser, 1280, 300)
-    browser.refresh()
-    lazy = browser.execute_script("return [...document.images].map((i) => i.complete).at(-1)")
-    assert lazy is False
-
-
 def test_nothing_is_wrong_in_the_console_or_loaded_from_elsewhere(browser):
     choose(section(browser), "verdict", "wrong")
     assert browser.get_log("browser") == []
