@@ -102,6 +102,7 @@ def test_several_draws_of_channels_are_refused(damage):
         lambda content: content["results"][0]["seconds"].update(fit="long"),
         lambda content: content["results"][0].update(class_name=["brick"]),
         lambda content: content["results"][0].update(notes=[7]),
+        lambda content: content["results"][0].update(notes="text"),
     ],
 )
 def test_a_damaged_file_is_refused(damage, change):
