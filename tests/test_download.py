@@ -21,38 +21,31 @@ class Handler(BaseHTTPRequestHandler):
     """Serves server.body; the next of server.modes says what goes wrong."""
 
     def do_GET(self):
-        server, body = self.server, self.server.body
+        server, size = self.server, len(self.server.body)
         wanted = self.headers.get("Range")
         server.requests.append((self.path, wanted))
         mode = server.modes.pop(0) if server.modes else ""
-        start = int(wanted[6:-1]) if wanted and "no range" not in str(mode) else 0
         if isinstance(mode, int):
             self.send_error(mode)
-        elif mode == "redirect":
-            self.send_response(302)
-            self.send_header("Location", "/elsewhere")
-            self.end_headers()
-        elif start >= len(body):
-            self.send_response(416)
-            self.send_header("Content-Range", f"bytes */{len(body)}")
-            self.end_headers()
-        else:
-            self.send_body(body, start, mode)
-
-    def send_body(self, body, start, mode):
-        self.send_response(206 if start else 200)
-        if start:
-            first = start + 1 if mode == "another part" else start
-            self.send_header("Content-Range", f"bytes {first}-{len(body) - 1}/{len(body)}")
-        self.send_header("Content-Length", str(len(body) - start))
-        self.end_headers()
-        if mode in ("cut", "no range, cut", "stall"):
-            self.wfile.write(body[start : start + 1000])
-            self.wfile.flush()
-            if mode == "stall":
-                self.server.release.wait(10)
             return
-        self.wfile.write(body[start:])
+        start = int(wanted[6:-1]) if wanted and "no range" not in mode else 0
+        first = start + 1 if mode == "another part" else start
+        body = server.body[start:]
+        status, headers = 200, {"Content-Length": len(body)}
+        if mode == "redirect":
+            status, headers, body = 302, {"Location": "/elsewhere"}, b""
+        elif start >= size:
+            status, headers = 416, {"Content-Range": f"bytes */{size}"}
+        elif start:
+            status, headers = 206, headers | {"Content-Range": f"bytes {first}-{size - 1}/{size}"}
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+        self.wfile.write(body[:1000] if mode in ("cut", "no range, cut", "stall") else body)
+        self.wfile.flush()
+        if mode == "stall":
+            server.release.wait(10)
 
     def log_message(self, *args):
         pass
@@ -103,8 +96,8 @@ def assert_complete(data):
     assert download.find_complete(data, COUNTS) == ["bolt", "weave"]
 
 
-def assert_empty(data, *kept):
-    assert sorted(path.name for path in data.iterdir()) == sorted(kept)
+def assert_empty(data):
+    assert list(data.iterdir()) == []
 
 
 # downloading
@@ -155,14 +148,10 @@ def test_server_that_brings_nothing_new_is_given_up(
     with pytest.raises(OSError, match=f"cannot download .*{message}"):
         download.install(data, release)
     assert len(server.requests) == n_requests
-    assert_empty(data, download.PART)
-    assert (data / download.PART).stat().st_size == kept
-
-
-def test_server_that_does_not_answer_is_given_up(server, release, data):
+    assert [path.stat().st_size for path in data.iterdir()] == [kept]
     server.shutdown()
     server.server_close()
-    with pytest.raises(OSError, match=r"cannot download .*refused.*--url.*--archive"):
+    with pytest.raises(OSError, match=r"cannot download .*--url.*--archive"):
         download.install(data, release)
 
 
@@ -193,13 +182,6 @@ def test_wrong_file_is_deleted_before_anything_is_unpacked(server, release, data
 
 
 # archives
-
-
-def test_archive_by_hand_is_unpacked_and_kept(server, release, data, archive):
-    download.install(data, release, archive)
-    assert_complete(data)
-    assert archive.exists()
-    assert server.requests == []
 
 
 def test_wrong_or_missing_archive_by_hand_is_refused_and_kept(release, data, archive, tmp_path):
@@ -254,21 +236,17 @@ def test_malicious_archive_is_refused(data, tmp_path, drawn_tree, name, type_, t
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("share", [0.5, 0.9])
-def test_truncated_archive_is_refused(data, archive, share):
-    body = archive.read_bytes()
-    archive.write_bytes(body[: int(share * len(body))])
-    release = make_release("", archive.read_bytes())
-    with pytest.raises(ValueError, match="cannot unpack|unpacks to"):
-        download.install(data, release, archive)
-    assert_empty(data)
-
-
-def test_archive_with_other_counts_is_refused(release, data, archive):
-    release = release._replace(counts={"bolt": Counts(5, 3, 6)})
+def test_truncated_archive_and_one_with_other_counts_are_refused(release, data, archive):
+    other = release._replace(counts={"bolt": Counts(5, 3, 6)})
     message = r"by_hand\.tar\.xz unpacks to a bolt that is not MVTec AD's: it holds 5 training, 2 "
     with pytest.raises(ValueError, match=message):
-        download.install(data, release, archive)
+        download.install(data, other, archive)
+    archive.write_bytes(archive.read_bytes()[:10_000])
+    truncated = make_release("", archive.read_bytes())
+    with pytest.raises(
+        ValueError, match=r"cannot unpack .*by_hand\.tar\.xz: .*; nothing of it was"
+    ):
+        download.install(data, truncated, archive)
     assert_empty(data)
 
 
@@ -336,16 +314,8 @@ def test_archive_is_used_and_excludes_a_url(command, server, data, archive):
     assert "not allowed with argument --url" in done.stderr
     assert command("--accept_license", "--archive", archive).returncode == 0
     assert_complete(data)
+    assert archive.exists()
     assert server.requests == []
-
-
-def test_data_path_that_is_a_file_is_refused(command, data):
-    data.rmdir()
-    data.write_text("a file")
-    done = command("--accept_license")
-    assert done.returncode == 2
-    assert "cannot write in" in done.stderr
-    assert "choose another --data_path" in done.stderr
 
 
 def test_release_is_plausible():
