@@ -22,8 +22,8 @@ class Loader:
     Args:
         datasets: have __len__ and __getitem__, and for batches class_name and split.
         batch_size: items in a batch; the last batch of a dataset may be smaller.
-        num_workers: threads; with 0 the caller's thread makes each item when it is needed.
-        batches_ahead: how many batches may wait for the caller.
+        num_workers: threads; with 0 each item is made when it is needed.
+        batches_ahead: the most batches that wait for the caller.
         show_progress: whether batches shows a progress bar.
     """
 

@@ -80,7 +80,23 @@ def test_image_without_masks_has_an_empty_one(tree):
     assert (label, mask.any()) == (1, False)
 
 
-def test_image_size_is_height_and_width_as_preprocessed(tree, tmp_path):
+def test_several_masks_of_an_image_are_united_and_must_all_have_its_size(tmp_path):
+    masks = tmp_path / "bolt/ground_truth/bad/0"
+    for name in ("train/good/0", "train/good/1", "test/bad/0"):
+        write_image(tmp_path / f"bolt/{name}.png", grey(40, 40))
+    for number in (0, 1):
+        pixels = grey(40, 40, 0)
+        pixels[10 * number] = 255
+        write_image(masks / f"00{number}.png", pixels)
+    arguments = (tmp_path, "bolt", LAYOUTS["loco"], Preprocessing(0, 0))
+    _, _, mask = load_splits(*arguments)[1][0]
+    np.testing.assert_array_equal(mask, (np.arange(40) == 0)[:, None] | (pixels > 0))
+    write_image(masks / "001.png", grey(40, 39))
+    with pytest.raises(ValueError, match=r"mask .*001\.png is 40x39 pixels but its image .*40x40"):
+        load_splits(*arguments)
+
+
+def test_image_size_is_height_and_width_as_preprocessed(tree):
     # the images of weave are 64 x 40 pixels
     for preprocessing, size in (((0, 0), (40, 64)), ((80, 0), (80, 128)), ((256, 224), (224, 224))):
         train, _ = load_splits(tree, "weave", preprocessing=Preprocessing(*preprocessing))
@@ -120,24 +136,13 @@ def test_two_images_of_one_name_are_refused(tree, names, message):
         load_splits(tree, "bolt")
 
 
-def test_mask_of_another_size_is_refused(tree):
-    write_image(tree / "bolt/ground_truth/crack/001_mask.png", grey(48, 40))
-    message = r"mask .*001_mask\.png is 48x40 pixels but its image .*001\.png is 48x48"
-    with pytest.raises(ValueError, match=message):
-        load_splits(tree, "bolt")
-
-
-def test_jpeg_mask_is_refused(tree):
+def test_mask_that_is_a_jpeg_or_unreadable_is_refused_before_anything_is_decoded(tree):
     path = tree / "bolt/ground_truth/crack/001_mask.png"
-    path.unlink()
-    write_image(path.with_suffix(".JPG"), grey(48, 48))
-    with pytest.raises(ValueError, match=r"001_mask\.JPG is a JPEG, which blurs .* save it as PNG"):
-        load_splits(tree, "bolt")
-
-
-def test_unreadable_mask_is_refused_before_anything_is_decoded(tree):
-    (tree / "bolt/ground_truth/crack/001_mask.png").write_text("mask")
+    path.write_text("mask")
     with pytest.raises(ValueError, match=r"cannot read image .*001_mask\.png: not an image"):
+        load_splits(tree, "bolt")
+    path.rename(path.with_suffix(".JPG"))
+    with pytest.raises(ValueError, match=r"001_mask\.JPG is a JPEG, which blurs .* save it as PNG"):
         load_splits(tree, "bolt")
 
 
@@ -147,16 +152,13 @@ def test_images_that_end_in_different_sizes_are_refused(parts):
         load_parts(parts, 0, 0)
     with pytest.raises(ValueError, match="would have 64x64 and 64x87 pixels"):
         load_parts(parts, 64, 0)
-    for preprocessing in ((0, 32), (64, 48)):
-        _, test = load_parts(parts, *preprocessing)
-        assert {image.shape for image, _, _ in test} == {(3, *test.image_size)}
-
-
-def test_sizes_that_do_not_suit_the_images_are_refused(parts):
     with pytest.raises(ValueError, match=r"--crop 41 is larger than .*good/0\.png, 40x40 pixels"):
         load_parts(parts, 0, 41)
     with pytest.raises(ValueError, match=r"--crop 300 is larger than --resize 256"):
         load_parts(parts, 256, 300)
+    for preprocessing in ((0, 32), (64, 48)):
+        _, test = load_parts(parts, *preprocessing)
+        assert {image.shape for image, _, _ in test} == {(3, *test.image_size)}
 
 
 def test_headers_are_read_once_and_only_where_sizes_may_differ(tree, monkeypatch):
