@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.damage import Evil
 from utils.model_file import FORMAT, KEY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -140,27 +141,16 @@ def png(width: int, height: int, bits: int = 8, body: bytes = zlib.compress(b"")
 BOMB = png(60000, 60000)
 
 
-class Evil:
-    """An object whose pickle creates a folder when it is loaded without care."""
-
-    def __reduce__(self) -> tuple:
-        return os.mkdir, ("unpickled",)
-
-
 def save(path: str, content: object) -> None:
     write(path)
     torch.save(content, path)
 
 
-def edit_weights(change: Callable[[dict[str, torch.Tensor]], object]) -> None:
-    """Let change edit the state dict."""
+def edit_weights(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    """Replace the first tensor of the state dict by what change makes of it."""
     state_dict = torch.load("weights.pth", weights_only=True)
-    change(state_dict)
+    state_dict["conv1.weight"] = change(state_dict["conv1.weight"])
     save("weights.pth", state_dict)
-
-
-def edit_first_weight(change: Callable[[torch.Tensor], torch.Tensor]) -> None:
-    edit_weights(lambda w: w.update({"conv1.weight": change(w["conv1.weight"])}))
 
 
 def edit_model(change: Callable[[dict[str, torch.Tensor], dict], object]) -> None:
@@ -170,14 +160,6 @@ def edit_model(change: Callable[[dict[str, torch.Tensor], dict], object]) -> Non
         settings = json.loads(file.metadata()[KEY])
     change(tensors, settings)
     save_file({k: v.clone() for k, v in tensors.items()}, MODEL, {KEY: json.dumps(settings)})
-
-
-def move_a_channel(tensors: dict[str, torch.Tensor], settings: dict) -> None:
-    """Move a channel from the second layer to the first; the number of all channels stays."""
-    for name in ("mean", "samples"):
-        first, second = tensors[f"{name}.0"], tensors[f"{name}.1"]
-        tensors[f"{name}.0"] = torch.cat([first, first[..., :1]], dim=-1)
-        tensors[f"{name}.1"] = second[..., 1:]
 
 
 def edit_results(change: Callable[[dict], object]) -> None:
@@ -230,12 +212,11 @@ WEIGHTS = {
     "truncated weights": (UNREADABLE, cut, "weights.pth", -1000),
     "empty weights": (UNREADABLE, write, "weights.pth"),
     "weights without tensors": (NO_TENSORS, save, "weights.pth", {"epoch": 3}),
-    "a weight missing": ("resnet18: missing bn1.bias", edit_weights, lambda w: w.pop("bn1.bias")),
-    "weights that are NaN": (NOT_FINITE, edit_first_weight, lambda w: w * torch.nan),
-    "weights beyond float32": (NOT_FINITE, edit_first_weight, lambda w: w.double() + 1e300),
-    "weights of another shape": (WRONG_SHAPE, edit_first_weight, lambda w: w[:, :, :3].clone()),
-    "sparse weights": (NOT_PLAIN, edit_first_weight, torch.Tensor.to_sparse),
-    "weights without values": (NOT_PLAIN, edit_first_weight, lambda w: w.to("meta")),
+    "weights that are NaN": (NOT_FINITE, edit_weights, lambda w: w * torch.nan),
+    "weights beyond float32": (NOT_FINITE, edit_weights, lambda w: w.double() + 1e300),
+    "weights of another shape": (WRONG_SHAPE, edit_weights, lambda w: w[:, :, :3].clone()),
+    "sparse weights": (NOT_PLAIN, edit_weights, torch.Tensor.to_sparse),
+    "weights without values": (NOT_PLAIN, edit_weights, lambda w: w.to("meta")),
 }
 # what predict refuses in a model
 DAMAGED = f"{MODEL} is damaged or no model of this suite"
@@ -252,7 +233,7 @@ MODELS = {
         "whitening is not finite": lambda t, s: t["whitening"].fill_(torch.nan),
         "whitening is of": lambda t, s: t.update(whitening=t["whitening"].to(torch.float8_e4m3fn)),
         "'whitening'": lambda t, s: t.pop("whitening"),
-        "instead of": move_a_channel,
+        "instead of": lambda t, s: t.update(whitening=t["whitening"][:-1]),
         "not in ascending": lambda t, s: t.update(good_scores=torch.tensor([2.0, 1.0])),
         "resnet19": lambda t, s: s.update(arch="resnet19"),
         "eps": lambda t, s: s.update(eps="small"),
@@ -295,8 +276,8 @@ OTHERS = {
     "nothing to predict": ("predict", "no file or folder new; give images or", remove, "new"),
     "no image to predict": ("predict", "no images in new; accepted", keep_only, "new", ".a.png"),
     "text to predict": ("predict", "new is no image; accepted are .png", write_instead, "new"),
-    "other weights": ("predict", OTHER_WEIGHTS, edit_first_weight, lambda w: w + 1e-3),
-    "other weights to export": ("export", OTHER_WEIGHTS, edit_first_weight, lambda w: w + 1e-3),
+    "other weights": ("predict", OTHER_WEIGHTS, edit_weights, lambda w: w + 1e-3),
+    "other weights to export": ("export", OTHER_WEIGHTS, edit_weights, lambda w: w + 1e-3),
     "damaged model to export": ("export", DAMAGED, cut, MODEL, 1000),
     "onnx is a folder": ("export --onnx=a.onnx", "a.onnx is a folder; choose", os.mkdir, "a.onnx"),
 }
@@ -373,18 +354,12 @@ FOUND = [
     ("001_mask.jpg is a JPEG", draw, MASK, GREY, ".jpg"),
 ]
 
-PAGE = 4096  # bytes that the smallest file takes on a disk in memory
+# with files limited to some bytes: the command, what it cannot write, and what it leaves
 RECORD, TABLE, OVERLAY = "resnet18/classes/bolt.json", "predictions.csv", "overlays/good.png"
-# the command, the size of the disk or of a file in bytes, what cannot be written, what is left
-FULL_DISK = [
-    ("run --save_models=all", 16 * PAGE, "resnet18/models/bolt.safetensors", []),
-    ("run --figures=1", 2 * PAGE, "resnet18/figures/bolt/crack_000.png", []),
-    ("run", PAGE, "resnet18/metrics.csv", [RECORD]),
-    ("predict", PAGE, OVERLAY, [TABLE]),
-    ("export", 256 * PAGE, "bolt.onnx", []),
-]
 SMALL_FILES = [
-    ("run --save_models=all", 65536, "resnet18/models/bolt.safetensors", []),
-    ("run", 1000, RECORD, []),
-    ("predict --maps=npy", 12000, "maps/good.npy", [OVERLAY, TABLE]),
+    (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", []),
+    (8192, "run --figures=1", "resnet18/figures/bolt/crack_000.png", []),
+    (1000, "run", RECORD, []),
+    (500, "predict", OVERLAY, [TABLE]),
+    (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, TABLE]),
 ]

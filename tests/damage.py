@@ -1,5 +1,7 @@
-"""Random damage to the bytes of a file, to text and to JSON values."""
+"""Random damage to the bytes of a file, to JSON values and to tables."""
 
+import json
+import os
 from collections.abc import Sequence
 from random import Random
 from typing import Any
@@ -11,72 +13,49 @@ VALUES = (
     *(float("nan"), float("inf"), float("-inf"), "", "x" * 140_000, "\ud800", "\0", "../x", "/x"),
     *("1", "nan", "ä\n|", [], {}, [[]], [None], {"": None}, [0] * 1000),
 )
-HEADER = 64  # bytes in which half of the damage is
 CHANGES = ("flip", "flip", "number", "number", "noise", "cut", "remove", "repeat", "splice")
 
 
-def damage_bytes(rng: Random, valid: Sequence[bytes], pieces: Sequence[bytes] = ()) -> bytes:
-    """Return one of the valid contents with up to 16 changes.
+class Evil:
+    """An object whose pickle creates a folder when it is loaded without care."""
 
-    Args:
-        rng: source of all choices.
-        valid: contents of files; parts of one may be inserted into another.
-        pieces: further parts that may be inserted.
-    """
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("unpickled",)
+
+
+def damage_bytes(rng: Random, valid: Sequence[bytes]) -> bytes:
+    """Return one of the valid contents with up to 16 changes."""
     content = bytearray(rng.choice(valid))
     for _ in range(rng.choice((1, 1, 2, 3, 5, 8, 16))):
-        _change(rng, content, [*valid, *pieces])
+        # half of the damage is in the header
+        last = min(len(content), 64) if rng.random() < 0.5 else len(content)
+        at, size = rng.randrange(last + 1), rng.randrange(1, 33)
+        match rng.choice(CHANGES):
+            case "flip":
+                content[at : at + 1] = bytes(b ^ 1 << size % 8 for b in content[at : at + 1])
+            case "number":
+                n = rng.choice((1, 2, 4, 8))
+                number = rng.choice(NUMBERS) % 256**n
+                content[at : at + n] = number.to_bytes(n, rng.choice(("big", "little")))
+            case "noise":
+                content[at : at + size] = rng.randbytes(size)
+            case "cut":
+                del content[at:]
+            case "remove":
+                del content[at : at + size]
+            case "repeat":
+                # with longer names torch needs minutes for its error message
+                content[at:at] = content[at : at + size] * rng.choice((1, 1, 2, 10, 500))
+            case "splice":
+                other = rng.choice(valid)
+                first = rng.randrange(len(other) + 1) if rng.random() < 0.5 else 0
+                part = other[first : first + rng.choice((8, 64, 512, 10**6))]
+                content[at : at + rng.choice((0, len(part)))] = part
     return bytes(content)
 
 
-def _change(rng: Random, content: bytearray, others: Sequence[bytes]) -> None:
-    last = min(len(content), HEADER) if rng.random() < 0.5 else len(content)
-    at = rng.randrange(last) if last else 0
-    match rng.choice(CHANGES):
-        case "flip":
-            content[at : at + 1] = bytes(
-                byte ^ 1 << rng.randrange(8) for byte in content[at : at + 1]
-            )
-        case "number":
-            size = rng.choice((1, 2, 4, 8))
-            number = rng.choice(NUMBERS) % 256**size
-            content[at : at + size] = number.to_bytes(size, rng.choice(("big", "little")))
-        case "noise":
-            noise = rng.randbytes(rng.randrange(1, 9))
-            content[at : at + len(noise)] = noise
-        case "cut":
-            del content[at:]
-        case "remove":
-            del content[at : at + rng.randrange(1, 65)]
-        case "repeat":
-            part = content[at : at + rng.randrange(1, 33)]
-            # with longer names torch needs minutes for its error message
-            content[at:at] = part * rng.choice((1, 1, 2, 10, 500))
-        case "splice":
-            other = rng.choice(others)
-            first = rng.randrange(len(other) + 1) if rng.random() < 0.5 else 0
-            part = other[first : first + rng.choice((8, 64, 512, 10**6))]
-            content[at : at + rng.choice((0, len(part)))] = part
-
-
-def damage_text(rng: Random, text: str) -> str:
-    """Return the text, in a few cases nested too deep, cut or with a number of 5000 digits."""
-    chance, at = rng.random(), rng.randrange(len(text) + 1)
-    if chance < 0.02:
-        return text[:at] + rng.choice("[{") * rng.choice((500, 5000, 200_000)) + text[at:]
-    if chance < 0.04:
-        return text[:at]
-    return text.replace("0", "9" * 5000, 1) if chance < 0.06 else text
-
-
-def damage_json(rng: Random, value: Any) -> Any:
-    """Return a copy of a JSON value with one to three changes: replaced, missing or doubled."""
-    for _ in range(rng.choice((1, 1, 1, 2, 3))):
-        value = _change_json(rng, value)
-    return value
-
-
-def _change_json(rng: Random, value: Any) -> Any:
+def damage_value(rng: Random, value: Any) -> Any:
+    """Return a copy of a JSON value with one change: a part is replaced, missing or doubled."""
     if not isinstance(value, dict | list) or not value or rng.random() < 0.05:
         return rng.choice(VALUES)
     keys = list(value) if isinstance(value, dict) else range(len(value))
@@ -90,5 +69,29 @@ def _change_json(rng: Random, value: Any) -> Any:
     elif chance < 0.25:
         changed[key] = changed[rng.choice(keys)]
     else:
-        changed[key] = _change_json(rng, changed[key])
+        changed[key] = damage_value(rng, changed[key])
     return changed
+
+
+def damage_json(rng: Random, valid: bytes | str) -> bytes:
+    """Return a JSON text with changed values; in a few cases it is nested too deep or cut."""
+    value = json.loads(valid)
+    for _ in range(rng.choice((1, 1, 1, 2, 3))):
+        value = damage_value(rng, value)
+    text, chance = json.dumps(value), rng.random()
+    at = rng.randrange(len(text) + 1)
+    if chance < 0.02:
+        text = text[:at] + rng.choice("[{") * rng.choice((500, 5000, 200_000)) + text[at:]
+    elif chance < 0.04:
+        text = text[:at]
+    elif chance < 0.06:
+        text = text.replace("0", "9" * 5000, 1)  # more digits than Python reads
+    return text.encode(errors="surrogatepass")
+
+
+def damage_csv(rng: Random, valid: bytes) -> bytes:
+    """Return a CSV text with a changed cell or row."""
+    rows = damage_value(rng, [line.split(",") for line in valid.decode().splitlines()])
+    rows = rows if isinstance(rows, list) else [rows]
+    cells = [row if isinstance(row, list) else [row] for row in rows]
+    return "\n".join(",".join(map(str, row)) for row in cells).encode(errors="surrogatepass")

@@ -2,12 +2,11 @@
 
 import io
 import json
-import os
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -22,14 +21,14 @@ from torchvision import models as networks
 
 from datasets.images import Preprocessing, load_image, load_mask, preprocessed_size, read_size
 from datasets.layouts import VISA_COLUMNS, VISA_SPLIT, list_visa, list_visa_classes
-from tests.damage import damage_bytes, damage_json, damage_text
+from tests.damage import Evil, damage_bytes, damage_csv, damage_json
 from tests.faults import ROOT, run_main
 from utils.backbone import BACKBONES, Backbone, load_network
 from utils.model_file import KEY, load_model
 from utils.report.finished import read_finished
 from utils.report.tables import read_published, read_tables, to_markdown
 
-CPU = torch.device("cpu")
+PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
 
 
 class Target(NamedTuple):
@@ -76,27 +75,29 @@ def images(scratch: Path) -> Target:
     return Target("images", scratch / "image.png", make, [_read_size, _read_image, _read_mask])
 
 
-def _valid_images() -> Sequence[bytes]:
+def _valid_images() -> Iterator[bytes]:
     pixels = np.random.default_rng(0).integers(0, 256, (37, 45, 4), dtype=np.uint8)
     rgba = Image.fromarray(pixels)
     rgb, grey = rgba.convert("RGB"), rgba.convert("L")
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"  # orientation
+    modes = {
+        "png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+        "jpeg": ("L", "RGB", "CMYK"),
+        "bmp": ("1", "L", "P", "RGB", "RGBA"),
+        "tiff": ("1", "L", "P", "RGB", "RGBA", "CMYK", "LAB", "F", "I;16"),
+    }
     for mode, format, options in (
-        *((mode, "png", {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
+        *((mode, kind, {}) for kind, ones in modes.items() for mode in ones),
         ("P", "png", {"transparency": 3}),
         ("RGB", "png", {"transparency": (1, 2, 3), "dpi": (72, 72), "icc_profile": b"profile"}),
-        ("RGB", "png", {"save_all": True, "append_images": [rgb] * 2}),
-        *((mode, "jpeg", {}) for mode in ("L", "RGB", "CMYK")),
+        *(
+            ("RGB", format, {"save_all": True, "append_images": [rgb]})
+            for format in ("png", "tiff")
+        ),
         ("RGB", "jpeg", {"progressive": True, "exif": exif, "comment": b"a comment"}),
-        *((mode, "bmp", {}) for mode in ("1", "L", "P", "RGB", "RGBA")),
-        *((mode, "tiff", {}) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "LAB", "F")),
-        *(("RGB", "tiff", {"compression": c}) for c in ("tiff_lzw", "tiff_adobe_deflate")),
-        *(("RGB", "tiff", {"compression": c}) for c in ("packbits", "jpeg")),
+        *(("RGB", "tiff", {"compression": c}) for c in ("tiff_lzw", "packbits", "jpeg")),
         ("1", "tiff", {"compression": "group4"}),
-        ("L", "tiff", {"save_all": True, "append_images": [grey]}),
-        ("I;16", "png", {}),
-        ("I;16", "tiff", {}),
     ):
         source = {"LAB": rgb, "CMYK": rgb, "P": rgb, "I;16": grey}.get(mode, rgba)
         file = io.BytesIO()
@@ -118,9 +119,6 @@ def _repair_png(content: bytes) -> bytes:
     return b"".join(parts) + content[at:]
 
 
-PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
-
-
 def _read_size(path: Path) -> None:
     assert min(read_size(path)) > 0
 
@@ -140,8 +138,8 @@ def _read_mask(path: Path) -> None:
 def models(scratch: Path) -> Target:
     # more channels than images are kept in another form than fewer
     options = [["--n_features", "6"], ["--n_features", "3", "--save_dtype", "float16"]]
-    paths = [run_example(scratch / str(i), *words) for i, words in enumerate(options)]
-    valid = [(path / "models/bolt.safetensors").read_bytes() for path in paths]
+    folders = [run_example(scratch / str(i), *words) for i, words in enumerate(options)]
+    valid = [(folder / "models/bolt.safetensors").read_bytes() for folder in folders]
     make = partial(_damage_safetensors, valid=valid)
     return Target("models", scratch / "bolt.safetensors", make, [_read_model])
 
@@ -149,29 +147,27 @@ def models(scratch: Path) -> Target:
 def _damage_safetensors(rng: Random, valid: list[bytes]) -> bytes:
     content = rng.choice(valid)
     size = int.from_bytes(content[:8], "little")
-    header, data = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])
+    header, data = content[8 : 8 + size], bytearray(content[8 + size :])
     match rng.choice(("bytes", "settings", "header", "numbers")):
         case "bytes":
             return damage_bytes(rng, valid)
         case "settings":
-            settings = damage_json(rng, json.loads(header["__metadata__"][KEY]))
-            header["__metadata__"][KEY] = damage_text(rng, json.dumps(settings))
+            whole = json.loads(header)
+            settings = damage_json(rng, whole["__metadata__"][KEY])
+            whole["__metadata__"][KEY] = settings.decode(errors="surrogatepass")
+            header = json.dumps(whole).encode()
         case "header":
             header = damage_json(rng, header)
         case "numbers":
-            odd = struct.pack("<f", rng.choice(ODD_NUMBERS))
+            odd = rng.choice((float("nan"), float("inf"), 3e38, -3e38, 1e20, 1e-45, -1.0))
             for _ in range(rng.randrange(1, 9)):
                 at = 4 * rng.randrange(len(data) // 4)
-                data[at : at + 4] = odd if rng.random() < 0.5 else rng.randbytes(4)
-    packed = json.dumps(header).encode(errors="surrogatepass")
-    return struct.pack("<Q", len(packed)) + packed + bytes(data)
-
-
-ODD_NUMBERS = (float("nan"), float("inf"), float("-inf"), 3e38, -3e38, 1e20, 1e-45, -1.0)
+                data[at : at + 4] = struct.pack("<f", odd) if at % 8 else rng.randbytes(4)
+    return struct.pack("<Q", len(header)) + header + bytes(data)
 
 
 def _read_model(path: Path) -> None:
-    model = load_model(path, CPU)
+    model = load_model(path, torch.device("cpu"))
     assert isinstance(model.class_name, str)
     thresholds = model.thresholds.image, model.thresholds.pixel, *model.thresholds.good_scores
     assert np.isfinite(np.array(thresholds, dtype=float)).all(), "thresholds"
@@ -185,17 +181,9 @@ def _read_model(path: Path) -> None:
     assert maps.isfinite().all(), "maps"
 
 
-class Evil:
-    """An object whose pickle runs a command when it is loaded without care."""
-
-    def __reduce__(self) -> tuple:
-        return os.system, ("false",)
-
-
 # parts of pickles that call something
 CALLS = (
-    b"cos\nsystem\nX\x05\x00\x00\x00false\x85R.",
-    b"cbuiltins\neval\nX\x01\x00\x00\x001\x85R.",
+    *(b"cos\nsystem\nX\x05\x00\x00\x00false\x85R.", b"cbuiltins\neval\nX\x01\x00\x00\x001\x85R."),
     *(b"cbuiltins\nexec\n", b"cposix\nsystem\n", b"csubprocess\nPopen\n", b"ctorch.hub\nload\n"),
     *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_sparse_tensor\n"),
     *(b"ccollections\nOrderedDict\n)R", b"ctorch\nload\n"),
@@ -209,22 +197,18 @@ def weights(scratch: Path) -> Target:
     with warnings.catch_warnings(action="ignore"):  # torch will give up quantised tensors
         quantised = torch.quantize_per_tensor(first, 0.1, 0, torch.qint8)
     changed = (first.double() + 1e300, first.to_sparse(), first.cfloat(), first.long())
-    files = [
+    contents = [
         *(whole, {k: v.half() if v.is_floating_point() else v for k, v in whole.items()}),
         *(whole | {"0.weight": tensor} for tensor in (*changed, first.to("meta"), quantised)),
         *(whole | {"more": torch.zeros(1).expand(10**11)}, {"state_dict": whole}),
         *(Evil(), whole | {"0.weight": Evil()}),
     ]
-    valid = [_saved(content) for content in files]
-    valid += [_saved(one, _use_new_zipfile_serialization=False) for one in (files[0], files[-1])]
-    make = partial(_damage_weights, valid=valid)
+    files = [(content, io.BytesIO()) for content in (*contents, whole, contents[-1])]
+    for i, (content, file) in enumerate(files):
+        # the last two as torch wrote them before version 1.6
+        torch.save(content, file, _use_new_zipfile_serialization=i < len(contents))
+    make = partial(_damage_weights, valid=[file.getvalue() for _, file in files])
     return Target("weights", scratch / "weights.pth", make, [_read_weights])
-
-
-def _saved(content: Any, **options: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(content, file, **options)
-    return file.getvalue()
 
 
 def _tiny() -> nn.Module:
@@ -234,18 +218,18 @@ def _tiny() -> nn.Module:
 
 
 def _damage_weights(rng: Random, valid: list[bytes]) -> bytes:
-    content = rng.choice(valid)
-    if not zipfile.is_zipfile(io.BytesIO(content)) or rng.random() < 0.3:
-        return damage_bytes(rng, valid, CALLS)
+    content = io.BytesIO(rng.choice(valid))
+    if not zipfile.is_zipfile(content) or rng.random() < 0.3:
+        return damage_bytes(rng, [*valid, *CALLS])
     # one file of the archive is damaged, and its checksum fits the damage
     file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
-        names = old.namelist()
-        pickles = [name for name in names if name.endswith("data.pkl")]
-        damaged = rng.choice(pickles if rng.random() < 0.7 else names)
-        for name in names:
-            part = old.read(name)
-            new.writestr(name, damage_bytes(rng, [part], CALLS) if name == damaged else part)
+    with zipfile.ZipFile(content) as old, zipfile.ZipFile(file, "w") as new:
+        parts = {name: old.read(name) for name in old.namelist()}
+        pickles = [name for name in parts if name.endswith("data.pkl")]
+        damaged = rng.choice(pickles if rng.random() < 0.7 else [*parts])
+        parts[damaged] = damage_bytes(rng, [parts[damaged]] * 20 + [*CALLS])
+        for name, part in parts.items():
+            new.writestr(name, part)
     return file.getvalue()
 
 
@@ -258,18 +242,16 @@ def _read_weights(path: Path) -> None:
         assert tensors[name].isfinite().all(), name
 
 
+def _bytes_or(damage: Callable, valid: Sequence[bytes], rng: Random) -> bytes:
+    """Damage the bytes of a text file, or what they mean."""
+    return damage_bytes(rng, valid) if rng.random() < 0.35 else damage(rng, rng.choice(valid))
+
+
 def results(scratch: Path) -> Target:
     own = run_example(scratch / "run") / "metrics.json"
     valid = [path.read_bytes() for path in (own, *sorted(ROOT.glob("results/**/metrics.json")))]
-    make = partial(_damage_json_file, valid=valid)
+    make = partial(_bytes_or, damage_json, valid)
     return Target("results", scratch / "metrics.json", make, [_read_results])
-
-
-def _damage_json_file(rng: Random, valid: list[bytes]) -> bytes:
-    if rng.random() < 0.4:
-        return damage_bytes(rng, valid)
-    text = json.dumps(damage_json(rng, json.loads(rng.choice(valid))))
-    return damage_text(rng, text).encode(errors="surrogatepass")
 
 
 def _read_results(path: Path) -> None:
@@ -290,22 +272,13 @@ def finished(scratch: Path) -> Target:
             raise ValueError("not finished")
         assert repr(found) == expected
 
-    return Target("finished", path, partial(_damage_json_file, valid=[path.read_bytes()]), [read])
+    return Target("finished", path, partial(_bytes_or, damage_json, [path.read_bytes()]), [read])
 
 
 def published(scratch: Path) -> Target:
     valid = next(ROOT.glob("results/**/published.csv")).read_bytes()
-    make = partial(_damage_csv, valid=valid)
+    make = partial(_bytes_or, damage_csv, [valid])
     return Target("published", scratch / "published.csv", make, [_read_published])
-
-
-def _damage_csv(rng: Random, valid: bytes) -> bytes:
-    if rng.random() < 0.3:
-        return damage_bytes(rng, [valid])
-    rows = damage_json(rng, [line.split(",") for line in valid.decode().splitlines()])
-    rows = rows if isinstance(rows, list) else [rows]
-    cells = [row if isinstance(row, list) else [row] for row in rows]
-    return "\n".join(",".join(map(str, row)) for row in cells).encode(errors="surrogatepass")
 
 
 def _read_published(path: Path) -> None:
@@ -323,7 +296,7 @@ def visa(scratch: Path) -> Target:
             rows.append(f"{name},{words},{image},{mask}")
             (scratch / image).touch()
             (scratch / mask).touch()
-    make = partial(_damage_csv, valid="\n".join(rows).encode())
+    make = partial(_bytes_or, damage_csv, ["\n".join(rows).encode()])
     return Target("visa", scratch / VISA_SPLIT, make, [_read_visa])
 
 

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 
 from tests import fuzz
-from tests.damage import damage_bytes, damage_json
+from tests.damage import Evil
 from tests.faults import ROOT
-from tests.fuzz_targets import TARGETS, Evil, Target
+from tests.fuzz_targets import TARGETS, Target
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it limits a fork by /proc")
 
@@ -38,15 +38,11 @@ def test_readers_take_or_refuse_whatever_they_get(tmp_path):
         assert min(outcome["tried"], outcome["refused"]) > 5
 
 
-def test_same_number_gives_the_same_input_and_leaves_the_original(tmp_path):
+def test_same_number_gives_the_same_damage(tmp_path):
     one, other = (TARGETS["images"](tmp_path / name) for name in "ab")
     inputs = [one.make(Random(i)) for i in range(20)]
     assert inputs == [other.make(Random(i)) for i in range(20)]
     assert len(set(inputs)) == 20
-    value = {"a": [1, {"b": 2}], "c": "d"}
-    assert any(damage_json(Random(i), value) != value for i in range(50))
-    assert value == {"a": [1, {"b": 2}], "c": "d"}
-    assert len({damage_bytes(Random(i), [b"abcdefgh"]) for i in range(50)}) > 30
 
 
 def say_nothing(path):
