@@ -1,31 +1,57 @@
-"""Runs of the real command that are killed, or can no longer write, at a given moment.
+"""Runs of main.py for the tests: in this process, or in one that is killed or cannot write.
 
-Importing torch takes seconds and a test needs dozens of runs. So a server, a process of its own,
-imports everything once, starts no thread, and forks for every run: what it forks calls main.main().
+Importing torch takes seconds and the tests need dozens of runs. So a server process imports
+everything once, and is forked for each run.
 """
 
 import csv
-import json
+import multiprocessing
 import os
 import random
-import signal
+import resource
+import shutil
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing import forkserver
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
+from unittest.mock import patch
+
+import pytest
 
 import main
 
 ROOT = Path(__file__).resolve().parent.parent
-SEED = 1024
+# files that hold times or the date
+TIMED = ("metrics.json", "tables.md", "index.html")
+
+
+def run_main(*words: object) -> None:
+    """Run the command line in this process."""
+    with patch.object(sys, "argv", ["main.py", *map(str, words)]):
+        main.main()
+
+
+def outputs(folder: Path) -> dict[str, Any]:
+    """The files in the folder of a run by name: their bytes, or None if they hold times.
+
+    Of metrics.csv it gives the rows without the columns of seconds.
+    """
+    found = {}
+    for path in sorted(filter(Path.is_file, folder.rglob("*"))):
+        timed = path.name in TIMED or path.parent.name == "classes"
+        found[str(path.relative_to(folder))] = None if timed else path.read_bytes()
+    with (folder / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    found["metrics.csv"] = [{k: v for k, v in r.items() if "seconds" not in k} for r in rows]
+    return found
 
 
 class Ended(NamedTuple):
-    """How a run has ended: its exit status, negative for a signal."""
+    """How a run ended: its exit status (negative for a signal), stderr and duration."""
 
     status: int
     stderr: str
@@ -33,121 +59,75 @@ class Ended(NamedTuple):
 
 
 class Server:
-    """A context in which runs are forked from a process that has imported everything."""
+    """A process that has imported everything, and is forked for each run."""
 
-    def __enter__(self) -> "Server":
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.faults"],
-            cwd=ROOT,
-            # its threads would not survive the fork
-            env=os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._process.stdin.close()
-        self._process.wait()
+    def __init__(self) -> None:
+        files = [*ROOT.glob("datasets/*.py"), *ROOT.glob("utils/**/*.py")]
+        modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([__name__, "torchvision.models", *modules])
+        # threads would not survive the fork
+        settings = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        with patch.dict(os.environ, settings):
+            forkserver.ensure_running()
 
     def run(
-        self, words: Sequence[object], kill_at: float | None = None, refuse_at: float | None = None
+        self,
+        words: Sequence[object],
+        kill_after: float | None = None,
+        refuse_after: float | None = None,
     ) -> Ended:
         """Run the command line.
 
         Args:
-            words: of it.
-            kill_at: seconds from the start after which it is killed.
-            refuse_at: seconds after which no file that it writes may grow.
+            words: of the command line.
+            kill_after: seconds after which the process is killed.
+            refuse_after: seconds after which no file that it writes may grow.
         """
-        request = {"words": [*map(str, words)], "kill_at": kill_at, "refuse_at": refuse_at}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return Ended(*json.loads(self._process.stdout.readline()))
+        reading, writing = self._context.Pipe(duplex=False)
+        process = self._context.Process(target=_become_main, args=(words, writing))
+        began = time.perf_counter()
+        process.start()
+        writing.close()
+        time.sleep(kill_after or refuse_after or 0)
+        if kill_after is not None:
+            process.kill()
+        elif refuse_after is not None:
+            # Python ignores the signal that this sends, and gets an error instead
+            with suppress(ProcessLookupError):  # it may have ended
+                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+        with open(reading.fileno(), closefd=False) as file:
+            stderr = file.read()
+        process.join()
+        return Ended(process.exitcode, stderr, time.perf_counter() - began)
 
 
-def serve() -> None:
-    """Answer each line of stdin, a request, with one of stdout, an Ended."""
-    for path in (*ROOT.glob("datasets/*.py"), *ROOT.glob("utils/*.py")):
-        import_module(f"{path.parent.name}.{path.stem}")
-    from torchvision import models  # noqa: F401 (imported only when a network is built)
-
-    for line in sys.stdin:
-        print(json.dumps(fork(**json.loads(line))), flush=True)
+def _become_main(words: Sequence[object], stderr: Any) -> None:
+    os.dup2(stderr.fileno(), 2)
+    stderr.close()
+    with open(os.devnull, "w") as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
+        run_main(*words)
 
 
-def fork(words: Sequence[str], kill_at: float | None, refuse_at: float | None) -> Ended:
-    """Run the command line in a fork of this process, and disturb it."""
-    read, write = os.pipe()
-    began = time.perf_counter()
-    pid = os.fork()
-    if not pid:
-        become_main(words, write)
-    os.close(write)
-    if kill_at is not None:
-        time.sleep(kill_at)
-        os.kill(pid, signal.SIGKILL)
-    elif refuse_at is not None:
-        import resource
-
-        time.sleep(refuse_at)
-        # Python ignores the signal that goes with it, and gets an error instead
-        resource.prlimit(pid, resource.RLIMIT_FSIZE, (0, 0))
-    with open(read) as file:
-        stderr = file.read()
-    _, status = os.waitpid(pid, 0)
-    return Ended(os.waitstatus_to_exitcode(status), stderr, time.perf_counter() - began)
+def draw_moments(n: int, end: float, seed: str) -> list[float]:
+    """Random numbers from 0 to end, one in each of n equal parts."""
+    rng = random.Random(seed)
+    return [(i + rng.random()) / n * end for i in range(n)]
 
 
-def become_main(words: Sequence[str], stderr: int) -> NoReturn:
-    """Be the process of `python main.py <words>`."""
-    status = 1
+@contextmanager
+def small_disk(folder: Path, size: int) -> Iterator[None]:
+    """A disk of this many bytes at folder, which is created."""
+    folder.mkdir()
+    mount(folder, f"size={size}")
     try:
-        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        os.dup2(stderr, 2)
-        # the old ones know of what was there before whether it can be gone through backwards
-        sys.stdin, sys.stdout, sys.stderr = map(os.fdopen, (0, 1, 2), "rww")
-        sys.argv = ["main.py", *words]
-        main.main()
-        status = 0
-    except SystemExit as end:
-        status = end.code or 0
-    except BaseException:
-        traceback.print_exc()
+        yield
     finally:
-        sys.stderr.flush()
-        os._exit(status)
+        subprocess.run(["umount", str(folder)], check=True)
 
 
-def moments(n: int, seconds: float, what: str) -> list[float]:
-    """Random moments of a run that takes so long, one in each of n equal parts."""
-    rng = random.Random(f"{SEED} {what}")
-    return [(i + rng.random()) / n * seconds for i in range(n)]
-
-
-def outputs(folder: Path) -> dict[str, Any]:
-    """The bytes of all files of a run over two classes, without its date, times and memory."""
-    found = {}
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        name = str(path.relative_to(folder))
-        if name in ("metrics.csv", "index.html", "tables.md"):
-            continue
-        found[name] = path.read_bytes()
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    found["rows"] = [{k: v for k, v in r.items() if "seconds" not in k} for r in rows]
-    content = json.loads(found.pop("metrics.json"))
-    found["notes"] = [result["notes"] for result in content["results"]]
-    for name in ("classes/bolt.json", "classes/weave.json"):
-        content = json.loads(json.loads(found.pop(name))["content"])
-        for result in content["results"]:
-            del result["seconds"]
-        found[name] = content
-    assert len(rows) == 2
-    return found
-
-
-if __name__ == "__main__":
-    serve()
+def mount(folder: Path, options: str) -> None:
+    """Mount a disk in memory, or change it with the option remount; skip the test if forbidden."""
+    command = ["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("only root on Linux may mount a small disk")

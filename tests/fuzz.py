@@ -1,168 +1,113 @@
-"""What the readers of files do with files that chance has damaged.
+"""Feed randomly damaged files to the readers.
 
     python -m tests.fuzz --seconds 600
     python -m tests.fuzz --target images --input 12345
 
-Every reader may give a valid result or raise an OSError or ValueError that says something. All
-else is a find: another error, a warning, more than SECONDS or MEMORY, a result that is not valid,
-code that was run, the end of the process. An input is made from its target, seed and number alone.
+A reader may return a valid result, or raise an OSError or ValueError with a message. Anything else
+is a find: another error, a warning, an invalid result, code that is run, the end of the process, or
+more than SECONDS or MEMORY. A damaged file depends on its target, seed and number alone.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import resource
+import shutil
 import signal
 import sys
 import tempfile
-import time
 import traceback
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
-from itertools import count
-from mmap import mmap
+from multiprocessing.connection import Connection
 from pathlib import Path
 from random import Random
-from struct import Struct
 from typing import NamedTuple
 
-import psutil
 import torch
 
 from tests.fuzz_targets import TARGETS, Target
 
-# of the processor that reading a file of some kB may take; torch alone takes 5 to word what is
-# wrong with a pickle of 20 kB
+# of processor time for a file of some kB; torch alone takes 5 to word what is wrong with a pickle
 SECONDS = 20
-STUCK = 240  # by the clock, on a machine that has other work too
-MOST = 100  # finds, after which a target is left
-# bytes that it may take; an image of 89 megapixels, the most that Pillow takes without a warning,
-# needs 12 a pixel while it is decoded, resized and made an array
-MEMORY = 1_500_000_000
-# what no reader does; "open" is for those that are opened to be written
+STUCK = 240  # seconds by the clock
+# bytes; an image of 89 megapixels, the most that Pillow takes without a warning, needs 12 a pixel
+MEMORY = 2_000_000_000
+# what no reader does, as events of Python's audit hooks; nor does it open a file to write
 FORBIDDEN = {
     *("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir"),
     *("subprocess.Popen", "socket.connect", "shutil.rmtree", "pickle.find_class"),
 }
-
-
-class Find(NamedTuple):
-    """An input with an outcome that is not allowed, and what that is."""
-
-    target: str
-    seed: int
-    number: int
-    what: str
+FORK = multiprocessing.get_context("fork")
 
 
 class Forbidden(BaseException):
-    """What no reader may do."""
+    """Raised by what no reader may do; no reader catches it."""
 
 
-class Counts(NamedTuple):
-    """Of inputs that were tried, read and refused."""
+class Outcome(NamedTuple):
+    """Numbers of inputs (all, read, refused), and the find that ended the fuzzing, or ""."""
 
     tried: int
     read: int
     refused: int
+    find: str
 
 
-class Progress:
-    """Numbers that a process and its forks share.
-
-    They are the number of the input at work, the time and the process's seconds of the processor
-    when it was begun, and how many inputs were read and refused.
-    """
-
-    LAYOUT = Struct("qddqq")
-
-    def __init__(self) -> None:
-        self._memory = mmap(-1, self.LAYOUT.size)
-        self.read = self.refused = 0
-
-    def write(self, number: int) -> None:
-        """Say which input is next."""
-        self._memory[:] = self.LAYOUT.pack(
-            number, time.monotonic(), time.process_time(), self.read, self.refused
-        )
-
-    def look(self) -> tuple[int, float, float, int, int]:
-        """The numbers."""
-        return self.LAYOUT.unpack(self._memory[:])
-
-
-def fuzz(name: str, seconds: float, seed: int, saved: Path) -> tuple[Counts, list[Find]]:
-    """Try inputs for so long, each number once.
+def fuzz(name: str, seconds: float, seed: int, saved: Path) -> Outcome:
+    """Try inputs one after the other in a fork, until the time is over or one is a find.
 
     Args:
         name: a key of TARGETS.
-        seconds: to spend, if there are not MOST finds before.
+        seconds: how long.
         seed: of the inputs.
-        saved: the folder for the inputs of finds; it is made when there is one.
+        saved: folder for the input that is a find.
     """
-    progress, finds = Progress(), []
-    end = time.monotonic() + seconds
-    number = 0
+    counts = FORK.RawArray("q", 3)  # as the first three of Outcome
     with tempfile.TemporaryDirectory() as scratch:
         target = TARGETS[name](Path(scratch))
-        while time.monotonic() < end and len(finds) < MOST:
-            progress.write(number)
-            what = _watch(target, seed, number, progress, end)
-            number, *_, progress.read, progress.refused = progress.look()
-            if what:
-                find = Find(name, seed, number, what)
-                finds.append(find)
-                print(f"{name} {number}: {what}", file=sys.stderr, flush=True)
-                saved.mkdir(parents=True, exist_ok=True)
-                content = target.make(_random(target, seed, number))
-                (saved / f"{name}-{seed}-{number}").write_bytes(content)
-                number += 1
-    return Counts(number, progress.read, progress.refused), finds
+        reading, writing = FORK.Pipe(duplex=False)
+        worker = FORK.Process(target=_work, args=(target, seed, counts, writing))
+        worker.start()
+        writing.close()
+        worker.join(seconds)
+        find = "" if worker.is_alive() else _explain(reading, worker.exitcode)
+        worker.kill()
+        worker.join()
+        if find:
+            find = f"input {counts[0]} with seed {seed}: {find}"
+            saved.mkdir(parents=True, exist_ok=True)
+            shutil.copy(target.path, saved / f"{name}-{seed}-{counts[0]}")
+    return Outcome(*counts, find)
 
 
-def _watch(target: Target, seed: int, first: int, progress: Progress, end: float) -> str:
-    """Let a fork try inputs from first on, until the time is over or one is a find."""
-    reading, writing = os.pipe()
-    pid = os.fork()
-    if not pid:
-        _work(target, seed, first, progress, writing)
-    os.close(writing)
-    what, status, process = "", 0, psutil.Process(pid)
-    while not os.waitpid(pid, os.WNOHANG)[0]:
-        _, began, spent, *_ = progress.look()
-        now = time.monotonic()
-        if now - began > STUCK or sum(process.cpu_times()[:2]) - spent > SECONDS:
-            what = f"takes more than {SECONDS} s"
-        if what or now > end:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            status = -1
-            break
-        time.sleep(0.02)
-    with os.fdopen(reading) as file:
-        told = file.read()
-    return what or told or ("" if status else "the process ended")
-
-
-def _work(target: Target, seed: int, first: int, progress: Progress, writing: int) -> None:
-    """Be the process that reads the inputs; it ends at the first find, which it tells."""
+def _explain(reading: Connection, status: int) -> str:
+    """What the worker sent before it ended, or how it ended."""
     try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff's remarks on damaged images
-        _limit_memory()
-        most = _peak_memory() + MEMORY
-        for number in count(first):
-            progress.write(number)
-            what, refused = try_input(target, seed, number)
-            if not what and _peak_memory() > most:
-                what = f"takes more than {MEMORY} bytes"
-            if what:
-                os.write(writing, what.encode(errors="replace")[:4000])
-                break
-            progress.refused += refused
-            progress.read += not refused
-    finally:
-        os._exit(0)
+        return reading.recv()
+    except EOFError:
+        if status in (-signal.SIGPROF, -signal.SIGALRM):
+            return f"takes more than {SECONDS} s"
+        return f"the process ended with status {status}"
+
+
+def _work(target: Target, seed: int, counts: list[int], writing: Connection) -> None:
+    """Try inputs until one is a find, which is sent."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints remarks on damaged images
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+    while True:
+        # the signal that comes when the time is over ends the process
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
+        signal.setitimer(signal.ITIMER_REAL, STUCK)
+        what, refused = try_input(target, seed, counts[0])
+        if what:
+            writing.send(what)
+            return
+        counts[0] += 1
+        counts[2 if refused else 1] += 1
 
 
 def try_input(target: Target, seed: int, number: int) -> tuple[str, bool]:
@@ -177,11 +122,12 @@ def try_input(target: Target, seed: int, number: int) -> tuple[str, bool]:
         except (OSError, ValueError) as error:
             refused = True
             if not str(error).strip():
-                return f"{read.__name__}: {type(error).__name__} without a word", True
+                return f"{read.__name__}: {type(error).__name__} without a message", True
         except BaseException as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             where = f"{Path(last.filename).name}:{last.lineno}"
-            return f"{read.__name__}: {type(error).__name__} {error} ({where})"[:500], True
+            what = f"{read.__name__}: {type(error).__name__} {error} ({where})"[:500]
+            return what.encode(errors="backslashreplace").decode(), True
     return "", refused
 
 
@@ -189,39 +135,29 @@ def _random(target: Target, seed: int, number: int) -> Random:
     return Random(f"{target.name} {seed} {number}")
 
 
+_is_strict = False
+
+
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Warnings are errors, and so is whatever no reader does."""
-    global _forbidding
+    """Make errors of warnings and of what no reader may do."""
+    global _is_strict
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        _forbidding = True
+        _is_strict = True
         try:
             yield
         finally:
-            _forbidding = False
+            _is_strict = False
 
 
-_forbidding = False
-
-
-def _audit(event: str, arguments: tuple) -> None:
-    if not _forbidding:
+def audit(event: str, arguments: tuple) -> None:
+    """The audit hook: raise Forbidden while a reader is at work."""
+    if not _is_strict:
         return
     writes = event == "open" and isinstance(arguments[1], str) and set(arguments[1]) & set("wax+")
     if event in FORBIDDEN or (writes and arguments[0] != os.devnull):
         raise Forbidden(f"{event} {arguments}")
-
-
-def _peak_memory() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def _limit_memory() -> None:
-    """Far beyond what is allowed, so that this machine survives what is not."""
-    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    most = size + 4_000_000_000
-    resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
 def main() -> None:
@@ -232,32 +168,26 @@ def main() -> None:
     parser.add_argument("--target", choices=TARGETS, nargs="+", default=list(TARGETS))
     parser.add_argument("--seconds", type=float, default=10, help="for each target")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--input", type=int, help="try the input of this number alone, here")
+    parser.add_argument("--input", type=int, help="try only the input of this number")
     parser.add_argument("--saved", type=Path, default=Path(".fuzz"), help="folder for finds")
-    parser.add_argument("--json", type=Path, help="also write counts and finds here")
+    parser.add_argument("--json", type=Path, help="also write the outcomes to this file")
     args = parser.parse_args()
-    sys.addaudithook(_audit)
     torch.set_num_threads(1)  # threads would not survive the fork
+    sys.addaudithook(audit)
 
     if args.input is not None:
         with tempfile.TemporaryDirectory() as scratch:
             for name in args.target:
                 print(name, *try_input(TARGETS[name](Path(scratch)), args.seed, args.input))
         return
-    results, all_finds = {}, []
+    outcomes = {}
     for name in args.target:
-        counts, finds = fuzz(name, args.seconds, args.seed, args.saved)
-        print(
-            f"{name}: {counts.tried} inputs, {counts.read} read, {counts.refused} refused, "
-            f"{len(finds)} finds",
-            flush=True,
-        )
-        results[name] = counts._asdict()
-        all_finds += finds
+        outcomes[name] = fuzz(name, args.seconds, args.seed, args.saved)
+        print(f"{name}: {outcomes[name]}", flush=True)
     if args.json:
-        content = {"targets": results, "finds": [find._asdict() for find in all_finds]}
-        args.json.write_text(json.dumps(content, indent=2) + "\n")
-    sys.exit(bool(all_finds))
+        content = {name: outcome._asdict() for name, outcome in outcomes.items()}
+        args.json.write_text(json.dumps(content))
+    sys.exit(any(outcome.find for outcome in outcomes.values()))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""The readers that are fuzzed: valid files, how they are damaged, and what a valid result is."""
+"""The readers that are fuzzed: valid files of each kind, how they are damaged, valid results."""
 
 import io
 import json
-import os
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import redirect_stdout
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -17,27 +17,18 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import nn
+from torchvision import models as networks
 
-from datasets.images import (
-    Preprocessing,
-    load_image,
-    load_mask,
-    preprocessed_size,
-    read_size,
-)
+from datasets.images import Preprocessing, load_image, load_mask, preprocessed_size, read_size
 from datasets.layouts import VISA_COLUMNS, VISA_SPLIT, list_visa, list_visa_classes
-from tests.damage import damage_bytes, damage_json, damage_text
-from tests.test_model_file import fit
-from tests.test_results import result
+from tests.damage import Evil, damage_bytes, damage_csv, damage_json
+from tests.faults import ROOT, run_main
 from utils.backbone import BACKBONES, Backbone, load_network
-from utils.metrics import RocCurve
-from utils.model_file import load_model, save_model
-from utils.report.finished import FinishedClass, read_finished, write_finished
-from utils.report.page import Gallery, GalleryItem
-from utils.report.results import ClassThresholds, ImageScore, Run, write_run
-from utils.report.tables import ROOT, read_published, read_tables, to_markdown
+from utils.model_file import KEY, load_model
+from utils.report.finished import read_finished
+from utils.report.tables import read_published, read_tables, to_markdown
 
-CPU = torch.device("cpu")
+PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
 
 
 class Target(NamedTuple):
@@ -45,9 +36,9 @@ class Target(NamedTuple):
 
     Attributes:
         name: of the target.
-        path: where they expect it.
-        make: gives the damaged bytes.
-        readers: each reads path, and asserts that what comes of it is valid.
+        path: of the file that they read.
+        make: returns the bytes of a damaged file.
+        readers: each reads path, and asserts that the result is valid.
     """
 
     name: str
@@ -56,7 +47,22 @@ class Target(NamedTuple):
     readers: Sequence[Callable[[Path], Any]]
 
 
-# images
+def run_example(folder: Path, *options: str) -> Path:
+    """Run the experiment on one class of tiny images; return the folder of its results."""
+    rng = np.random.default_rng(0)
+    names = [f"train/good/{i}" for i in range(4)] + ["test/good/0", "test/crack/0"]
+    for name in (*names, "ground_truth/crack/0_mask"):
+        path = folder / "bolt" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(path)
+    weights = folder / "weights.pth"
+    torch.manual_seed(0)
+    torch.save(networks.resnet18().state_dict(), weights)
+    words = ["--data_path", folder, "--class_name", "bolt", "--arch", "resnet18", "--figures", "1"]
+    words += ["--weights", weights, "--save_path", folder, "--resize", "32", "--crop", "32"]
+    with redirect_stdout(io.StringIO()):
+        run_main(*words, *options)
+    return folder / "resnet18"
 
 
 def images(scratch: Path) -> Target:
@@ -69,184 +75,140 @@ def images(scratch: Path) -> Target:
     return Target("images", scratch / "image.png", make, [_read_size, _read_image, _read_mask])
 
 
-def _valid_images() -> Sequence[bytes]:
+def _valid_images() -> Iterator[bytes]:
     pixels = np.random.default_rng(0).integers(0, 256, (37, 45, 4), dtype=np.uint8)
     rgba = Image.fromarray(pixels)
-    for mode, format, options in (
-        *((mode, "png", {}) for mode in ("1", "L", "LA", "P", "RGB", "RGBA")),
-        ("P", "png", {"transparency": 3}),
-        ("RGB", "png", {"transparency": (1, 2, 3), "dpi": (72, 72), "icc_profile": b"profile"}),
-        ("RGB", "png", {"save_all": True, "append_images": [rgba.convert("RGB")] * 2}),
-        *((mode, "jpeg", {}) for mode in ("L", "RGB", "CMYK")),
-        ("RGB", "jpeg", {"progressive": True, "exif": _exif(), "comment": b"a comment"}),
-        *((mode, "bmp", {}) for mode in ("1", "L", "P", "RGB", "RGBA")),
-        *((mode, "tiff", {}) for mode in ("1", "L", "P", "RGB", "RGBA", "CMYK", "LAB", "F")),
-        *(("RGB", "tiff", {"compression": c}) for c in ("tiff_lzw", "tiff_adobe_deflate")),
-        *(("RGB", "tiff", {"compression": c}) for c in ("packbits", "jpeg")),
-        ("1", "tiff", {"compression": "group4"}),
-        ("L", "tiff", {"save_all": True, "append_images": [rgba.convert("L")]}),
-    ):
-        image = (
-            rgba.convert("RGB").convert(mode)
-            if mode in ("LAB", "CMYK", "P")
-            else rgba.convert(mode)
-        )
-        yield _encode(image, format, **options)
-    deep = Image.fromarray(pixels[..., 0].astype(np.uint16) * 257)
-    for format in ("png", "tiff"):
-        yield _encode(deep, format)
-
-
-def _encode(image: Image.Image, format: str, **options: Any) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def _exif() -> Image.Exif:
+    rgb, grey = rgba.convert("RGB"), rgba.convert("L")
     exif = Image.Exif()
     exif[0x0112], exif[0x010E] = 6, "a description"  # orientation
-    return exif
+    modes = {
+        "png": ("1", "L", "LA", "P", "RGB", "RGBA", "I;16"),
+        "jpeg": ("L", "RGB", "CMYK"),
+        "bmp": ("1", "L", "P", "RGB", "RGBA"),
+        "tiff": ("1", "L", "P", "RGB", "RGBA", "CMYK", "LAB", "F", "I;16"),
+    }
+    for mode, format, options in (
+        *((mode, kind, {}) for kind, ones in modes.items() for mode in ones),
+        ("P", "png", {"transparency": 3}),
+        ("RGB", "png", {"transparency": (1, 2, 3), "dpi": (72, 72), "icc_profile": b"profile"}),
+        *(
+            ("RGB", format, {"save_all": True, "append_images": [rgb]})
+            for format in ("png", "tiff")
+        ),
+        ("RGB", "jpeg", {"progressive": True, "exif": exif, "comment": b"a comment"}),
+        *(("RGB", "tiff", {"compression": c}) for c in ("tiff_lzw", "packbits", "jpeg")),
+        ("1", "tiff", {"compression": "group4"}),
+    ):
+        source = {"LAB": rgb, "CMYK": rgb, "P": rgb, "I;16": grey}.get(mode, rgba)
+        file = io.BytesIO()
+        source.convert(mode).save(file, format, **options)
+        yield file.getvalue()
 
 
 def _repair_png(content: bytes) -> bytes:
-    """The file with checksums that are right: damage gets past them."""
+    """Correct the checksums of a PNG file, so that damage gets past them."""
     if content[:8] != b"\x89PNG\r\n\x1a\n":
         return content
     parts, at = [content[:8]], 8
     while at + 12 <= len(content):
-        size = int.from_bytes(content[at : at + 4], "big")
-        if at + 12 + size > len(content):
+        end = at + 8 + int.from_bytes(content[at : at + 4], "big")
+        if end + 4 > len(content):
             break
-        body = content[at + 4 : at + 8 + size]
-        parts.append(content[at : at + 4] + body + struct.pack(">I", zlib.crc32(body)))
-        at += 12 + size
+        parts += [content[at:end], struct.pack(">I", zlib.crc32(content[at + 4 : end]))]
+        at = end + 4
     return b"".join(parts) + content[at:]
 
 
-PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
-
-
 def _read_size(path: Path) -> None:
-    width, height = read_size(path)
-    assert width > 0
-    assert height > 0
+    assert min(read_size(path)) > 0
 
 
-def _read_image(path: Path) -> None:
-    for preprocessing in PREPROCESSINGS[path.stat().st_size % 4 :][:1]:
-        image = load_image(path, preprocessing)
-        assert image.dtype == np.uint8
-        _check_size(path, preprocessing, image.shape[1:])
+def _read_image(path: Path, load: Callable = load_image, dtype: type = np.uint8) -> None:
+    preprocessing = PREPROCESSINGS[path.stat().st_size % 4]
+    image = load(path, preprocessing)
+    width, height = preprocessed_size(path, read_size(path), preprocessing)
+    assert image.dtype == dtype
+    assert image.shape[-2:] == (height, width), f"{image.shape} instead of {height, width}"
 
 
 def _read_mask(path: Path) -> None:
-    for preprocessing in PREPROCESSINGS[path.stat().st_size % 4 :][:1]:
-        mask = load_mask(path, preprocessing)
-        assert mask.dtype == bool
-        _check_size(path, preprocessing, mask.shape)
-
-
-def _check_size(path: Path, preprocessing: Preprocessing, shape: tuple[int, ...]) -> None:
-    width, height = preprocessed_size(path, read_size(path), preprocessing)
-    assert shape == (height, width), f"{shape} instead of {height, width}"
-
-
-# models
+    _read_image(path, load_mask, bool)
 
 
 def models(scratch: Path) -> Target:
-    path = scratch / "bolt.safetensors"
-    valid = []
-    for n, dtype in ((4, "float32"), (9, "float32"), (4, "float16")):
-        save_model(path, fit(n), dtype)
-        valid.append(path.read_bytes())
-    return Target("models", path, partial(_damage_safetensors, valid=valid), [_read_model])
+    # more channels than images are kept in another form than fewer
+    options = [["--n_features", "6"], ["--n_features", "3", "--save_dtype", "float16"]]
+    folders = [run_example(scratch / str(i), *words) for i, words in enumerate(options)]
+    valid = [(folder / "models/bolt.safetensors").read_bytes() for folder in folders]
+    make = partial(_damage_safetensors, valid=valid)
+    return Target("models", scratch / "bolt.safetensors", make, [_read_model])
 
 
 def _damage_safetensors(rng: Random, valid: list[bytes]) -> bytes:
-    kind = rng.randrange(4)
-    if kind == 0:
-        return damage_bytes(rng, valid)
     content = rng.choice(valid)
     size = int.from_bytes(content[:8], "little")
-    header, data = json.loads(content[8 : 8 + size]), bytearray(content[8 + size :])
-    if kind == 1:
-        settings = json.loads(header["__metadata__"]["padim"])
-        header["__metadata__"]["padim"] = damage_text(rng, json.dumps(damage_json(rng, settings)))
-    elif kind == 2:
-        header = damage_json(rng, header)
-    else:
-        odd = struct.pack("<f", rng.choice(ODD_NUMBERS))
-        for _ in range(rng.randrange(1, 9)):
-            at = 4 * rng.randrange(len(data) // 4)
-            data[at : at + 4] = odd if rng.random() < 0.5 else rng.randbytes(4)
-    packed = json.dumps(header).encode(errors="surrogatepass")
-    return struct.pack("<Q", len(packed)) + packed + bytes(data)
-
-
-ODD_NUMBERS = (float("nan"), float("inf"), float("-inf"), 3e38, -3e38, 1e20, 1e-45, -1.0)
+    header, data = content[8 : 8 + size], bytearray(content[8 + size :])
+    match rng.choice(("bytes", "settings", "header", "numbers")):
+        case "bytes":
+            return damage_bytes(rng, valid)
+        case "settings":
+            whole = json.loads(header)
+            settings = damage_json(rng, whole["__metadata__"][KEY])
+            whole["__metadata__"][KEY] = settings.decode(errors="surrogatepass")
+            header = json.dumps(whole).encode()
+        case "header":
+            header = damage_json(rng, header)
+        case "numbers":
+            odd = rng.choice((float("nan"), float("inf"), 3e38, -3e38, 1e20, 1e-45, -1.0))
+            for _ in range(rng.randrange(1, 9)):
+                at = 4 * rng.randrange(len(data) // 4)
+                data[at : at + 4] = struct.pack("<f", odd) if at % 8 else rng.randbytes(4)
+    return struct.pack("<Q", len(header)) + header + bytes(data)
 
 
 def _read_model(path: Path) -> None:
-    model = load_model(path, CPU)
+    model = load_model(path, torch.device("cpu"))
     assert isinstance(model.class_name, str)
-    rates = model.thresholds.image, model.thresholds.pixel, *model.thresholds.good_scores
-    assert np.isfinite(np.array(rates, dtype=float)).all(), "thresholds"
-    size = model.image_size
-    channels = BACKBONES[model.arch].layer_channels
+    thresholds = model.thresholds.image, model.thresholds.pixel, *model.thresholds.good_scores
+    assert np.isfinite(np.array(thresholds, dtype=float)).all(), "thresholds"
+    height, width = model.image_size
     layers = {
-        f"layer{i + 1}": torch.zeros(1, n, *(-(-side // (4 << i)) for side in size))
-        for i, n in enumerate(channels)
+        f"layer{i + 1}": torch.zeros(1, n, -(-height // (4 << i)), -(-width // (4 << i)))
+        for i, n in enumerate(BACKBONES[model.arch].layer_channels)
     }
-    maps = model.padim.anomaly_maps(layers, size)
-    assert maps.shape == (1, *size)
+    maps = model.padim.anomaly_maps(layers, model.image_size)
+    assert maps.shape == (1, height, width)
     assert maps.isfinite().all(), "maps"
 
 
-# weights
+# parts of pickles that call something
+CALLS = (
+    *(b"cos\nsystem\nX\x05\x00\x00\x00false\x85R.", b"cbuiltins\neval\nX\x01\x00\x00\x001\x85R."),
+    *(b"cbuiltins\nexec\n", b"cposix\nsystem\n", b"csubprocess\nPopen\n", b"ctorch.hub\nload\n"),
+    *(b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch._utils\n_rebuild_sparse_tensor\n"),
+    *(b"ccollections\nOrderedDict\n)R", b"ctorch\nload\n"),
+)
 
 
 def weights(scratch: Path) -> Target:
-    path = scratch / "weights.pth"
-    BACKBONES["tiny"] = Backbone((4, 4, 4), 3, (0,) * 3, (1,) * 3, _tiny, _split, dict)
+    BACKBONES["tiny"] = Backbone((4, 4, 4), 3, (0,) * 3, (1,) * 3, _tiny, lambda n: [n], dict)
     whole = _tiny().state_dict()
-    odd = {
-        "half": {k: v.half() if v.is_floating_point() else v for k, v in whole.items()},
-        "huge": {**whole, "0.weight": whole["0.weight"].double() + 1e300},
-        "sparse": {**whole, "0.weight": whole["0.weight"].to_sparse()},
-        "complex": {**whole, "0.weight": whole["0.weight"].cfloat()},
-        "whole numbers": {**whole, "0.weight": whole["0.weight"].long()},
-        "meta": {**whole, "0.weight": whole["0.weight"].to("meta")},
-        "expanded": {**whole, "more": torch.zeros(1).expand(10**11)},
-        "quantised": {**whole, "0.weight": _quantise(whole["0.weight"])},
-        "nested": {"state_dict": whole},
-        "evil": Evil(),
-        "evil value": {**whole, "0.weight": Evil()},
-    }
-    files = [_saved(content) for content in (whole, *odd.values())]
-    old = [_saved(one, _use_new_zipfile_serialization=False) for one in (whole, odd["evil value"])]
-    make = partial(_damage_weights, valid=[*files, *old])
-    return Target("weights", path, make, [_read_weights])
-
-
-def _quantise(tensor: torch.Tensor) -> torch.Tensor:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch will give it up
-        return torch.quantize_per_tensor(tensor, 0.1, 0, torch.qint8)
-
-
-class Evil:
-    """Unpickled without care it runs a command."""
-
-    def __reduce__(self) -> tuple:
-        return os.system, ("false",)
-
-
-def _saved(content: Any, **options: Any) -> bytes:
-    file = io.BytesIO()
-    torch.save(content, file, **options)
-    return file.getvalue()
+    first = whole["0.weight"]
+    with warnings.catch_warnings(action="ignore"):  # torch will give up quantised tensors
+        quantised = torch.quantize_per_tensor(first, 0.1, 0, torch.qint8)
+    changed = (first.double() + 1e300, first.to_sparse(), first.cfloat(), first.long())
+    contents = [
+        *(whole, {k: v.half() if v.is_floating_point() else v for k, v in whole.items()}),
+        *(whole | {"0.weight": tensor} for tensor in (*changed, first.to("meta"), quantised)),
+        *(whole | {"more": torch.zeros(1).expand(10**11)}, {"state_dict": whole}),
+        *(Evil(), whole | {"0.weight": Evil()}),
+    ]
+    files = [(content, io.BytesIO()) for content in (*contents, whole, contents[-1])]
+    for i, (content, file) in enumerate(files):
+        # the last two as torch wrote them before version 1.6
+        torch.save(content, file, _use_new_zipfile_serialization=i < len(contents))
+    make = partial(_damage_weights, valid=[file.getvalue() for _, file in files])
+    return Target("weights", scratch / "weights.pth", make, [_read_weights])
 
 
 def _tiny() -> nn.Module:
@@ -255,44 +217,24 @@ def _tiny() -> nn.Module:
         return nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.BatchNorm2d(4))
 
 
-def _split(network: nn.Module) -> list[nn.Module]:
-    return [network]
-
-
 def _damage_weights(rng: Random, valid: list[bytes]) -> bytes:
-    content = rng.choice(valid)
-    if not zipfile.is_zipfile(io.BytesIO(content)) or rng.random() < 0.3:
-        return damage_bytes(rng, valid, CALLS)
-    # a whole archive, with damage in one of its files: the checksums do not tell
+    content = io.BytesIO(rng.choice(valid))
+    if not zipfile.is_zipfile(content) or rng.random() < 0.3:
+        return damage_bytes(rng, [*valid, *CALLS])
+    # one file of the archive is damaged, and its checksum fits the damage
     file = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(file, "w") as new:
-        names = old.namelist()
-        pickles = [name for name in names if name.endswith("data.pkl")]
-        damaged = rng.choice(pickles if rng.random() < 0.7 else names)
-        for name in names:
-            part = old.read(name)
-            new.writestr(name, damage_bytes(rng, [part], CALLS) if name == damaged else part)
+    with zipfile.ZipFile(content) as old, zipfile.ZipFile(file, "w") as new:
+        parts = {name: old.read(name) for name in old.namelist()}
+        pickles = [name for name in parts if name.endswith("data.pkl")]
+        damaged = rng.choice(pickles if rng.random() < 0.7 else [*parts])
+        parts[damaged] = damage_bytes(rng, [parts[damaged]] * 20 + [*CALLS])
+        for name, part in parts.items():
+            new.writestr(name, part)
     return file.getvalue()
 
 
-# what a pickle would call
-CALLS = (
-    b"cos\nsystem\nX\x05\x00\x00\x00false\x85R.",
-    b"cbuiltins\neval\nX\x01\x00\x00\x001\x85R.",
-    b"cbuiltins\nexec\n",
-    b"cposix\nsystem\n",
-    b"csubprocess\nPopen\n",
-    b"ctorch.hub\nload\n",
-    b"ctorch._utils\n_rebuild_tensor_v2\n",
-    b"ctorch._utils\n_rebuild_sparse_tensor\n",
-    b"ccollections\nOrderedDict\n)R",
-    b"ctorch\nload\n",
-)
-
-
 def _read_weights(path: Path) -> None:
-    network = load_network("tiny", path)
-    tensors = network.stages[0].state_dict()
+    tensors = load_network("tiny", path).stages[0].state_dict()
     names = [name for name in tensors if "batches" not in name]
     assert len(names) == 5
     for name in names:
@@ -300,26 +242,16 @@ def _read_weights(path: Path) -> None:
         assert tensors[name].isfinite().all(), name
 
 
-# results
+def _bytes_or(damage: Callable, valid: Sequence[bytes], rng: Random) -> bytes:
+    """Damage the bytes of a text file, or what they mean."""
+    return damage_bytes(rng, valid) if rng.random() < 0.35 else damage(rng, rng.choice(valid))
 
 
 def results(scratch: Path) -> Target:
-    path = scratch / "metrics.json"
-    runs = []
-    for source in sorted((ROOT / "results").glob("*/metrics.json")):
-        runs.append(source.read_bytes())
-    settings = json.loads(runs[0])["settings"]
-    write_run(scratch, Run(settings, [result(aupro=None), result("grass", seed=7)]))
-    runs.append(path.read_bytes())
-    make = partial(_damage_json_file, valid=runs)
-    return Target("results", path, make, [_read_results])
-
-
-def _damage_json_file(rng: Random, valid: list[bytes]) -> bytes:
-    if rng.random() < 0.4:
-        return damage_bytes(rng, valid)
-    text = json.dumps(damage_json(rng, json.loads(rng.choice(valid))))
-    return damage_text(rng, text).encode(errors="surrogatepass")
+    own = run_example(scratch / "run") / "metrics.json"
+    valid = [path.read_bytes() for path in (own, *sorted(ROOT.glob("results/**/metrics.json")))]
+    make = partial(_bytes_or, damage_json, valid)
+    return Target("results", scratch / "metrics.json", make, [_read_results])
 
 
 def _read_results(path: Path) -> None:
@@ -328,36 +260,25 @@ def _read_results(path: Path) -> None:
 
 
 def finished(scratch: Path) -> Target:
-    path = scratch / "classes" / "bolt.json"
-    curve = RocCurve(np.array([0, 0.5, 1]), np.array([0, 0.75, 1]), 0.625)
-    items = [GalleryItem(Path("bolt.json"), "000.png", "crack", True, 3.5, True)]
-    one = FinishedClass(
-        "ab" * 32,
-        [result("bolt")],
-        curve,
-        None,
-        Gallery("bolt", items, 3.0, "oracle"),
-        [ImageScore("bolt", "000.png", "crack", 1, 3.5)],
-        ClassThresholds("bolt", 5, 0.01, 0.1, 3.0, 2.0, None, 2.5, 0.0, 1.0),
-        ["classes/bolt.json"],
-    )
-    write_finished(scratch, one)
-    wanted = repr(read_finished(scratch, "bolt", one.fingerprint))
-    assert "crack" in wanted
+    folder = run_example(scratch)
+    path = folder / "classes/bolt.json"
+    fingerprint = json.loads(path.read_text())["fingerprint"]
+    expected = repr(read_finished(folder, "bolt", fingerprint))
+    assert "crack" in expected
 
     def read(path: Path) -> None:
-        found = read_finished(scratch, "bolt", one.fingerprint)
+        found = read_finished(folder, "bolt", fingerprint)
         if found is None:
             raise ValueError("not finished")
-        assert repr(found) == wanted
+        assert repr(found) == expected
 
-    return Target("finished", path, partial(_damage_json_file, valid=[path.read_bytes()]), [read])
+    return Target("finished", path, partial(_bytes_or, damage_json, [path.read_bytes()]), [read])
 
 
 def published(scratch: Path) -> Target:
-    valid = (ROOT / "results" / "published.csv").read_bytes()
-    path = scratch / "published.csv"
-    return Target("published", path, partial(_damage_csv, valid=valid), [_read_published])
+    valid = next(ROOT.glob("results/**/published.csv")).read_bytes()
+    make = partial(_bytes_or, damage_csv, [valid])
+    return Target("published", scratch / "published.csv", make, [_read_published])
 
 
 def _read_published(path: Path) -> None:
@@ -375,24 +296,14 @@ def visa(scratch: Path) -> Target:
             rows.append(f"{name},{words},{image},{mask}")
             (scratch / image).touch()
             (scratch / mask).touch()
-    valid = "\n".join(rows).encode()
-    return Target("visa", scratch / VISA_SPLIT, partial(_damage_csv, valid=valid), [_read_visa])
-
-
-def _damage_csv(rng: Random, valid: bytes) -> bytes:
-    if rng.random() < 0.3:
-        return damage_bytes(rng, [valid])
-    rows = damage_json(rng, [line.split(",") for line in valid.decode().splitlines()])
-    rows = rows if isinstance(rows, list) else [rows]
-    cells = [row if isinstance(row, list) else [row] for row in rows]
-    text = "\n".join(",".join(map(str, row)) for row in cells)
-    return text.encode(errors="surrogatepass")
+    make = partial(_bytes_or, damage_csv, ["\n".join(rows).encode()])
+    return Target("visa", scratch / VISA_SPLIT, make, [_read_visa])
 
 
 def _read_visa(path: Path) -> None:
     data_path = path.parent.parent
     for name in list_visa_classes(data_path):
-        assert Path(name).name == name, "a class outside the results"
+        assert Path(name).name == name, "a class outside the folder of results"
         for split in ("train", "test"):
             samples, _ = list_visa(data_path, name, split)
             assert samples

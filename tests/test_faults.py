@@ -1,27 +1,24 @@
-"""Runs that are killed or cannot write at any moment, and the same command again.
+"""Runs that are killed or cannot write at random moments; then the same command runs again.
 
-As many kills and as many refusals of each kind as PADIM_FAULTS says, by default few.
+PADIM_FAULTS gives the number of kills and of refusals to write of each kind.
 """
 
 import json
 import os
-import shutil
-import subprocess
 import sys
 
 import pytest
 from PIL import Image
 
-from tests.faults import Server, moments, outputs
+from tests.faults import Server, draw_moments, mount, outputs, small_disk
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs fork and prlimit")
-N_KILLS, N_REFUSALS = (int(n) for n in os.environ.get("PADIM_FAULTS", "4,1").split(","))
+N_KILLS, N_REFUSALS = (int(n) for n in os.environ.get("PADIM_FAULTS", "3,1").split(","))
 
 
 @pytest.fixture(scope="module")
 def server():
-    with Server() as server:
-        yield server
+    return Server()
 
 
 @pytest.fixture(scope="module")
@@ -29,35 +26,30 @@ def command(drawn_tree, random_weights):
     """A run over two classes, with figures and a model of each."""
     return [
         *("--data_path", drawn_tree, "--class_name", "bolt", "weave", "--arch", "resnet18"),
-        *("--weights", random_weights("resnet18"), "--figures", "5", "--batch_size", "4"),
+        *("--weights", random_weights("resnet18"), "--resize", "64"),
+        *("--crop", "48", "--figures", "5", "--batch_size", "4"),
     ]
-
-
-class Undisturbed:
-    """What a run leaves that nothing disturbs, and how long it takes."""
-
-    def __init__(self, server, command, folder):
-        ended = [server.run([*command, "--save_path", folder / str(i)]) for i in range(2)]
-        assert [one.status for one in ended] == [0] * 2, ended
-        self.seconds = min(one.seconds for one in ended)
-        self.outputs = outputs(folder / "0" / "resnet18")
 
 
 @pytest.fixture(scope="module")
 def undisturbed(server, command, tmp_path_factory):
-    return Undisturbed(server, command, tmp_path_factory.mktemp("undisturbed"))
+    """The outputs of a run that nothing disturbs, and its duration in seconds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    ended = [server.run([*command, "--save_path", folder, "--force"]) for _ in range(2)]
+    assert [(one.status, one.stderr) for one in ended] == [(0, "")] * 2
+    return outputs(folder / "resnet18"), min(one.seconds for one in ended)
 
 
 def is_temporary(path):
     return any(part.startswith(".") for part in path.parts)
 
 
-def assert_complete(folder, undisturbed):
-    """Whatever has its final name is whole."""
+def assert_complete(folder, expected):
+    """Every file that has its final name is whole."""
     for path in (p for p in folder.rglob("*") if p.is_file() and not is_temporary(p)):
         name = str(path.relative_to(folder))
         if path.parent.name == "models" or "figures" in path.parts:
-            assert path.read_bytes() == undisturbed.outputs[name], name
+            assert path.read_bytes() == expected[name], name
         elif path.suffix == ".json":
             json.loads(path.read_text())
         elif path.suffix == ".png":
@@ -66,83 +58,56 @@ def assert_complete(folder, undisturbed):
             assert path.read_text().endswith(("\n", "</html>")), name
 
 
-def assert_said(ended):
-    """In one line that names the file."""
+def assert_refused(ended, folder):
+    """The run ended in one line that names a file, and took its temporary files away."""
     assert (ended.status, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
     assert "cannot write" in ended.stderr
+    assert not list(filter(is_temporary, folder.rglob("*")))
 
 
-def resume(server, words, folder, undisturbed):
-    """Run again: all is as if nothing had happened."""
+def assert_goes_on(server, words, folder, expected):
+    """The same command keeps the finished classes, and ends as an undisturbed run."""
     records = {path: path.stat().st_mtime_ns for path in folder.glob("classes/[!.]*")}
     ended = server.run(words)
     assert (ended.status, ended.stderr) == (0, "")
-    assert outputs(folder) == undisturbed.outputs
-    # what was finished was not fitted again
+    assert outputs(folder) == expected
     assert all(path.stat().st_mtime_ns == changed for path, changed in records.items())
-    return len(records)
 
 
 @pytest.mark.parametrize("i", range(N_KILLS))
 def test_killed_run_goes_on_to_the_same_results(i, server, command, undisturbed, tmp_path):
-    moment = moments(N_KILLS, undisturbed.seconds, "kills")[i]
+    expected, seconds = undisturbed
     words, folder = [*command, "--save_path", tmp_path], tmp_path / "resnet18"
-    ended = server.run(words, kill_at=moment)
-    assert ended.status in (-9, 0)
-    left = sum(map(is_temporary, folder.rglob("*")))
-    assert_complete(folder, undisturbed)
-    finished = resume(server, words, folder, undisturbed)
-    print(f"killed at {moment:.2f} s: {finished} classes finished, {left} temporary files left")
+    moment = draw_moments(N_KILLS, seconds, "kills")[i]
+    assert server.run(words, kill_after=moment).status in (-9, 0)
+    assert_complete(folder, expected)
+    assert_goes_on(server, words, folder, expected)
 
 
 @pytest.mark.parametrize("i", range(N_REFUSALS))
-def test_run_that_may_no_longer_write_says_so_and_goes_on_to_the_same_results(
+def test_run_that_may_no_longer_write_is_refused_and_goes_on(
     i, server, command, undisturbed, tmp_path
 ):
-    moment = moments(N_REFUSALS, undisturbed.seconds, "refusals")[i]
+    expected, seconds = undisturbed
     words, folder = [*command, "--save_path", tmp_path], tmp_path / "resnet18"
-    ended = server.run(words, refuse_at=moment)
-    if ended.status:
-        assert_said(ended)
-        assert not list(filter(is_temporary, folder.rglob("*")))
-    assert_complete(folder, undisturbed)
-    finished = resume(server, words, folder, undisturbed)
-    print(f"refused from {moment:.2f} s: {finished} classes finished; {ended.stderr}")
-
-
-@pytest.fixture
-def small_disk(tmp_path):
-    """A function that sets the bytes that fit into a folder."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    mounted = False
-
-    def hold(size):
-        nonlocal mounted
-        remount = "remount," if mounted else ""
-        mount = ["mount", "-t", "tmpfs", "-o", f"{remount}size={size}", "tmpfs", str(folder)]
-        if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-            pytest.skip("only root may mount a disk of its own, on Linux")
-        mounted = True
-        return folder
-
-    yield hold
-    if mounted:
-        subprocess.run(["umount", str(folder)], check=True)
+    moment = draw_moments(N_REFUSALS, seconds, "refusals")[i]
+    ended = server.run(words, refuse_after=moment)
+    if ended.status:  # it may have written everything before
+        assert_refused(ended, folder)
+    assert_complete(folder, expected)
+    assert_goes_on(server, words, folder, expected)
 
 
 @pytest.mark.parametrize("i", range(N_REFUSALS))
-def test_full_disk_is_said_and_a_larger_one_gets_the_same_results(
-    i, server, command, undisturbed, small_disk
+def test_run_on_a_full_disk_is_refused_and_goes_on_on_a_larger_one(
+    i, server, command, undisturbed, tmp_path
 ):
-    files = [b for b in undisturbed.outputs.values() if isinstance(b, bytes)]
-    size = int(moments(N_REFUSALS, sum(map(len, files)), "disks")[i])
-    folder = small_disk(size) / "resnet18"
-    words = [*command, "--save_path", folder.parent]
-    ended = server.run(words)
-    assert_said(ended)
-    assert not list(filter(is_temporary, folder.rglob("*")))
-    assert_complete(folder, undisturbed)
-    small_disk("1g")
-    finished = resume(server, words, folder, undisturbed)
-    print(f"full at {size} bytes: {finished} classes finished; {ended.stderr}")
+    expected, _ = undisturbed
+    needed = sum(len(content) for content in expected.values() if isinstance(content, bytes))
+    disk, size = tmp_path / "disk", int(draw_moments(N_REFUSALS, needed, "disks")[i])
+    words, folder = [*command, "--save_path", disk], disk / "resnet18"
+    with small_disk(disk, size):
+        assert_refused(server.run(words), folder)
+        assert_complete(folder, expected)
+        mount(disk, "remount,size=1g")
+        assert_goes_on(server, words, folder, expected)
