@@ -1,4 +1,4 @@
-"""PaDiM written a second time, slowly: float64, one patch at a time, every matrix inverted.
+"""PaDiM and its metrics written a second time, slowly: float64, a patch or a threshold at a time.
 
 It follows the paper (arXiv 2011.08785, section III) and shares nothing with utils.
 """
@@ -10,31 +10,17 @@ import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter
 from scipy.spatial.distance import mahalanobis
+from skimage.measure import label
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
 
-def naive_anomaly_maps(
-    train_features: Sequence[Tensor],
-    test_features: Sequence[Tensor],
-    channels: Sequence[int],
-    size: tuple[int, int],
-) -> np.ndarray:
-    """Maps (M, *size) of test images from layer outputs, each (N or M, C_l, h_l, w_l)."""
-    train = naive_embeddings(train_features, channels)
-    test = naive_embeddings(test_features, channels)
-    return naive_maps(naive_distances(train, test), size)
-
-
-def naive_embeddings(features: Sequence[Tensor], channels: Sequence[int]) -> np.ndarray:
-    """All layers repeated to the first one's grid, concatenated, then chosen: (N, d, h, w)."""
-    height, width = features[0].shape[2:]
-    repeated = []
-    for feature in features:
-        values = feature.double().numpy()
-        values = np.repeat(values, height // feature.shape[2], axis=2)
-        repeated.append(np.repeat(values, width // feature.shape[3], axis=3))
-    return np.concatenate(repeated, axis=1)[:, list(channels)]
+def naive_embeddings(layers: Sequence[Tensor], channels: Sequence[int] | None = None) -> np.ndarray:
+    """All layers (N, C_l, h_l, w_l) on the first one's grid, then the channels: (N, d, h, w)."""
+    grid = layers[0].shape[2:]
+    repeated = [F.interpolate(layer.double(), grid, mode="nearest") for layer in layers]
+    embeddings = torch.cat(repeated, dim=1).numpy()
+    return embeddings if channels is None else embeddings[:, list(channels)]
 
 
 def naive_distances(train: np.ndarray, test: np.ndarray, eps: float = 0.01) -> np.ndarray:
@@ -63,3 +49,18 @@ def naive_maps(distances: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 def naive_auroc(labels: np.ndarray, scores: np.ndarray) -> float:
     """Area under the ROC curve over all entries."""
     return float(roc_auc_score(labels.ravel(), scores.ravel()))
+
+
+def naive_aupro(masks: np.ndarray, maps: np.ndarray, fpr_limit: float) -> float:
+    """The PRO curve from threshold to threshold, then trapezoids up to fpr_limit."""
+    regions = []
+    for mask, scores in zip(masks, maps, strict=True):
+        labelled = label(mask, connectivity=2)
+        regions += [scores[labelled == i] for i in range(1, labelled.max() + 1)]
+    fpr, pro = [0.0], [0.0]
+    for threshold in np.unique(maps)[::-1]:
+        fpr.append(np.mean(maps[~masks] >= threshold))
+        pro.append(np.mean([np.mean(region >= threshold) for region in regions]))
+    end = next(i for i, rate in enumerate(fpr) if rate >= fpr_limit)
+    at_limit = np.interp(fpr_limit, fpr[end - 1 : end + 1], pro[end - 1 : end + 1])
+    return np.trapezoid([*pro[:end], at_limit], [*fpr[:end], fpr_limit]) / fpr_limit

@@ -1,47 +1,166 @@
+from functools import partial
+
 import numpy as np
 import pytest
+import torch
 
-from tests.test_padim import random_features
-from utils.evaluation import ScoredImages, score_images
-from utils.padim import PaDiM
+from datasets.mvtec import UNLABELLED
+from tests.samples import draw_layers
+from utils import metrics
+from utils.evaluation import Batch, ScoredImages, choose_drawn, evaluate, score_images
+from utils.padim import PaDiM, image_scores
 
-SIZE = (32, 32)
-DRAWN = [1, 4]
+GRIDS, SIZE, N = [(8, 8), (4, 4)], (32, 48), 5
+IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1", "aupro")
 
 
 @pytest.fixture(scope="module")
-def batches():
-    """Three test images, then two."""
+def model() -> PaDiM:
+    return PaDiM().fit([draw_layers(9, GRIDS)], 9)
+
+
+@pytest.fixture(scope="module")
+def unseen() -> Batch:
+    """Features, images, labels and masks of five test images."""
     rng = np.random.default_rng(0)
-    features = random_features(5)
-    images = rng.integers(0, 256, (5, 3, *SIZE), dtype=np.uint8)
-    truth = np.array([0, 0, 1, 1, 1]), rng.random((5, *SIZE)) < 0.5
-    return [
-        ({name: z[part] for name, z in features.items()}, images[part], *(t[part] for t in truth))
-        for part in (slice(3), slice(3, 5))
+    images = rng.integers(0, 256, (N, 3, *SIZE), dtype=np.uint8)
+    labels = np.array([0, 0, 1, 1, 1])
+    masks = (rng.random((N, *SIZE)) < 0.5) & (labels[:, None, None] > 0)
+    return draw_layers(N, GRIDS, seed=1), images, labels, masks
+
+
+@pytest.fixture
+def score(model, unseen):
+    """Score the test images in batches of three and two."""
+    features, *rest = unseen
+    batches = [
+        ([layer[part] for layer in features], *(values[part] for values in rest))
+        for part in (slice(3), slice(3, N))
     ]
+    return partial(score_images, model, batches, N, SIZE)
 
 
-def score(batches, keep_maps: bool) -> ScoredImages:
-    model = PaDiM(range(10)).fit([random_features(9)], 9)
-    return score_images(model, batches, 5, keep_maps, DRAWN)
+@pytest.mark.parametrize("drawn", [[], [1, 4]])
+def test_maps_and_masks_of_all_images_are_kept(model, unseen, score, drawn):
+    features, _, labels, masks = unseen
+    scored = score(keep_maps=True, drawn=drawn)
+    expected = model.anomaly_maps(features, SIZE).numpy()
+    np.testing.assert_allclose(scored.anomaly_maps, expected, rtol=1e-5)
+    np.testing.assert_array_equal(scored.masks, masks)
+    np.testing.assert_array_equal(scored.labels, labels)
+    np.testing.assert_array_equal(scored.image_scores, image_scores(scored.anomaly_maps))
+    lowest, highest = scored.anomaly_maps.min(), scored.anomaly_maps.max()
+    assert scored.score_range == (lowest, highest)
+    assert sorted(scored.drawn) == drawn
+
+
+@pytest.mark.parametrize("drawn", [[], [1, 4]])
+def test_without_masks_only_maps_of_drawn_images_are_kept(score, drawn):
+    scored, whole = score(keep_maps=False, drawn=drawn), score(keep_maps=True)
+    np.testing.assert_array_equal(scored.anomaly_maps, whole.anomaly_maps[drawn])
+    np.testing.assert_array_equal(scored.masks, whole.masks[drawn])
+    np.testing.assert_array_equal(scored.image_scores, whole.image_scores)
+    # of all images, not of those drawn
+    assert scored.score_range == whole.score_range
 
 
 @pytest.mark.parametrize("keep_maps", [True, False])
-def test_drawn_images_are_those_of_the_batches(batches, keep_maps):
-    drawn = score(batches, keep_maps).drawn
-    assert sorted(drawn) == DRAWN
-    _, images, _, masks = batches[1]
-    assert (drawn[4].image == images[1]).all()
-    assert (drawn[4].mask == masks[1]).all()
-    np.testing.assert_allclose(drawn[4].anomaly_map, score(batches, True).anomaly_maps[4])
+def test_drawn_images_are_those_of_the_batches(unseen, score, keep_maps):
+    _, images, _, masks = unseen
+    drawn, whole = score(keep_maps=keep_maps, drawn=[1, 4]).drawn, score(keep_maps=True)
+    assert sorted(drawn) == [1, 4]
+    for number, shown in drawn.items():
+        np.testing.assert_array_equal(shown.image, images[number])
+        np.testing.assert_array_equal(shown.mask, masks[number])
+        np.testing.assert_array_equal(shown.anomaly_map, whole.anomaly_maps[number])
 
 
-def test_a_drawn_image_keeps_no_map_twice_and_no_batch(batches):
-    scored = score(batches, keep_maps=True)
-    for number, image in scored.drawn.items():
-        assert np.shares_memory(image.anomaly_map, scored.anomaly_maps[number])
-        assert np.shares_memory(image.mask, scored.masks[number])
-        assert image.image.base is None
-    for image in score(batches, keep_maps=False).drawn.values():
-        assert all(pixels.base is None for pixels in image)
+@pytest.mark.parametrize(
+    ("n_images", "figures", "drawn"),
+    [(4, None, [0, 1, 2, 3]), (9, 3, [0, 4, 8]), (2, 5, [0, 1]), (9, 1, [0]), (9, 0, [])],
+)
+def test_drawn_images_are_spread_evenly(n_images, figures, drawn):
+    assert choose_drawn(n_images, figures) == drawn
+
+
+def scored(labels: list[int], masks: np.ndarray, anomaly_maps: np.ndarray) -> ScoredImages:
+    scores = image_scores(anomaly_maps)
+    return ScoredImages(np.array(labels), scores, (0, 1), anomaly_maps, masks, {})
+
+
+@pytest.fixture
+def marked() -> ScoredImages:
+    """Six images with labels and masks, and maps that are higher at the defects."""
+    rng = np.random.default_rng(0)
+    labels = [0, 0, 0, 1, 1, 1]
+    masks = np.zeros((6, 8, 8), dtype=bool)
+    masks[3:, 2:5, 3:6] = True
+    maps = rng.random(masks.shape, dtype=np.float32) + 0.5 * masks.astype(np.float32)
+    return scored(labels, masks, maps)
+
+
+def test_all_metrics_are_given_of_images_with_labels_and_masks(marked):
+    found = evaluate(marked, has_masks=True)
+    assert found.notes == []
+    assert (
+        list(found.metrics)
+        == list(metrics.METRICS)
+        == [
+            *IMAGE_METRICS,
+            *PIXEL_METRICS,
+        ]
+    )
+    for level, labels, scores, curve, threshold in (
+        ("image", marked.labels, marked.image_scores, found.image_curve, found.image_threshold),
+        ("pixel", marked.masks, marked.anomaly_maps, found.pixel_curve, found.pixel_threshold),
+    ):
+        parts = metrics.sort_scores(labels, scores)
+        assert found.metrics[f"{level}_auroc"] == curve.auroc == metrics.auroc(parts)
+        assert found.metrics[f"{level}_ap"] == metrics.average_precision(parts)
+        assert (found.metrics[f"{level}_f1"], threshold) == metrics.best_f1(parts)
+        for found_rates, rates in zip(curve[:2], metrics.roc_curve(parts), strict=True):
+            np.testing.assert_array_equal(found_rates, rates)
+    assert found.metrics["aupro"] == metrics.aupro(marked.masks, marked.anomaly_maps)
+
+
+@pytest.mark.parametrize("labels", ["both kinds", "good alone", "anomalous alone", "none"])
+@pytest.mark.parametrize("masks", ["some marked", "nothing marked", "none"])
+def test_metrics_that_are_not_defined_are_none_and_noted(marked, labels, masks):
+    change = {"both kinds": marked.labels, "good alone": 0, "anomalous alone": 1}
+    marked.labels[:] = change.get(labels, UNLABELLED)
+    if masks != "some marked":
+        marked.masks[:] = False
+    found = evaluate(marked, has_masks=masks != "none")
+
+    has_image_metrics, has_pixel_metrics = labels == "both kinds", masks == "some marked"
+    for names, curve, threshold, given in (
+        (IMAGE_METRICS, found.image_curve, found.image_threshold, has_image_metrics),
+        (PIXEL_METRICS, found.pixel_curve, found.pixel_threshold, has_pixel_metrics),
+    ):
+        values = [curve, threshold, *(found.metrics[name] for name in names)]
+        assert [value is not None for value in values] == [given] * len(values)
+    reasons = {
+        "good alone": "image metrics: needs both normal and anomalous images; got 6 normal and 0",
+        "anomalous alone": "image metrics: needs both normal and anomalous images; got 0 normal",
+        "none": "image metrics need labels",
+        "nothing marked": "pixel metrics: needs both normal and anomalous pixels; got 384 normal",
+    }
+    expected = [] if has_image_metrics else [reasons[labels]]
+    if not has_pixel_metrics:
+        expected.append("pixel metrics need masks" if masks == "none" else reasons[masks])
+    assert len(found.notes) == len(expected)
+    assert all(map(str.startswith, found.notes, expected))
+
+
+def test_without_masks_no_map_is_looked_at(marked):
+    whole = evaluate(marked, has_masks=True)
+    bare = marked._replace(masks=np.empty((0, 8, 8)), anomaly_maps=np.empty((0, 8, 8)))
+    found = evaluate(bare, has_masks=False)
+    assert [found.metrics[k] for k in IMAGE_METRICS] == [whole.metrics[k] for k in IMAGE_METRICS]
+
+
+def test_a_score_that_is_no_number_is_an_error(marked):
+    marked.anomaly_maps[0, 0, 0] = torch.nan
+    with pytest.raises(ValueError, match="the scores of some pixels are not numbers"):
+        evaluate(marked, has_masks=True)

@@ -2,204 +2,341 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import precision_recall_curve, roc_auc_score
+from hypothesis.extra.numpy import array_shapes, arrays
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    precision_recall_curve,
+    roc_auc_score,
+)
 
-from utils.metrics import UndefinedMetricError, auroc, best_f1, roc_curve, sort_scores
+from tests.naive import naive_aupro
+from utils import metrics
+from utils.metrics import (
+    SortedScores,
+    UndefinedMetricError,
+    aupro,
+    auroc,
+    average_precision,
+    best_f1,
+    roc_curve,
+    sort_scores,
+)
 
-# few distinct scores, so that ties are common, also between normal and anomalous
-tied_scores = st.lists(st.integers(0, 6), min_size=1, max_size=15)
 on_many_examples = settings(deadline=None, max_examples=100)
+# few distinct scores, so that ties are common, also between normal and anomalous
+TIED = st.integers(0, 5).map(float)
+# neighbours, subnormal numbers, the largest ones and infinity
+EXTREME = st.sampled_from(
+    [
+        *(0.0, -0.0, 1.0, np.nextafter(np.float32(1), np.float32(2)), 1e-45, -1e-45, 1e-38),
+        *(np.finfo(np.float32).max, np.finfo(np.float32).min, np.inf, -np.inf),
+    ]
+)
+ANY = EXTREME | st.floats(width=32, allow_nan=False)
+# 1/4 and 1/2 often are the very rate at a threshold
+LIMITS = st.sampled_from([0.25, 0.3, 0.5, 1.0]) | st.floats(0.01, 1)
 
 
-def split(normal: list, anomalous: list):
+@st.composite
+def labelled(draw, shapes: st.SearchStrategy) -> tuple[np.ndarray, np.ndarray]:
+    """Labels of both kinds, and scores of one of the kinds above."""
+    shape = draw(shapes)
+    labels = draw(arrays(bool, shape).filter(lambda label: label.any() and not label.all()))
+    return labels, draw(arrays(np.float32, shape, elements=draw(st.sampled_from([TIED, ANY]))))
+
+
+def scored_masks() -> st.SearchStrategy[tuple[np.ndarray, np.ndarray]]:
+    shapes = array_shapes(min_dims=3, max_dims=3, max_side=5)
+    return labelled(shapes.filter(lambda shape: np.prod(shape) > 1))
+
+
+def ranks(scores: np.ndarray) -> np.ndarray:
+    """The order of the scores alone; scikit-learn takes no infinite scores."""
+    return np.unique(scores, return_inverse=True)[1].reshape(scores.shape)
+
+
+def split(normal: list, anomalous: list) -> SortedScores:
     labels = np.array([0] * len(normal) + [1] * len(anomalous))
-    return sort_scores(labels, np.array(normal + anomalous))
+    return sort_scores(labels, np.array(normal + anomalous, dtype=np.float32))
 
 
-def flat(normal: list, anomalous: list) -> tuple[np.ndarray, np.ndarray]:
-    labels = np.array([0] * len(normal) + [1] * len(anomalous))
-    return labels, np.array(normal + anomalous, dtype=float)
+# sort_scores
 
 
-def slow_best_f1(normal: list, anomalous: list) -> tuple[float, float]:
-    best = (-1.0, np.inf)
-    for threshold in sorted(set(normal + anomalous), reverse=True):
-        tp = sum(score >= threshold for score in anomalous)
-        fp = sum(score >= threshold for score in normal)
-        # highest threshold first, so that >= leaves the lowest of equals
-        best = max(best, (2 * tp / (tp + fp + len(anomalous)), -threshold))
-    return best[0], -best[1]
-
-
-def test_scores_are_split_by_label_and_sorted():
-    scores = sort_scores(np.array([1, 0, 1, 0]), np.array([0.4, 0.3, 0.2, 0.1]))
+@pytest.mark.parametrize("shape", [(4,), (2, 2)])
+@pytest.mark.parametrize("dtype", [bool, np.int64, np.uint8])
+def test_scores_are_split_by_label_and_sorted(shape, dtype):
+    labels = np.array([1, 0, 1, 0], dtype=dtype).reshape(shape)
+    given = np.array([0.4, 0.3, 0.2, 0.1]).reshape(shape)
+    before = given.copy()
+    scores = sort_scores(labels, given)
     assert (scores.normal.tolist(), scores.anomalous.tolist()) == ([0.1, 0.3], [0.2, 0.4])
+    np.testing.assert_array_equal(given, before)
 
 
-def test_labels_of_any_shape_and_bool_are_taken():
-    labels = np.array([[True, False], [False, True]])
-    scores = sort_scores(labels, np.array([[4, 1], [2, 3]]))
-    assert (scores.normal.tolist(), scores.anomalous.tolist()) == ([1, 2], [3, 4])
-
-
-def test_sorting_leaves_the_scores_as_they_are():
-    scores = np.array([3.0, 1.0, 2.0])
-    sort_scores(np.array([0, 0, 1]), scores)
-    assert scores.tolist() == [3, 1, 2]
-
-
-def test_no_anomalous_item_is_reported_with_counts():
-    with pytest.raises(
-        UndefinedMetricError,
-        match="needs both normal and anomalous pixels; got 3 normal and 0 anomalous",
-    ):
-        sort_scores(np.zeros(3), np.arange(3.0), "pixels")
-
-
-def test_no_normal_item_is_reported_with_counts():
-    with pytest.raises(
-        UndefinedMetricError,
-        match="needs both normal and anomalous images; got 0 normal and 2 anomalous",
-    ):
-        sort_scores(np.ones(2), np.arange(2.0))
-
-
-def test_undefined_metric_is_a_value_error():
+@pytest.mark.parametrize(("label", "counts"), [(0, "3 normal and 0 an"), (1, "0 normal and 3 an")])
+def test_items_of_one_kind_alone_are_reported_with_counts(label, counts):
+    message = f"needs both normal and anomalous pixels; got {counts}"
     assert issubclass(UndefinedMetricError, ValueError)
+    with pytest.raises(UndefinedMetricError, match=message):
+        sort_scores(np.full(3, label), np.arange(3.0), "pixels")
+    with pytest.raises(UndefinedMetricError, match=message):
+        aupro(np.full((1, 1, 3), label), np.arange(3.0).reshape(1, 1, 3))
 
 
 @pytest.mark.parametrize("position", [0, 1, 2, 3])
 def test_nan_is_reported(position):
     scores = np.arange(4.0)
     scores[position] = np.nan
-    with pytest.raises(ValueError, match="the scores of some pixels are not numbers"):
-        sort_scores(np.array([0, 0, 1, 1]), scores, "pixels")
+    with pytest.raises(ValueError, match="the scores of some images are not numbers"):
+        sort_scores(np.array([0, 0, 1, 1]), scores)
 
 
-def test_auroc_counts_the_pairs_in_order():
-    # of the pairs (1, 2) (1, 4) (3, 2) (3, 4) all but (3, 2) are in order: 3 / 4
-    assert auroc(split([1, 3], [2, 4])) == 0.75
+# areas and F1, by hand
 
 
-def test_auroc_counts_a_tie_one_half():
-    # (1, 2) in order, (2, 2) tied: (1 + 1 / 2) / 2
-    assert auroc(split([1, 2], [2])) == 0.75
-
-
-def test_auroc_of_equal_scores_is_one_half():
-    assert auroc(split([5, 5, 5], [5, 5])) == 0.5
-
-
-def test_auroc_of_separate_scores_is_1():
-    assert auroc(split([1, 2], [3, 4])) == 1
-
-
-def test_auroc_takes_infinite_scores():
-    # (0, inf) in order, (inf, inf) tied
-    assert auroc(split([0.0, np.inf], [np.inf])) == 0.75
+@pytest.mark.parametrize(
+    ("normal", "anomalous", "expected"),
+    [
+        # of the pairs (1, 2) (1, 4) (3, 2) (3, 4) all but (3, 2) are in order
+        ([1, 3], [2, 4], 3 / 4),
+        # (1, 2) in order, (2, 2) tied: (1 + 1 / 2) / 2
+        ([1, 2], [2], 3 / 4),
+        ([5, 5, 5], [5, 5], 1 / 2),
+        ([1, 2], [3, 4], 1),
+        # (0, inf) in order, (inf, inf) tied
+        ([0, np.inf], [np.inf], 3 / 4),
+    ],
+)
+def test_auroc_is_the_one_worked_out_by_hand(normal, anomalous, expected):
+    assert auroc(split(normal, anomalous)) == expected
 
 
 def test_auroc_of_many_items_does_not_overflow():
     # 5e9 pairs, more than 32 bits hold
-    normal, anomalous = np.arange(100_000), np.arange(50_000) + 100_000
-    labels = np.repeat([0, 1], [100_000, 50_000])
-    scores = np.concatenate([normal, anomalous]).astype(np.float32)
-    assert auroc(sort_scores(labels, scores)) == 1
+    assert auroc(SortedScores(np.arange(100_000), np.arange(50_000) + 100_000)) == 1
 
 
-@on_many_examples
-@given(tied_scores, tied_scores)
-def test_auroc_is_that_of_sklearn(normal, anomalous):
-    expected = roc_auc_score(*flat(normal, anomalous))
-    assert auroc(split(normal, anomalous)) == pytest.approx(expected, abs=1e-12)
-
-
-@on_many_examples
-@given(tied_scores, tied_scores)
-def test_auroc_of_the_reversed_order_is_the_rest(normal, anomalous):
-    reverse = split([-s for s in normal], [-s for s in anomalous])
-    assert auroc(reverse) == pytest.approx(1 - auroc(split(normal, anomalous)), abs=1e-12)
-
-
-@on_many_examples
-@given(tied_scores, tied_scores)
-def test_auroc_depends_on_the_order_of_the_scores_alone(normal, anomalous):
-    scaled = split([np.exp(s) - 100 for s in normal], [np.exp(s) - 100 for s in anomalous])
-    assert auroc(scaled) == auroc(split(normal, anomalous))
-
-
-def test_curve_has_the_values_worked_out_by_hand():
+def test_curve_is_the_one_worked_out_by_hand():
     # from 1 (normal), 2 (both), 3 (anomalous): > 3, >= 3, > 2, >= 2, and all
     fpr, tpr = roc_curve(split([1, 2], [2, 3]))
     assert fpr.tolist() == [0, 0, 0, 0, 0.5, 1]
     assert tpr.tolist() == [0, 0, 0.5, 0.5, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("normal", "anomalous", "expected"),
+    [
+        # from 5: 2 / (1 + 3); from 3: 4 / (3 + 3); from 2: 6 / (4 + 3)
+        ([1, 4], [2, 3, 5], (6 / 7, 2)),
+        # an item on the threshold counts as anomalous
+        ([1, 1], [3, 3], (1, 3)),
+        # from 9: 2 / (1 + 2); from 1: 4 / (2 + 2 + 2): the lower of the two is taken
+        ([5, 5], [1, 9], (2 / 3, 1)),
+        # from 2: one true and two false positives: 2 / (3 + 1)
+        ([2, 2], [2], (1 / 2, 2)),
+    ],
+)
+def test_best_f1_and_its_threshold_are_those_worked_out_by_hand(normal, anomalous, expected):
+    assert best_f1(split(normal, anomalous)) == expected
+
+
+@pytest.mark.parametrize(
+    ("normal", "anomalous", "expected"),
+    [
+        # from 5: 1 of 1 is anomalous; from 3: 2 of 3; from 2: 3 of 4; recall grows by 1/3 at each
+        ([1, 4], [2, 3, 5], (1 / 1 + 2 / 3 + 3 / 4) / 3),
+        # tied items are taken together; from 3: 1 of 1, recall 1/3; from 2: 3 of 5, recall 1
+        ([2, 2], [2, 2, 3], 1 / 3 * 1 + 2 / 3 * 3 / 5),
+        ([5, 5, 5], [5], 1 / 4),
+        ([1, 2], [3, 4], 1),
+    ],
+)
+def test_average_precision_is_the_one_worked_out_by_hand(normal, anomalous, expected):
+    assert average_precision(split(normal, anomalous)) == pytest.approx(expected, abs=1e-12)
+
+
+# areas and F1, on any scores
+
+
 @on_many_examples
-@given(tied_scores, tied_scores)
-def test_curve_goes_from_0_0_to_1_1_and_never_back(normal, anomalous):
-    fpr, tpr = roc_curve(split(normal, anomalous))
+@given(labelled(st.integers(2, 20)))
+def test_areas_and_f1_are_those_of_sklearn(given):
+    labels, scores = given
+    order, parts = ranks(scores), sort_scores(labels, scores)
+    assert auroc(parts) == pytest.approx(roc_auc_score(labels, order), abs=1e-12)
+    precision = average_precision_score(labels, order)
+    assert average_precision(parts) == pytest.approx(precision, abs=1e-12)
+    precision, recall, _ = precision_recall_curve(labels, order)
+    # the last point has no threshold
+    f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision + recall, 1e-9)[:-1]
+    best, threshold = best_f1(parts)
+    assert best == pytest.approx(f1.max(), abs=1e-12)
+    assert best == pytest.approx(f1_score(labels, scores >= np.float32(threshold)), abs=1e-12)
+    # no lower score has it too
+    lower = [f1_score(labels, scores >= other) for other in scores[scores < threshold]]
+    assert all(f1 < best - 1e-12 for f1 in lower)
+
+
+@on_many_examples
+@given(labelled(st.integers(2, 20)))
+def test_curve_rises_through_the_points_of_all_thresholds(given):
+    labels, scores = given
+    fpr, tpr = roc_curve(sort_scores(labels, scores))
     assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
     assert (np.diff(fpr) >= 0).all()
     assert (np.diff(tpr) >= 0).all()
+    area = auroc(sort_scores(labels, scores))
+    assert np.trapezoid(tpr, fpr) == pytest.approx(area, abs=1e-12)
+    for threshold in np.unique(scores):
+        x, y = ((scores[labels == label] >= threshold).mean() for label in (False, True))
+        # where the curve is upright, y lies between its ends
+        at_x = tpr[np.isclose(fpr, x)] if np.isclose(fpr, x).any() else [np.interp(x, fpr, tpr)]
+        assert min(at_x) - 1e-12 <= y <= max(at_x) + 1e-12
 
 
 @on_many_examples
-@given(tied_scores, tied_scores)
-def test_area_under_the_curve_is_the_auroc(normal, anomalous):
-    scores = split(normal, anomalous)
-    fpr, tpr = roc_curve(scores)
-    assert np.trapezoid(tpr, fpr) == pytest.approx(auroc(scores), abs=1e-12)
+@given(labelled(st.integers(2, 20)))
+def test_areas_depend_on_the_order_of_the_scores_alone(given):
+    labels, scores = given
+    parts, order = sort_scores(labels, scores), sort_scores(labels, ranks(scores))
+    assert auroc(order) == auroc(parts)
+    assert average_precision(order) == average_precision(parts)
+    assert auroc(sort_scores(labels, -scores)) == pytest.approx(1 - auroc(parts), abs=1e-12)
+
+
+# aupro, by hand
+
+
+def one_row(mask: list, scores: list) -> tuple[np.ndarray, np.ndarray]:
+    """One image of one row, as masks and maps."""
+    return np.array([[mask]], dtype=bool), np.array([[scores]], dtype=np.float32)
+
+
+# two regions, {5} and {4, 2}, and the normal pixels 3, 1, 0; (FPR, PRO) from
+# 5: (0, (1 + 0) / 2), 4: (0, (1 + 1/2) / 2), 3: (1/3, 3/4), 2: (1/3, 1), 1: (2/3, 1), 0: (1, 1)
+TWO_REGIONS = one_row([1, 0, 1, 1, 0, 0], [5, 3, 4, 2, 1, 0])
+# from (0, 0) straight to (1/2, 1), level from there on
+SLANTED = one_row([1, 0, 0], [3, 3, 1])
+
+
+@pytest.mark.parametrize(
+    ("scored", "fpr_limit", "expected"),
+    [
+        # 1/3 * 3/4 + 2/3 * 1
+        (TWO_REGIONS, 1, 11 / 12),
+        # the limit cuts a level segment: 1/3 * 3/4 + 1/6 * 1, over 1/2
+        (TWO_REGIONS, 0.5, 5 / 6),
+        # the limit is at a threshold: half of the normal pixels reach 2, and the anomalous 1 is
+        # found after that; 1/2 * 1/2, over 1/2
+        (one_row([0, 1, 1, 0], [2, 1, 3, 0]), 0.5, 1 / 2),
+        # 1/2 * 1/2 * 1 + 1/2 * 1
+        (SLANTED, 1, 3 / 4),
+        # the limit cuts the slanted step, which is 1/2 high at 1/4: 1/2 * 1/4 * 1/2, over 1/4
+        (SLANTED, 0.25, 1 / 4),
+        # found before any normal pixel, and after all
+        (one_row([1, 0, 1, 0], [4, 2, 3, 1]), 0.3, 1),
+        (one_row([1, 0, 1, 0], [1, 3, 2, 4]), 1, 0),
+        # constant maps give the diagonal: limit * limit / 2, over the limit
+        (one_row([1, 0, 1, 0, 0], [7] * 5), 0.1, 0.05),
+        # a region of one pixel is found, one of 17 is missed: both weigh the same
+        (one_row([1, 0, *[1] * 17], [9, 5, *[1] * 17]), 0.3, 1 / 2),
+        # infinity is tied as in the slanted step, -infinity comes last
+        (one_row([1, 0, 0], [np.inf, np.inf, -np.inf]), 1, 3 / 4),
+    ],
+)
+def test_aupro_is_the_one_worked_out_by_hand(scored, fpr_limit, expected):
+    assert aupro(*scored, fpr_limit) == pytest.approx(expected, abs=1e-12)
+    masks, maps = scored
+    assert aupro(masks.astype(np.uint8), maps, fpr_limit) == aupro(*scored, fpr_limit)
+
+
+def test_limit_is_0_3_unless_given():
+    # the slanted step is 3/5 high at 3/10: 1/2 * 3/10 * 3/5, over 3/10
+    assert aupro(*SLANTED) == pytest.approx(0.3, abs=1e-12)
+
+
+def test_diagonal_neighbours_are_one_region():
+    masks = np.array([[[1, 0, 0, 1], [0, 1, 0, 0]]], dtype=bool)
+    # the two on the diagonal are above all normal pixels, the third is below all
+    maps = np.array([[[9, 5, 5, 1], [5, 8, 5, 5]]], dtype=np.float32)
+    # one region found, one missed; three regions would give 2/3
+    assert aupro(masks, maps) == 0.5
+
+
+def test_pixels_in_the_same_place_of_two_images_are_two_regions():
+    masks = np.array([[[1, 0, 0]], [[1, 0, 1]]], dtype=bool)
+    maps = np.array([[[9, 5, 5]], [[9, 5, 1]]], dtype=np.float32)
+    # two regions found, one missed; joined over the images they would give 1/2
+    assert aupro(masks, maps) == pytest.approx(2 / 3, abs=1e-12)
+
+
+def test_normal_pixels_of_all_images_count():
+    # 2 is anomalous; 3 beside it, 1 and 0 in a good image: 1/3 of the normal pixels are above
+    masks = np.array([[[1, 0]], [[0, 0]]], dtype=bool)
+    maps = np.array([[[2, 3]], [[1, 0]]], dtype=np.float32)
+    assert aupro(masks, maps, fpr_limit=1) == pytest.approx(2 / 3, abs=1e-12)
+
+
+@pytest.mark.parametrize("fpr_limit", [0, -0.1, 1.001, np.inf, np.nan])
+def test_limit_outside_0_to_1_is_refused(fpr_limit):
+    with pytest.raises(ValueError, match=f"fpr_limit is {fpr_limit}; it must be above 0 and at"):
+        aupro(*TWO_REGIONS, fpr_limit=fpr_limit)
+
+
+# aupro, on any maps
 
 
 @on_many_examples
-@given(tied_scores, tied_scores)
-def test_curve_passes_all_points_of_all_thresholds(normal, anomalous):
-    fpr, tpr = roc_curve(split(normal, anomalous))
-    labels, scores = flat(normal, anomalous)
-    thresholds = np.unique(scores)
-    assert len(thresholds) > 0
-    for threshold in thresholds:
-        x = (scores[labels == 0] >= threshold).mean()
-        y = (scores[labels == 1] >= threshold).mean()
-        # the curve may be upright at x: y must lie between its ends there
-        at_x = np.isclose(fpr, x)
-        low = tpr[at_x].min() if at_x.any() else np.interp(x, fpr, tpr)
-        high = tpr[at_x].max() if at_x.any() else np.interp(x, fpr, tpr)
-        assert low - 1e-12 <= y <= high + 1e-12
+@given(scored_masks(), LIMITS)
+def test_aupro_is_that_of_the_naive_reference(scored, fpr_limit):
+    expected = naive_aupro(*scored, fpr_limit)
+    assert aupro(*scored, fpr_limit) == pytest.approx(expected, abs=1e-9)
 
 
-def test_best_f1_and_its_threshold_are_those_worked_out_by_hand():
-    # anomalous 2 3 5, normal 1 4: from 5: 2 / (1 + 3); from 3: 4 / (3 + 3); from 2: 6 / (4 + 3)
-    assert best_f1(split([1, 4], [2, 3, 5])) == (6 / 7, 2)
-
-
-def test_item_on_the_threshold_counts_as_anomalous():
-    f1, threshold = best_f1(split([1, 1], [3, 3]))
-    assert (f1, threshold) == (1, 3)
-
-
-def test_lowest_of_equally_good_thresholds_is_taken():
-    # from 9: 2 / (1 + 2); from 1: 4 / (2 + 2 + 2); both 2 / 3
-    assert best_f1(split([5, 5], [1, 9])) == (2 / 3, 1)
-
-
-def test_tie_of_normal_and_anomalous_counts_as_false_positive():
-    # from 2: one true and two false positives: 2 / (3 + 1)
-    assert best_f1(split([2, 2], [2])) == (0.5, 2)
+@pytest.mark.parametrize("levels", [4, 40, 1e6], ids=["4 scores", "40 scores", "continuous"])
+def test_aupro_of_larger_maps_is_that_of_the_naive_reference(levels):
+    rng = np.random.default_rng(0)
+    masks = rng.random((4, 12, 17)) < 0.15
+    maps = np.round((rng.random(masks.shape) + 0.4 * masks) * levels).astype(np.float32)
+    expected = naive_aupro(masks, maps, 0.3)
+    assert 0 < expected < 1
+    assert aupro(masks, maps) == pytest.approx(expected, abs=1e-9)
 
 
 @on_many_examples
-@given(tied_scores, tied_scores)
-def test_best_f1_is_that_of_sklearn(normal, anomalous):
-    precision, recall, _ = precision_recall_curve(*flat(normal, anomalous))
-    # the last point has no threshold
-    expected = 2 * precision[:-1] * recall[:-1] / np.maximum(precision + recall, 1e-9)[:-1]
-    f1, _ = best_f1(split(normal, anomalous))
-    assert f1 == pytest.approx(expected.max(), abs=1e-12)
+@given(scored_masks(), LIMITS)
+def test_aupro_depends_on_the_order_of_the_scores_alone(scored, fpr_limit):
+    masks, maps = scored
+    expected = aupro(masks, maps, fpr_limit)
+    assert aupro(masks, ranks(maps), fpr_limit) == expected
+    backwards = aupro(masks[::-1], maps[::-1], fpr_limit)
+    assert backwards == pytest.approx(expected, abs=1e-12)
 
 
 @on_many_examples
-@given(tied_scores, tied_scores)
-def test_threshold_is_the_lowest_score_of_the_best_f1(normal, anomalous):
-    assert best_f1(split(normal, anomalous)) == slow_best_f1(normal, anomalous)
+@given(arrays(np.float32, (2, 3, 4), elements=TIED))
+def test_whole_area_for_one_region_is_the_auroc(maps):
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[0, :2, 1:3] = True
+    expected = auroc(sort_scores(masks, maps))
+    assert aupro(masks, maps, fpr_limit=1) == pytest.approx(expected, abs=1e-12)
+
+
+def test_pixels_sorted_before_are_not_sorted_again(monkeypatch):
+    pixels = sort_scores(*TWO_REGIONS)
+    expected = aupro(*TWO_REGIONS)
+    monkeypatch.setattr(metrics, "sort_scores", lambda *_: pytest.fail("sorted again"))
+    assert aupro(*TWO_REGIONS, pixels=pixels) == expected
+
+
+def test_inputs_stay_as_they_are():
+    masks, maps = (array.copy() for array in TWO_REGIONS)
+    pixels = sort_scores(masks, maps)
+    before = [array.copy() for array in pixels]
+    for function in (auroc, roc_curve, best_f1, average_precision):
+        function(pixels)
+    aupro(masks, maps, pixels=pixels)
+    for array, expected in zip((masks, maps, *pixels), (*TWO_REGIONS, *before), strict=True):
+        np.testing.assert_array_equal(array, expected)

@@ -1,200 +1,108 @@
-from collections.abc import Callable
-from pathlib import Path
-from types import SimpleNamespace
-
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from tests.naive import naive_anomaly_maps, naive_auroc, naive_maps
-from utils.backbone import draw_channels, load_network
-from utils.features import FeatureExtractor
-from utils.metrics import auroc, sort_scores
-from utils.padim import PaDiM, image_scores
+from tests.naive import naive_distances, naive_embeddings, naive_maps
+from tests.samples import draw_layers
+from utils.padim import PaDiM, enlarge, image_scores
 
-FEW_CHANNELS = [400, 3, 70, 150, 63, 200, 64, 447]
-
-
-def random_images(n: int, height: int = 64, width: int = 64, seed: int = 0) -> Tensor:
-    """Noise of a few pixels' grain, which the network does not average away."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randint(256, (n, 3, height // 8, width // 8), generator=generator)
-    fine = torch.randint(-20, 20, (n, 3, height, width), generator=generator)
-    coarse = coarse.repeat_interleave(8, dim=2).repeat_interleave(8, dim=3)
-    return (coarse + fine).clamp(0, 255).to(torch.uint8)
+GRIDS, SIZE = [(8, 12), (4, 6), (2, 3)], (64, 96)
+# the dual form is for up to 11 images, as the coarser layers have 5 + 6 channels
+in_both_forms = pytest.mark.parametrize("n", [6, 20], ids=["dual", "primal"])
 
 
-@pytest.fixture(scope="module")
-def extractor(random_weights: Callable[[str], Path]) -> FeatureExtractor:
-    return FeatureExtractor(
-        load_network("resnet18", random_weights("resnet18")), torch.device("cpu")
-    )
+def fit(layers: list[Tensor], sizes: list[int], **options) -> PaDiM:
+    """A model of all images, given in batches of these sizes."""
+    batches = zip(*(layer.split(sizes) for layer in layers), strict=True)
+    return PaDiM().fit(map(list, batches), len(layers[0]), **options)
 
 
-def fit(extractor: FeatureExtractor, channels: list[int], batches, n_train: int) -> PaDiM:
-    return PaDiM(channels).fit((extractor(images) for images in batches), n_train)
+@in_both_forms
+def test_maps_equal_the_naive_ones(n):
+    train, test = draw_layers(n, GRIDS), draw_layers(3, GRIDS, seed=1)
+    model = fit(train, [n - 4, 4])
+    assert model.gaussians.is_primal is (n == 20)
+    anomaly_maps = model.anomaly_maps(test, SIZE)
+    assert (anomaly_maps.dtype, anomaly_maps.shape) == (torch.float32, (3, *SIZE))
+    distances = naive_distances(naive_embeddings(train), naive_embeddings(test))
+    np.testing.assert_allclose(anomaly_maps, naive_maps(distances, SIZE), rtol=1e-4)
 
 
-def maps_of(model: PaDiM, extractor: FeatureExtractor, images: Tensor) -> np.ndarray:
-    return model.anomaly_maps(extractor(images), images.shape[2:])
+def test_a_model_gives_the_same_maps_again_and_leaves_the_features_as_they_are():
+    train, test = draw_layers(6, GRIDS), draw_layers(2, GRIDS, seed=1)
+    before = [layer.clone() for layer in test]
+    model = fit(train, [6])
+    assert torch.equal(model.anomaly_maps(test, SIZE), model.anomaly_maps(test, SIZE))
+    assert all(map(torch.equal, test, before))
 
 
-def model_with_distances(distances: Tensor) -> PaDiM:
-    """A model whose patches are at these distances (B, h, w), whatever the images are."""
-    model = PaDiM([0])
-    model.gaussians = SimpleNamespace(distances=lambda layers: distances)
-    return model
+def test_defect_is_found_where_it_is():
+    train, test = draw_layers(12, GRIDS), draw_layers(2, GRIDS, seed=1)
+    test[0][1, :, 5, 3] += 60
+    anomaly_maps = fit(train, [12]).anomaly_maps(test, SIZE)
+    assert anomaly_maps[1].max() > 3 * anomaly_maps[0].max()
+    row, column = np.unravel_index(int(anomaly_maps[1].argmax()), SIZE)
+    # a patch is 8 pixels wide, its two middle ones are equal
+    assert row in (8 * 5 + 3, 8 * 5 + 4)
+    assert column in (8 * 3 + 3, 8 * 3 + 4)
+
+
+@pytest.mark.parametrize(
+    ("grid", "size"), [((4, 6), (64, 96)), ((5, 3), (37, 50)), ((4, 4), (4, 4))]
+)
+def test_maps_are_enlarged_and_smoothed_like_the_naive_ones(grid, size):
+    distances = torch.rand(3, *grid, generator=torch.Generator().manual_seed(0))
+    before = distances.clone()
+    expected = naive_maps(distances.double().numpy(), size)
+    np.testing.assert_allclose(enlarge(distances, size), expected, rtol=1e-5)
+    assert torch.equal(distances, before)
 
 
 def test_constant_distances_stay_constant():
-    model = model_with_distances(torch.full((2, 4, 6), 3.7))
-    anomaly_maps = model.anomaly_maps({"layer1": torch.zeros(2, 1, 4, 4)}, (64, 96))
-    np.testing.assert_allclose(anomaly_maps, np.full((2, 64, 96), 3.7), rtol=1e-6)
-
-
-@pytest.mark.parametrize(("i", "j"), [(3, 5), (6, 1), (4, 4)])
-def test_peak_keeps_its_place(i, j):
-    distances = torch.ones(1, 8, 8)
-    distances[0, i, j] = 50
-    anomaly_maps = model_with_distances(distances).anomaly_maps(
-        {"layer1": torch.zeros(1, 1, 4, 4)}, (64, 64)
-    )
-    row, column = np.unravel_index(int(anomaly_maps[0].argmax()), (64, 64))
-    # a patch is 8 pixels wide, its two middle ones are equal
-    assert row in (8 * i + 3, 8 * i + 4)
-    assert column in (8 * j + 3, 8 * j + 4)
-
-
-def test_maps_are_enlarged_and_smoothed_like_the_naive_ones():
-    distances = torch.rand(3, 4, 6, generator=torch.Generator().manual_seed(0))
-    anomaly_maps = model_with_distances(distances).anomaly_maps(
-        {"layer1": torch.zeros(3, 1, 4, 4)}, (64, 96)
-    )
-    expected = naive_maps(distances.double().numpy(), (64, 96))
-    np.testing.assert_allclose(anomaly_maps, expected, rtol=1e-5)
-
-
-def test_single_image_has_a_map_of_its_own():
-    model = model_with_distances(torch.ones(1, 4, 6))
-    assert model.anomaly_maps({"layer1": torch.zeros(1, 1, 4, 4)}, (64, 96)).shape == (1, 64, 96)
-
-
-def test_maps_are_float32():
-    model = model_with_distances(torch.ones(1, 4, 4))
-    assert model.anomaly_maps({"layer1": torch.zeros(1, 1, 4, 4)}, (64, 64)).dtype == torch.float32
+    maps = enlarge(torch.full((2, 4, 6), 3.7), SIZE)
+    np.testing.assert_allclose(maps, np.full((2, *SIZE), 3.7), rtol=1e-6)
 
 
 def test_image_score_is_the_maximum_of_the_map():
     anomaly_maps = np.array([[[1, 5], [2, 3]], [[0, -1], [-2, -3]]], dtype=np.float32)
+    before = anomaly_maps.copy()
     assert image_scores(anomaly_maps).tolist() == [5, 0]
+    np.testing.assert_array_equal(anomaly_maps, before)
 
 
-def test_image_scores_leave_the_maps_as_they_are():
-    anomaly_maps = np.arange(8.0).reshape(2, 2, 2)
-    image_scores(anomaly_maps)
-    assert anomaly_maps.ravel().tolist() == list(range(8))
+@in_both_forms
+def test_held_out_maps_are_those_of_a_fit_without_the_image(n):
+    train = draw_layers(n, GRIDS)
+    held_out = [0, 3, n - 1]
+    found = fit(train, [2] * (n // 2), held_out=held_out).held_out_maps(SIZE)
+    assert (found.dtype, found.shape) == (np.float32, (3, *SIZE))
+    embeddings = naive_embeddings(train)
+    for anomaly_map, i in zip(found, held_out, strict=True):
+        others = np.delete(embeddings, i, axis=0)
+        distances = naive_distances(others, embeddings[[i]], eps=0.01 * (n - 1) / (n - 2))
+        np.testing.assert_allclose(anomaly_map, naive_maps(distances, SIZE)[0], rtol=2e-3)
 
 
-def test_maps_leave_the_distances_as_they_are():
-    distances = torch.rand(1, 4, 4)
-    before = distances.clone()
-    # at the distances' own size nothing is enlarged
-    model_with_distances(distances).anomaly_maps({"layer1": torch.zeros(1, 1, 4, 4)}, (4, 4))
-    assert torch.equal(distances, before)
+@pytest.mark.parametrize(("n", "count"), [(2, 0), (3, 3)])
+def test_without_two_other_images_nothing_is_held_out(n, count):
+    held_out_maps = fit(draw_layers(n, GRIDS), [n]).held_out_maps(SIZE)
+    assert held_out_maps.shape == (count, *SIZE)
 
 
-def test_fit_gives_back_the_model(extractor):
-    model = PaDiM(FEW_CHANNELS)
-    assert model.fit([extractor(random_images(3))], 3) is model
+def test_held_out_images_are_those_that_thresholds_are_found_with(monkeypatch):
+    monkeypatch.setattr("utils.padim.choose_held_out", lambda n: [n - 1])
+    model = fit(draw_layers(20, GRIDS), [20])
+    expected = fit(draw_layers(20, GRIDS), [20], held_out=[19]).held_out_maps(SIZE)
+    np.testing.assert_array_equal(model.held_out_maps(SIZE), expected)
 
 
-@pytest.mark.parametrize(
-    ("n_train", "channels", "primal"),
-    [(6, draw_channels("resnet18"), False), (20, FEW_CHANNELS, True)],
-)
-def test_maps_equal_those_of_the_naive_pipeline(extractor, n_train, channels, primal):
-    train, test = random_images(n_train, 64, 96), random_images(3, 64, 96, seed=1)
-    model = fit(extractor, channels, train.split(4), n_train)
-    assert model.gaussians.is_primal is primal
-    anomaly_maps = maps_of(model, extractor, test)
-    features = [list(extractor(images).values()) for images in (train, test)]
-    expected = naive_anomaly_maps(*features, channels, (64, 96))
-    # float32 against float64 from the features on
-    np.testing.assert_allclose(anomaly_maps, expected, rtol=1e-4)
+def test_fit_returns_the_model():
+    model = PaDiM()
+    assert model.fit([draw_layers(3, GRIDS)], 3) is model
+    assert model.n_train == 3
 
 
-@pytest.mark.parametrize("sizes", [[1] * 6, [4, 2]])
-def test_batch_size_has_no_effect(extractor, sizes):
-    train, test = random_images(6), random_images(6, seed=1)
-    at_once = maps_of(fit(extractor, FEW_CHANNELS, [train], 6), extractor, test)
-    model = fit(extractor, FEW_CHANNELS, train.split(sizes), 6)
-    in_parts = np.concatenate([maps_of(model, extractor, images) for images in test.split(sizes)])
-    # the network's float32 sums depend on the batch size
-    np.testing.assert_allclose(in_parts, at_once, rtol=1e-3)
-
-
-def test_images_are_not_modified(extractor):
-    train, test = random_images(3), random_images(2, seed=1)
-    before = train.clone(), test.clone()
-    maps_of(fit(extractor, FEW_CHANNELS, [train], 3), extractor, test)
-    assert torch.equal(train, before[0])
-    assert torch.equal(test, before[1])
-
-
-def test_fit_may_be_followed_by_any_number_of_maps(extractor):
-    test = random_images(2, seed=1)
-    model = fit(extractor, FEW_CHANNELS, [random_images(4)], 4)
-    np.testing.assert_array_equal(maps_of(model, extractor, test), maps_of(model, extractor, test))
-
-
-def test_defect_is_found_where_it_is(extractor):
-    train, test = (random_images(1, 96, 96).repeat(n, 1, 1, 1) for n in (12, 2))
-    rng = torch.Generator().manual_seed(1)
-    noise = torch.randint(0, 8, (14, 3, 96, 96), generator=rng, dtype=torch.uint8)
-    train, test = (train // 2 + noise[:12]), (test // 2 + noise[12:])
-    test[1, :, 32:64, 48:80] = 255
-    maps = maps_of(fit(extractor, FEW_CHANNELS, [train], 12), extractor, test)
-    row, column = np.unravel_index(int(maps[1].argmax()), (96, 96))
-    # up to a pair of patches beside it, whose receptive fields reach into it
-    assert 24 <= row < 72
-    assert 40 <= column < 88
-    masks = np.zeros((2, 96, 96), dtype=bool)
-    masks[1, 32:64, 48:80] = True
-    scores = sort_scores(masks, maps)
-    assert auroc(scores) == pytest.approx(naive_auroc(masks, maps), abs=1e-12)
-    assert auroc(scores) > 0.9
-
-
-@pytest.mark.parametrize("n_train", [0, 1])
-def test_fewer_than_two_images_are_refused(extractor, n_train):
-    with pytest.raises(ValueError, match=f"at least 2 training images; got {n_train}"):
-        fit(extractor, FEW_CHANNELS, [random_images(1)][:n_train], n_train)
-
-
-def random_features(n: int) -> dict[str, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    sizes = {"layer1": (64, 8, 8), "layer2": (128, 4, 4), "layer3": (256, 2, 2)}
-    return {name: torch.randn(n, *size, generator=generator) for name, size in sizes.items()}
-
-
-def test_held_out_maps_are_those_of_a_fit_without_the_image():
-    features, n, size = random_features(30), 30, (32, 32)
-    channels = [3, 70, 200]
-    model = PaDiM(channels).fit([features], n, held_out=[4, 20])
-    maps = model.held_out_maps(size)
-    assert maps.shape == (2, *size)
-    for held_out, i in zip(maps, (4, 20), strict=True):
-        others = {k: torch.cat([v[:i], v[i + 1 :]]) for k, v in features.items()}
-        alone = {k: v[[i]] for k, v in features.items()}
-        expected = PaDiM(channels).fit([others], n - 1).anomaly_maps(alone, size)[0]
-        # eps of the two differs by a 28th
-        np.testing.assert_allclose(held_out, expected, rtol=2e-3)
-
-
-def test_held_out_maps_do_not_depend_on_the_batches():
-    features, n, size = random_features(12), 12, (32, 32)
-    parts = [{k: v[i : i + 5] for k, v in features.items()} for i in range(0, n, 5)]
-    whole = PaDiM([3, 70]).fit([features], n, held_out=[0, 4, 5, 11]).held_out_maps(size)
-    split = PaDiM([3, 70]).fit(parts, n, held_out=[0, 4, 5, 11]).held_out_maps(size)
-    np.testing.assert_allclose(split, whole, rtol=1e-4)
+def test_fewer_than_two_images_are_refused():
+    with pytest.raises(ValueError, match="at least 2 training images; got 1"):
+        fit(draw_layers(1, GRIDS), [1])

@@ -1,25 +1,22 @@
 import numpy as np
 import pytest
 
-from utils.thresholds import (
-    HELD_OUT,
-    choose_held_out,
-    find_thresholds,
-)
+from utils.thresholds import MOST_HELD_OUT, choose_held_out, find_thresholds
 
 
 def maps(scores):
     """Maps (n, 2, 2) whose highest pixels are the scores and whose others are 0."""
-    found = np.zeros((len(scores), 2, 2), dtype=np.float32)
-    found[:, 1, 0] = scores
-    return found
+    anomaly_maps = np.zeros((len(scores), 2, 2), dtype=np.float32)
+    anomaly_maps[:, 1, 0] = scores
+    return anomaly_maps
 
 
-def test_image_threshold_lets_the_rate_of_good_images_pass():
+def test_image_threshold_is_at_the_target_rate():
     # 199 scores: 2 of the 200 ranks are 1 %, one of them above all; so 1 score is flagged
     thresholds = find_thresholds(maps(np.arange(1, 200)), target_fpr=0.01)
     assert (thresholds.good_scores >= thresholds.image).sum() == 1
     assert thresholds.image == pytest.approx(198, rel=1e-6)
+    assert (thresholds.target_fpr, thresholds.image_fpr) == (0.01, 0.01)
     assert thresholds.caveat is None
 
 
@@ -33,7 +30,7 @@ def test_too_few_images_give_their_highest_score_and_a_caveat():
     )
 
 
-def test_good_images_reach_the_threshold_at_the_target_rate():
+def test_new_good_images_reach_the_threshold_at_the_target_rate():
     rng = np.random.default_rng(0)
     rates = []
     for _ in range(300):
@@ -54,14 +51,25 @@ def test_equal_pixels_are_all_good():
     assert thresholds.image > 7
 
 
-def test_fraction_below_counts_good_scores():
+def test_without_held_out_images_there_are_no_thresholds():
+    assert find_thresholds(np.empty((0, 2, 2), dtype=np.float32), target_fpr=0.01) is None
+
+
+def test_fraction_below_counts_lower_good_scores():
     thresholds = find_thresholds(maps([4, 2, 1, 3]), target_fpr=0.5)
+    assert thresholds.good_scores.tolist() == [1, 2, 3, 4]
     assert [thresholds.fraction_below(s) for s in (0.5, 2, 2.5, 9)] == [0, 0.25, 0.5, 1]
 
 
-@pytest.mark.parametrize(("n", "count"), [(3, 3), (HELD_OUT, HELD_OUT), (1000, HELD_OUT)])
+@pytest.mark.parametrize(
+    ("n", "count"), [(3, 3), (MOST_HELD_OUT, MOST_HELD_OUT), (1000, MOST_HELD_OUT)]
+)
 def test_held_out_images_are_spread_evenly(n, count):
     chosen = choose_held_out(n)
     assert len(chosen) == len(set(chosen)) == count
     assert (chosen[0], chosen[-1]) == (0, n - 1)
     assert max(np.diff(chosen)) <= n // count + 1
+
+
+def test_of_two_images_none_is_held_out():
+    assert choose_held_out(2) == []

@@ -75,7 +75,8 @@ class FeatureExtractor(nn.Module):
         # filled part by part, as joining parts would take twice the memory
         features: list[Tensor] = []
         step = PER_THREAD * torch.get_num_threads()
-        for start in range(0, len(images), step):
+        # at least once, as features of no images have a shape too
+        for start in range(0, max(len(images), 1), step):
             part = slice(start, start + step)
             for number, layer in enumerate(self._extract(images[part])):
                 if number == len(features):

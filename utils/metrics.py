@@ -10,7 +10,6 @@ Detection Dataset", IJCV 129, 2021 (per-region overlap); upstream's main.py.
 from typing import NamedTuple
 
 import numpy as np
-from scipy import ndimage
 
 # names and titles, in the order of columns and tables
 METRICS = {
@@ -144,6 +143,9 @@ def aupro(
         UndefinedMetricError: if there are only normal or only anomalous pixels.
         ValueError: if fpr_limit is outside (0, 1] or a score is NaN.
     """
+    # takes long to import, and few who import this module need a PRO curve
+    from scipy import ndimage
+
     assert masks.ndim == 3
     assert masks.shape == anomaly_maps.shape
     if not 0 < fpr_limit <= 1:

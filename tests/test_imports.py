@@ -1,0 +1,75 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from torchvision import models
+
+from utils.backbone import load_network
+from utils.system.imports import COMPILER, import_torchvision_models, without_initial_values
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def output_of(code: str) -> list[str]:
+    """The lines that Python code prints in a process of its own."""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.splitlines()
+
+
+def test_torchvision_imports_the_compiler_only_to_ask_it():
+    code = (
+        "import sys\n"
+        "from utils.system.imports import import_torchvision_models\n"
+        "import_torchvision_models()\n"
+        "asks = sys.modules['torchvision.ops.roi_align'].is_compile_supported\n"
+        "print('torch._dynamo' in sys.modules)\n"
+        "answer = asks('cpu')\n"
+        "from torch._dynamo.utils import is_compile_supported\n"
+        "print(is_compile_supported is not asks, answer == is_compile_supported('cpu'))"
+    )
+    assert output_of(code) == ["False", "True True"]
+
+
+def test_a_compiler_that_is_imported_already_stays(monkeypatch):
+    compiler = ModuleType(COMPILER)
+    monkeypatch.setitem(sys.modules, COMPILER, compiler)
+    assert import_torchvision_models() is models
+    assert sys.modules[COMPILER] is compiler
+
+
+def test_main_imports_nothing_that_takes_long():
+    slow = {"torch", "torchvision", "scipy.ndimage", "skimage", "matplotlib.pyplot"}
+    assert output_of(f"import sys, main; print({slow} & set(sys.modules))") == ["set()"]
+
+
+def test_a_whole_run_imports_no_compiler(tree, random_weights, tmp_path):
+    command = [
+        *(sys.executable, ROOT / "main.py", "--data_path", tree, "--class_name", "bolt"),
+        *("--arch", "resnet18", "--weights", random_weights("resnet18")),
+        *("--save_path", tmp_path / "out", "--figures", "1"),
+    ]
+    environment = os.environ | {"PYTHONPROFILEIMPORTTIME": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert {"torch", "torchvision.models", "utils.report.report"} <= imported
+    assert not {"torch._dynamo", "sympy"} & imported
+
+
+def test_loading_a_network_draws_no_random_numbers(random_weights):
+    path = random_weights("resnet18")
+    before = torch.get_rng_state()
+    load_network("resnet18", path)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_initial_values_are_left_out_only_inside():
+    tensor = torch.zeros(3)
+    with without_initial_values():
+        assert torch.equal(tensor.normal_(), torch.zeros(3))
+        assert torch.equal(tensor.uniform_(1, 2), torch.zeros(3))
+        assert torch.equal(tensor + 1, torch.ones(3))
+    assert not torch.equal(tensor.normal_(), torch.zeros(3))

@@ -1,0 +1,159 @@
+import hashlib
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from utils.weights import file_sha256, read_state_dict, select_tensors, tensors_sha256
+
+
+@pytest.fixture
+def network() -> nn.Module:
+    return nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+
+
+def save(content: object, path: Path) -> Path:
+    torch.save(content, path)
+    return path
+
+
+def select(network: nn.Module, changes: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Select from the network's tensors, some of which are replaced."""
+    return select_tensors(network.state_dict() | changes, network, "resnet18", "weights x.pth")
+
+
+def test_tensors_of_a_file_are_read(network, tmp_path):
+    found = read_state_dict(save(network.state_dict(), tmp_path / "x.pth"))
+    assert found.keys() == network.state_dict().keys()
+    assert torch.equal(found["0.weight"], network[0].weight)
+
+
+def test_tensors_are_float32_without_gradients_and_without_others(network):
+    half = network[0].weight.detach().half().requires_grad_()
+    found = select(network, {"0.weight": half, "fc.weight": torch.zeros(3)})
+    names = [k for k in network.state_dict() if k != "1.num_batches_tracked"]
+    assert list(found) == names
+    assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+    assert not any(tensor.requires_grad for tensor in found.values())
+    assert torch.equal(found["0.weight"], half.detach().float())
+
+
+def test_state_dict_without_batch_counts_is_taken(network):
+    old = network.state_dict()
+    del old["1.num_batches_tracked"]
+    assert select_tensors(old, network, "resnet18", "x").keys() == old.keys()
+
+
+def test_missing_tensors_are_listed(network):
+    message = (
+        r"weights x\.pth do not fit resnet18: missing 0\.weight, 1\.weight, 1\.bias, "
+        r"1\.running_mean, 1\.running_var and 2 more$"
+    )
+    with pytest.raises(ValueError, match=message):
+        select_tensors({}, network, "resnet18", "weights x.pth")
+
+
+def test_wrong_shape_is_refused(network):
+    message = r"do not fit resnet18: 2\.weight \(2, 4\) instead of \(2, 4, 1, 1\)$"
+    with pytest.raises(ValueError, match=message):
+        select(network, {"2.weight": torch.zeros(2, 4)})
+
+
+# torch means to remove quantised tensors
+@pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: torch.zeros(2).to_sparse(),
+        lambda: torch.zeros(2, dtype=torch.complex64),
+        lambda: torch.quantize_per_tensor(torch.zeros(2), 1, 0, torch.qint8),
+        lambda: torch.zeros(2, device="meta"),
+    ],
+    ids=["sparse", "complex", "quantised", "another device"],
+)
+def test_tensor_that_is_not_plain_is_refused(network, make):
+    with pytest.raises(ValueError, match=r"fit resnet18: 2\.bias are no plain tensors of numbers"):
+        select(network, {"2.bias": make()})
+
+
+@pytest.mark.parametrize(
+    "value", [torch.nan, torch.inf, 1e300], ids=["NaN", "infinite", "too large for float32"]
+)
+def test_value_that_is_not_finite_is_refused(network, value):
+    bias = torch.tensor([0, value], dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"x\.pth hold values that are not finite in 2\.bias$"):
+        select(network, {"2.bias": bias})
+
+
+@pytest.mark.parametrize("function", [read_state_dict, file_sha256])
+def test_missing_file_is_reported(tmp_path, function):
+    for path in (tmp_path / "none.pth", tmp_path):  # a folder is no file
+        with pytest.raises(FileNotFoundError, match=f"no file {path}; --weights takes"):
+            function(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04garbage", b"\x80\x02garbage."])
+def test_garbage_is_reported(tmp_path, content):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot read weights .*weights\.pth: damaged, or not a"):
+        read_state_dict(path)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_truncated_file_is_reported(tmp_path, zipped):
+    path = tmp_path / "weights.pth"
+    tensors = {"conv1.weight": torch.zeros(1000)}
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=r"cannot read weights .*weights\.pth: damaged"):
+        read_state_dict(path)
+
+
+def test_archive_is_refused_before_torch_unpacks_it(tmp_path, monkeypatch):
+    (tmp_path / "storages").write_bytes(b"")
+    with tarfile.open(tmp_path / "old.pth", "w") as archive:
+        archive.add(tmp_path / "storages", "storages")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch unpacks it"))
+    with pytest.raises(ValueError, match=r"old\.pth: damaged, or not a plain state dict \(TarErr"):
+        read_state_dict(tmp_path / "old.pth")
+
+
+class MakesFolder:
+    """Makes a folder when it is unpickled without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_code_in_a_file_is_not_run(tmp_path):
+    folder = tmp_path / "made"
+    path = save({"conv1.weight": MakesFolder(folder)}, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match="not a plain state dict"):
+        read_state_dict(path)
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("content", [{"state_dict": {"w": torch.zeros(1)}}, [torch.zeros(1)], 3])
+def test_file_without_a_state_dict_is_reported(tmp_path, content):
+    path = save(content, tmp_path / "weights.pth")
+    with pytest.raises(ValueError, match=r"weights\.pth hold no state dict of tensors; save the"):
+        read_state_dict(path)
+
+
+def test_hash_of_a_file_is_of_its_bytes(tmp_path):
+    (tmp_path / "x.pth").write_bytes(b"bytes")
+    assert file_sha256(tmp_path / "x.pth") == hashlib.sha256(b"bytes").hexdigest()
+
+
+def test_hash_of_tensors_is_of_their_names_and_values():
+    tensors = {"a": torch.arange(4.0).view(2, 2).T, "b": torch.zeros(1)}
+    values = torch.tensor([0.0, 2, 1, 3]).numpy().tobytes()
+    expected = hashlib.sha256(b"a" + values + b"b" + bytes(4)).hexdigest()
+    assert tensors_sha256(tensors) == expected
