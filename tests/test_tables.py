@@ -91,9 +91,10 @@ def test_notes_name_the_source_of_the_numbers_and_the_notes_of_the_classes():
 def test_comparison_shows_measured_classes_alone_and_counts_the_others(published):
     run = run_of(make_result("bottle", image_auroc=0.9905), make_result("grass"))
     table = comparison_table(run, "image_auroc", published)
-    assert list(table.columns) == ["class", "ours", "upstream", "Δ", "paper"]
+    # the paper has no class alone
+    assert list(table.columns) == ["class", "ours", "upstream", "Δ"]
     # 0.9905 - 0.996
-    assert cells(table) == {"bottle": ["0.991", "0.996", "−0.005", "–"]}
+    assert cells(table) == {"bottle": ["0.991", "0.996", "−0.005"]}
     assert table.notes[-1].startswith("Not measured here: 14 of the 15 classes;")
     assert PUBLISHED.as_posix() in table.notes[-1]
 
@@ -104,7 +105,8 @@ def test_comparison_of_all_classes_has_upstreams_rows_and_the_papers_means(publi
     assert [row[0] for row in table.rows] == [
         *(*mvtec.TEXTURES, "mean of textures", *mvtec.OBJECTS, "mean of objects", "mean of all")
     ]
-    assert cells(table)["mean of all"] == ["0.900", "–", "–", "0.901"]
+    assert list(table.columns) == ["class", "ours", "paper"]
+    assert cells(table)["mean of all"] == ["0.900", "0.901"]
     assert len(table.notes) == 1
 
 
@@ -126,7 +128,8 @@ def test_upstreams_mean_of_textures_is_what_the_caveat_says(published):
 
 
 def test_only_what_is_published_is_compared():
-    assert len(run_tables(run_of(make_result("bottle")))) == 4
+    # AUPRO is published as a mean alone
+    assert len(run_tables(run_of(make_result("bottle")))) == 3
     assert len(run_tables(run_of(make_result("brick")))) == 1
     assert len(run_tables(run_of(make_result("bottle"), arch="efficientnet_lite0"))) == 1
     # without masks there are no pixel metrics
@@ -176,9 +179,15 @@ def test_glance_shows_the_paper_where_it_has_all_classes(published):
     results = [make_result(name) for name in mvtec.CLASS_NAMES]
     _, paper, _ = glance_rows(run_of(*results, arch="wide_resnet50_2"), published)
     assert paper[0] == "wide_resnet50_2, published by the paper"
-    assert paper[1] == "–"
+    assert paper[1] == "0.953"  # of all classes alone, without their values
     assert float(paper[2]) == pytest.approx(0.975, abs=0.002)
-    assert paper[-1] == "all classes"
+    assert paper[-1] == "all 15 classes"
+
+
+def test_glance_ends_with_published_networks_that_were_not_measured(root):
+    rows = [row for row in glance(root / "results").splitlines() if "published by" in row]
+    archs = [row.split()[1].rstrip(",") for row in rows]
+    assert archs == ["resnet18", "wide_resnet50_2", "wide_resnet50_2"]
 
 
 # the command
@@ -202,14 +211,14 @@ def root(tmp_path, monkeypatch):
     return tmp_path
 
 
-def test_command_writes_tables_beside_every_run_and_both_readmes(root, capsys):
+def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, capsys):
     tables.run(argparse.Namespace())
-    written = [root / "results" / name / "tables.md" for name in ("measured/resnet18", "mine")]
+    written = [root / "results" / "measured" / "resnet18" / "tables.md"]
     written += [root / "results" / "README.md", root / "README.md"]
     assert capsys.readouterr().out.splitlines() == list(map(str, written))
-    measured, mine, all_of_them, at_a_glance = (path.read_text() for path in written)
-    assert measured.count("| bottle |") == 4
-    assert mine.count("| brick |") == 1
+    assert not (root / "results" / "mine" / "tables.md").exists()
+    measured, all_of_them, at_a_glance = (path.read_text() for path in written)
+    assert measured.count("| bottle |") == 3
     # of runs only the measured ones; half-written files of killed processes are left out
     assert all_of_them == (
         f"before\n{START}\n{measured}\ntext of studies/r/a.md\n\ntext of benchmark/benchmark.md\n\n"
@@ -219,7 +228,7 @@ def test_command_writes_tables_beside_every_run_and_both_readmes(root, capsys):
     assert at_a_glance.endswith(f"\n{GLANCE_END}after\n")
     assert at_a_glance.count("| resnet18, ") == 2
     tables.run(argparse.Namespace())
-    assert [path.read_text() for path in written] == [measured, mine, all_of_them, at_a_glance]
+    assert [path.read_text() for path in written] == [measured, all_of_them, at_a_glance]
 
 
 @pytest.mark.parametrize(
@@ -228,7 +237,7 @@ def test_command_writes_tables_beside_every_run_and_both_readmes(root, capsys):
         ("README.md", b"nothing", "README.md has lost the lines <!-- results at a glance"),
         ("results/README.md", END.encode() + START.encode(), "results/README.md has lost the"),
         ("results/README.md", b"\xff", "results/README.md is damaged: no text in UTF-8"),
-        ("results/mine/metrics.json", b"{}", "mine/metrics.json is damaged"),
+        ("results/measured/resnet18/metrics.json", b"{}", "resnet18/metrics.json is damaged"),
         ("results/measured/studies/r/a.md", b"\xff", "a.md is damaged"),
     ],
 )

@@ -32,6 +32,7 @@ OPENING = disk(4)  # upstream; removes specks from the drawn mask only, metrics 
 BOUNDARY_COLOUR = (255, 0, 0)  # upstream
 STRIP = 256  # rows of an overlay that are coloured at once; affects memory only
 ROC_SIZE = (2000, 1000)  # upstream; width and height in pixels
+MOST_NAMED = 20  # curves in the legend of the ROC figure
 ROC_STEPS = 2000  # resolution of a drawn curve, in x and in y
 # pixels around and between the panels, above them for the titles, right of them for the bar
 MARGIN, TITLES, COLOUR_BAR = 12, 52, 84
@@ -144,7 +145,9 @@ def _write(frame: np.ndarray, norm: Normalize, threshold: float | None, item: Lo
         left = MARGIN + i * (width + MARGIN)
         pixels[-MARGIN - height : -MARGIN, left : left + width] = panel
     figure = Image.fromarray(pixels)
-    ImageDraw.Draw(figure).text((MARGIN, 8), item.title, fill="black", font=_title_font())
+    path, title = _find_font(item.title)
+    font = ImageFont.truetype(path, FONT_SIZE * DPI / 72)
+    ImageDraw.Draw(figure).text((MARGIN, 8), title, fill="black", font=font)
     with replacing(item.path) as temporary:
         figure.save(temporary, compress_level=1)
     return item.path
@@ -173,12 +176,6 @@ def _draw_frame(
         axes.axhline(threshold, color="black", linewidth=1.5)
     canvas.draw()
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
-
-
-@cache
-def _title_font() -> ImageFont.FreeTypeFont:
-    """The font of the panel titles, as a file that comes with matplotlib."""
-    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), FONT_SIZE * DPI / 72)
 
 
 def _panel_pixels(
@@ -215,17 +212,15 @@ def _black_and_white(mask: np.ndarray) -> np.ndarray:
     return (mask[..., None] * 255).astype(np.uint8)
 
 
-def _plain(name: str) -> str:
-    """The name as text that matplotlib can draw and does not read as a formula."""
-    return printable(name).replace("$", r"\$")
-
-
 def _plot_roc_panel(axes: Axes, level: str, curves: Curves) -> None:
     defined = {name: curve for name, curve in curves.items() if curve is not None}
-    for class_name, curve in defined.items():
-        label = f"{_plain(class_name)} {level} ROCAUC: {curve.auroc:.3f}"
-        axes.plot(curve.fpr, curve.tpr, label=label)
-    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="chance")
+    named = list(defined)
+    if len(named) > MOST_NAMED:
+        named = sorted(named, key=lambda name: defined[name].auroc)[:MOST_NAMED]
+        for curve in defined.values():
+            axes.plot(curve.fpr, curve.tpr, color="0.8", linewidth=0.8)
+    lines = [axes.plot(defined[name].fpr, defined[name].tpr)[0] for name in named]
+    lines += axes.plot([0, 1], [0, 1], color="grey", linestyle="--")
     mean = np.mean([curve.auroc for curve in defined.values()]) if defined else np.nan
     axes.set(
         title=f"Average {level} ROCAUC: {mean:.3f}" if defined else f"no {level} ROCAUC",
@@ -233,4 +228,39 @@ def _plot_roc_panel(axes: Axes, level: str, curves: Curves) -> None:
         ylabel="True positive rate",
         aspect="equal",
     )
-    axes.legend(loc="lower right")
+    title = f"the lowest {MOST_NAMED} of {len(defined)}" if len(defined) > MOST_NAMED else None
+    # the texts come later: matplotlib leaves out a label that begins with an underscore
+    legend = axes.legend(lines, ["?"] * len(lines), loc="lower right", title=title)
+    names = [f"{name} {level} ROCAUC: {defined[name].auroc:.3f}" for name in named]
+    for entry, name in zip(legend.get_texts(), [*names, "chance"], strict=True):
+        path, text = _find_font(name)
+        entry.set_fontproperties(font_manager.FontProperties(fname=path, size=FONT_SIZE))
+        entry.set_text(text.replace("$", r"\$"))  # no formula
+
+
+@cache
+def _find_font(text: str) -> tuple[str, str]:
+    """A font file that has all characters of a text, and the text.
+
+    Characters that no installed font has are spelled out by their numbers, and so are bytes that
+    are not UTF-8. matplotlib brings the default font along.
+    """
+    text = printable(text)
+    default = font_manager.findfont("DejaVu Sans")
+    for path in (default, *font_manager.findSystemFonts(fontext="ttf")):
+        if _characters(path).issuperset(text):
+            return path, text
+    known = _characters(default)
+    return default, "".join(
+        c if c in known else c.encode("ascii", "backslashreplace").decode() for c in text
+    )
+
+
+@cache
+def _characters(font_path: str) -> frozenset[str]:
+    """The characters that a font has; none if it cannot be read."""
+    try:
+        glyphs = font_manager.get_font(font_path).get_charmap()
+        return frozenset(chr(c) for c, glyph in glyphs.items() if glyph and chr(c).isprintable())
+    except (OSError, RuntimeError):  # a kind of font that FreeType cannot read
+        return frozenset()
