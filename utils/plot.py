@@ -252,7 +252,7 @@ def _find_font(text: str) -> tuple[str, str]:
             return path, text
     known = _characters(default)
     return default, "".join(
-        c if c in known else c.encode("ascii", "backslashreplace").decode() for c in text
+        c if c in known else c.encode("unicode_escape").decode() for c in text
     )
 
 
