@@ -29,7 +29,7 @@ class Numbers:
         if index == 3 and self.error_at_3 is not None:
             raise self.error_at_3
         if index > 3 and self.error_at_3 is not None:
-            time.sleep(0.01)  # the error is seen while most of the items wait
+            time.sleep(0.01)  # the error is raised while most of the items wait
         return np.full((2, 2), index, dtype=np.uint8), index
 
 

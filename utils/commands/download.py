@@ -112,7 +112,9 @@ def run(args: argparse.Namespace) -> None:
         print(f"{args.data_path} holds all {len(complete)} classes: nothing to download")
         return
     if not args.accept_license:
-        raise ValueError(f"the licence of MVTec AD ({PAGE}) is to be accepted: --accept_license")
+        raise ValueError(
+            f"the licence of MVTec AD ({PAGE}) must be accepted: give --accept_license"
+        )
     install(args.data_path, release, args.archive, complete)
 
 
@@ -127,7 +129,7 @@ def find_complete(data_path: Path, counts: Mapping[str, Counts]) -> list[str]:
         difference = describe_difference(data_path, name, counts[name])
         if difference:
             raise ValueError(
-                f"{data_path / name} is there, but not as MVTec AD has it: {difference}; "
+                f"{data_path / name} is not MVTec AD's {name} as published: {difference}; "
                 "move it away or choose another --data_path"
             )
     return names
@@ -389,5 +391,5 @@ def _extract(archive: Path, folder: Path, skipped: Collection[str]) -> None:
                     tar.extract(member, folder, filter="data")
     except (tarfile.TarError, EOFError, lzma.LZMAError, zlib.error) as error:
         raise ValueError(
-            f"cannot unpack {archive}: {error}; nothing of it was kept, get it from {PAGE}"
+            f"cannot unpack {archive}: {error}; nothing was kept, get the archive from {PAGE}"
         ) from error
