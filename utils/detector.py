@@ -1,4 +1,4 @@
-"""Fit, score, save and load in a few lines of Python: a network together with a fitted class.
+"""PaDiM in a few lines of Python: fit, score, save and load a model together with its network.
 
     detector = Detector.fit(images, arch="resnet18")
     score, anomaly_map = detector.score(image)
@@ -7,7 +7,7 @@ Reference: Defard et al., arXiv 2011.08785.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -60,41 +60,29 @@ class Detector:
         """Fit PaDiM to good images, and find thresholds from them.
 
         Args:
-            images: 3 or more, each a PIL image or (H, W, 3) uint8 RGB. They may come from a
-                generator: each is kept only as the network sees it, in 150 kB by default.
+            images: 3 or more, each a PIL image or (H, W, 3) uint8 RGB. A generator saves memory:
+                only the preprocessed images are kept, 150 kB each by default.
             arch: a key of BACKBONES.
-            weights: state dict file; without it the published weights are taken.
-            preprocessing: of every image, also of those to be scored.
+            weights: state dict file; None takes the published weights.
+            preprocessing: of these images and of those to be scored.
             seed: of the draw of channels.
-            n_features: channels drawn; None draws as many as upstream.
+            n_features: channels to draw; None draws as many as upstream.
             precision: in which the network computes, a key of PRECISIONS.
             target_fpr: the rate of good images above the image threshold, in (0, 1).
             device: "auto", "cpu", "cuda" or "cuda:N".
-            name: of the class, in errors and in the file. The model's training_sha256 is that of
-                the images as the network sees them.
+            name: of the class, in errors and in the file.
 
         Raises:
-            OSError: if the weights cannot be had.
-            ValueError: if an argument or an image does not do.
+            OSError: if the weights cannot be read or downloaded.
+            ValueError: if an argument or an image is not acceptable.
         """
-        if arch not in BACKBONES:
-            raise ValueError(f"unknown arch {arch!r}; choose from {', '.join(BACKBONES)}")
-        if not 0 < target_fpr < 1:
-            raise ValueError(f"target_fpr {target_fpr} is no rate; give one between 0 and 1")
-        if precision not in PRECISIONS:
-            raise ValueError(
-                f"unknown precision {precision!r}; choose from {', '.join(PRECISIONS)}"
-            )
-        check_preprocessing(preprocessing)
+        _check_settings(arch, preprocessing, precision, target_fpr)
         channels = draw_channels(arch, seed, n_features)
-        extractor = _load_extractor(arch, weights, device, precision, channels)
+        extractor = load_extractor(arch, weights, device, precision, channels)
         prepared = _prepare_all(images, preprocessing, name)
-        n, size = len(prepared), prepared[0].shape[1:]
-        padim = PaDiM().fit((extractor(batch) for batch in _batches(prepared)), n)
-        thresholds = find_thresholds(padim.held_out_maps(size), target_fpr)
-        digest = hashlib.sha256()
-        for image in prepared:
-            digest.update(np.ascontiguousarray(image))
+        image_size = prepared[0].shape[1:]
+        good = (extractor(batch) for batch in _batches(prepared))
+        padim = PaDiM().fit(good, len(prepared))
         model = TrainedModel(
             class_name=name,
             arch=arch,
@@ -102,10 +90,10 @@ class Detector:
             weights_sha256=extractor.weights_sha256,
             precision=precision,
             preprocessing=preprocessing,
-            image_size=size,
-            training_sha256=digest.hexdigest(),
+            image_size=image_size,
+            training_sha256=_pixels_sha256(prepared),  # there are no names, sizes and times
             padim=padim,
-            thresholds=thresholds,
+            thresholds=find_thresholds(padim.held_out_maps(image_size), target_fpr),
         )
         return cls(extractor, model)
 
@@ -117,15 +105,16 @@ class Detector:
 
         Args:
             path: of the file.
-            weights: those that the model was made with; without them the published ones.
+            weights: the state dict file that the model was made with; None takes the published
+                weights.
             device: as in fit.
 
         Raises:
-            OSError: if the file or the weights cannot be had.
+            OSError: if the file or the weights cannot be read or downloaded.
             ValueError: if the file is damaged or was made with other weights.
         """
         model = load_model(Path(path), choose_device(device))
-        extractor = _load_extractor(model.arch, weights, device, model.precision, model.channels)
+        extractor = load_extractor(model.arch, weights, device, model.precision, model.channels)
         if extractor.weights_sha256 != model.weights_sha256:
             given = "the published weights" if weights is None else weights
             raise ValueError(
@@ -140,34 +129,34 @@ class Detector:
         save_model(Path(path), self.model, dtype)
 
     def score(self, image: Image.Image | np.ndarray) -> tuple[float, np.ndarray]:
-        """The raw score of an image, which is the maximum of its anomaly map, and the map.
+        """The raw anomaly score of an image and its anomaly map.
 
         Args:
             image: PIL image or (h, w, 3) uint8 RGB.
 
         Returns:
-            The score, and (H, W) float32 distances over the image as the network sees it;
-            datasets.images.uncrop lays them over the original.
+            The score, which is the maximum of the map, and the map: (H, W) float32 distances over
+            the preprocessed image. datasets.images.uncrop lays it over the original.
 
         Raises:
-            ValueError: if the image has another type or size than the model takes.
+            ValueError: if the model does not accept images of this type or size.
         """
         anomaly_map = self.score_batch(self.prepare(image)[None])[0]
         return float(anomaly_map.max()), anomaly_map
 
     def score_batch(self, images: np.ndarray) -> np.ndarray:
-        """The anomaly maps (B, H, W) float32 of (B, 3, H, W) uint8 images that prepare gave."""
+        """The anomaly maps (B, H, W) float32 of images (B, 3, H, W) that prepare returned."""
         anomaly_maps = self.model.padim.anomaly_maps(self.extractor(images), self.model.image_size)
         return anomaly_maps.numpy(force=True)
 
     def prepare(
         self, image: Image.Image | np.ndarray, name: Path | str = "the image"
     ) -> np.ndarray:
-        """An image as the network sees it, (3, H, W) uint8.
+        """The preprocessed image, (3, H, W) uint8.
 
         Args:
             image: as in score.
-            name: what it is called in errors.
+            name: what errors call it.
 
         Raises:
             ValueError: as in score.
@@ -184,17 +173,47 @@ class Detector:
         return prepare(image, self.model.preprocessing, name)
 
 
-def _load_extractor(
-    arch: str, weights: Path | str | None, device: str, precision: str, channels: list[int]
+def load_extractor(
+    arch: str,
+    weights: Path | str | None,
+    device: str,
+    precision: str = "float32",
+    channels: Sequence[int] | None = None,
 ) -> FeatureExtractor:
+    """The extractor of a network, from the names of network, weights and device.
+
+    Args:
+        arch: a key of BACKBONES.
+        weights: state dict file; None takes the published weights.
+        device: as in choose_device.
+        precision: as in FeatureExtractor.
+        channels: as in FeatureExtractor.
+
+    Raises:
+        OSError: if the weights cannot be read or downloaded.
+        ValueError: if the device does not exist or the weights do not fit the network.
+    """
+    chosen = choose_device(device)
     network = load_network(arch, None if weights is None else Path(weights))
-    return FeatureExtractor(network, choose_device(device), precision, channels)
+    return FeatureExtractor(network, chosen, precision, channels)
+
+
+def _check_settings(
+    arch: str, preprocessing: Preprocessing, precision: str, target_fpr: float
+) -> None:
+    """Refuse settings that the command line would not accept."""
+    for name, value, accepted in (("arch", arch, BACKBONES), ("precision", precision, PRECISIONS)):
+        if value not in accepted:
+            raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(accepted)}")
+    if not 0 < target_fpr < 1:
+        raise ValueError(f"target_fpr {target_fpr} is no rate; give one between 0 and 1")
+    check_preprocessing(preprocessing)
 
 
 def _prepare_all(
     images: Iterable[Image.Image | np.ndarray], preprocessing: Preprocessing, name: str
 ) -> list[np.ndarray]:
-    """All images as the network sees them, of one size."""
+    """The preprocessed images; refuse too few, and images of several sizes."""
     prepared = []
     for i, given in enumerate(images):
         title = f"image {i} of {name}"
@@ -212,11 +231,21 @@ def _prepare_all(
 
 
 def _batches(prepared: list[np.ndarray]) -> Iterator[np.ndarray]:
+    """The images in batches (B, 3, H, W)."""
     for start in range(0, len(prepared), BATCH_SIZE):
         yield np.stack(prepared[start : start + BATCH_SIZE])
 
 
+def _pixels_sha256(images: Iterable[np.ndarray]) -> str:
+    """SHA-256 of the pixels of all images."""
+    digest = hashlib.sha256()
+    for image in images:
+        digest.update(np.ascontiguousarray(image))
+    return digest.hexdigest()
+
+
 def _to_image(image: Image.Image | np.ndarray, name: Path | str) -> Image.Image:
+    """The image as a PIL image; refuse what is neither one nor an array of RGB."""
     if isinstance(image, Image.Image):
         return image
     if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.commands.options import add_option, make_folder
+from utils.commands.options import add_option
 from utils.detector import Detector
-from utils.features import LAYERS, FeatureExtractor, select_channels
+from utils.features import select_channels
 from utils.gaussian import Gaussians
 from utils.model_file import TrainedModel, model_bytes
 from utils.padim import enlarging, image_scores
-from utils.patches import Cells, Pyramid, cells_on
-from utils.system.files import replacing
+from utils.patches import Cells, cells_on
+from utils.system.files import make_folder, replacing
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 OPSET = 20  # torch's default; ONNX Runtime reads it since 1.17
@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options."""
+    """Add the command's options."""
     for name, help in (("model", "fitted class (.safetensors)"), ("onnx", "file to write (.onnx)")):
         add_option(parser, name, help, type=Path, required=True, metavar="FILE")
     add_option(
@@ -47,25 +47,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Export, compare, write.
+    """Export the model, compare the file with the suite, then give it its name.
 
     Raises:
-        ValueError: if packages are missing, the model cannot be exported, its weights are others,
-            or the graph's results differ; nothing is written then.
+        ValueError: if packages are missing, the model cannot be exported, it was made with other
+            weights, or the graph's results differ; nothing is written then.
         OSError: if a file cannot be read or written.
     """
     check_packages()
-    if args.onnx.suffix != ".onnx":
-        raise ValueError(f"--onnx takes a file name that ends in .onnx; got {args.onnx}")
-    if args.onnx.is_dir():
-        raise ValueError(f"{args.onnx} is a folder; choose another --onnx")
-    make_folder(args.onnx.parent, "--onnx")
+    check_path(args.onnx)
     detector = Detector.load(args.model, args.weights, "cpu")
-    extractor, model = detector.extractor, detector.model
-    check_model(model)
+    check_model(detector.model)
     with replacing(args.onnx) as temporary:
-        export(ExportedModel(extractor, model), model.image_size, temporary)
-        difference = compare(temporary, extractor, model)
+        export(ExportedModel(detector), detector.model.image_size, temporary)
+        difference = compare(temporary, detector)
         if not difference <= TOLERANCE:
             raise ValueError(
                 f"ONNX Runtime differs from the suite by {difference:.1e}, relative; at most "
@@ -77,10 +72,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def check_packages() -> None:
-    """Import what exporting needs beyond requirements.txt.
+    """Import the packages that only this command needs.
 
     Raises:
-        ValueError: if some of it is not installed.
+        ValueError: if one of them is not installed.
     """
     try:
         for name in PACKAGES:
@@ -91,8 +86,22 @@ def check_packages() -> None:
         ) from error
 
 
+def check_path(path: Path) -> None:
+    """Refuse a path to which no ONNX file can be written; make its folder.
+
+    Raises:
+        ValueError: if it has another suffix or is a folder.
+        OSError: if its folder cannot be written in.
+    """
+    if path.suffix != ".onnx":
+        raise ValueError(f"--onnx takes a file name that ends in .onnx; got {path}")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; choose another --onnx")
+    make_folder(path.parent, "--onnx")
+
+
 def check_model(model: TrainedModel) -> None:
-    """Refuse what a single ONNX file of float32 cannot hold.
+    """Refuse a model that a single ONNX file of float32 cannot hold.
 
     Raises:
         ValueError: if the Gaussians are too large, or the network computes in less than float32.
@@ -111,60 +120,60 @@ def check_model(model: TrainedModel) -> None:
 
 
 class ExportedModel(nn.Module):
-    """Images to scores and anomaly maps, all patches at once, in operators that ONNX has.
+    """Scores and anomaly maps of images, all patches at once, in operators that ONNX has.
 
     Args:
-        extractor: of the model's network, on the CPU.
-        model: on the CPU.
+        detector: on the CPU.
     """
 
-    def __init__(self, extractor: FeatureExtractor, model: TrainedModel) -> None:
+    def __init__(self, detector: Detector) -> None:
         super().__init__()
-        self.stages = extractor.stages
-        self.channels = model.padim.channels
-        blank = np.zeros((1, 3, *model.image_size), dtype=np.uint8)
-        grids = [layer.shape[2:] for layer in select_channels(extractor(blank), self.channels)]
-        self.grid = tuple(grids[0])
-        self.cells = cells_on(Pyramid.whole(grids), CPU)
+        model = detector.model
+        self.stages = detector.extractor.stages
+        self.channels = model.channels
         self.gaussians = model.padim.gaussians
+        self.grid = self.gaussians.grids[0]
+        self.cells = cells_on(self.gaussians.grids, CPU)
         for name, *sides in zip(("rows", "columns"), model.image_size, self.grid, strict=True):
             self.register_buffer(name, enlarging(*sides, CPU))
         self.eval()
+        # select_channels caches its indices: real ones, if it runs before the graph is traced
+        detector.score_batch(np.zeros((1, 3, *model.image_size), dtype=np.uint8))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (B,) and anomaly maps (B, H, W) of normalised images (B, 3, H, W)."""
         stem, *stages = self.stages
-        output, features = stem(images), {}
-        for name, stage in zip(LAYERS, stages, strict=True):
-            output = features[name] = stage(output)
-        # (B, d_l, h_l, w_l) to (h_l * w_l, d_l, B)
-        layers = select_channels(features, self.channels)
-        patches = [layer.flatten(2).permute(2, 1, 0) for layer in layers]
-        distances = measure(self.gaussians, patches, self.cells).mT.unflatten(1, self.grid)
-        anomaly_maps = self.rows @ distances @ self.columns.mT
+        output, layers = stem(images), []
+        for stage in stages:
+            output = stage(output)
+            layers.append(output)
+        distances = measure(self.gaussians, self.cells, select_channels(layers, self.channels))
+        anomaly_maps = self.rows @ distances.mT.unflatten(1, self.grid) @ self.columns.mT
         return anomaly_maps.amax(dim=(1, 2)), anomaly_maps
 
 
-def measure(gaussians: Gaussians, patches: Sequence[Tensor], cells: Cells) -> Tensor:
-    """As Gaussians.distances, of patches (P_l, d_l, B) per layer: (P, B)."""
+def measure(gaussians: Gaussians, cells: Cells, layers: Sequence[Tensor]) -> Tensor:
+    """The distances of Gaussians.distances without blocks: layers (B, d_l, h_l, w_l) to (P, B)."""
+    patches = [layer.flatten(2).permute(2, 1, 0) for layer in layers]  # (P_l, d_l, B)
     centred = [z - mean.mT for z, mean in zip(patches, gaussians.means, strict=True)]
     finest, *coarser = centred if len(centred) > 1 else (None, *centred)
 
-    def repeat(layers: Sequence[Tensor]) -> list[Tensor]:
-        return [z.index_select(0, own) for z, own in zip(layers, cells.parents, strict=True)]
+    def at_cells(values: Sequence[Tensor]) -> list[Tensor]:
+        """Of each coarser layer the patches that the cells repeat."""
+        return [z.index_select(0, index) for z, index in zip(values, cells.parents, strict=True)]
 
     if gaussians.is_primal:
-        whitened = gaussians.whitening @ torch.cat(repeat(coarser), dim=1)
+        whitened = gaussians.whitening @ torch.cat(at_cells(coarser), dim=1)
         squared = whitened.square().sum(dim=1)
     else:
         products = [x @ z for x, z in zip(gaussians.samples, coarser, strict=True)]
-        whitened = gaussians.whitening @ sum(repeat(products))
-        lengths = sum(repeat([z.square().sum(dim=1) for z in coarser]))
+        whitened = gaussians.whitening @ sum(at_cells(products))
+        lengths = sum(at_cells([z.square().sum(dim=1) for z in coarser]))
         squared = ((lengths - whitened.square().sum(dim=1)) / gaussians.eps).clamp(min=0)
     squared = squared.index_select(0, cells.of_patches)
     if finest is not None:
-        told = gaussians.loadings.mT @ whitened.index_select(0, cells.of_patches)
-        residual = gaussians.residual_whitening @ (finest - told)
+        conditional_mean = gaussians.loadings.mT @ whitened.index_select(0, cells.of_patches)
+        residual = gaussians.residual_whitening @ (finest - conditional_mean)
         squared = squared + residual.square().sum(dim=1)
     return squared.sqrt()
 
@@ -185,21 +194,23 @@ def export(module: nn.Module, size: Sequence[int], path: Path) -> None:
     onnx.save(program.model_proto, path)
 
 
-def compare(path: Path, extractor: FeatureExtractor, model: TrainedModel) -> float:
+def compare(path: Path, detector: Detector) -> float:
     """The largest relative difference of the file's scores and maps from the suite's.
 
-    Measured on images of noise. Not a number if one of the values is not.
+    It is measured on images of noise, and NaN if one of the values is.
     """
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    mean, std = detector.extractor.mean.numpy(), detector.extractor.std.numpy()
     rng = np.random.default_rng(0)
     differences = []
     for batch_size in BATCH_SIZES:
-        images = rng.integers(0, 256, (batch_size, 3, *model.image_size), dtype=np.uint8)
-        maps = model.padim.anomaly_maps(extractor(images), model.image_size).numpy()
-        normalised = (torch.from_numpy(images).float() / 255 - extractor.mean) / extractor.std
-        results = session.run(["scores", "anomaly_maps"], {"images": normalised.numpy()})
-        for found, expected in zip(results, (image_scores(maps), maps), strict=True):
-            differences.append(np.abs(found / expected - 1).max())
+        shape = (batch_size, 3, *detector.model.image_size)
+        images = rng.integers(0, 256, shape, dtype=np.uint8)
+        maps = detector.score_batch(images)
+        normalised = (images.astype(np.float32) / 255 - mean) / std
+        found = session.run(["scores", "anomaly_maps"], {"images": normalised})
+        for values, expected in zip(found, (image_scores(maps), maps), strict=True):
+            differences.append(np.abs(values / expected - 1).max())
     return float(np.max(differences))

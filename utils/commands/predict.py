@@ -1,22 +1,23 @@
-"""Score images with a fitted model: a table, and each image under the colours of its anomaly map.
+"""Score new images with a fitted model: a table of scores, and the anomaly map over each image.
 
     python main.py predict --model bottle.safetensors new_images
 
 In the output folder, predictions.csv has a row per image, and overlays/ mirrors the given folders.
 """
 
+from __future__ import annotations
+
 import argparse
 import csv
 import os
 import sys
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from io import BytesIO
 from itertools import islice
-from math import floor, isfinite
+from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,38 +27,34 @@ from tqdm import tqdm
 
 from datasets.images import IMAGE_SUFFIXES, Box, crop_box, open_image, to_rgb, uncrop
 from datasets.loading import Loader
-from utils.commands.options import add_network_options, add_option, make_folder
-from utils.system.files import printable, replacing
+from datasets.mvtec import is_image
+from utils.commands.options import add_network_options, add_option, finite
+from utils.system.files import make_folder, printable, replacing
+from utils.system.program import INTERRUPTED
 
 if TYPE_CHECKING:
     from utils.detector import Detector
     from utils.model_file import TrainedModel
 
-BATCH_SIZE = 8  # images are kept at their own size for the overlays, in another batch ahead
+BATCH_SIZE = 8  # images are kept in their original size for the overlays
 TABLE, OVERLAYS, MAPS = "predictions.csv", "overlays", "maps"
 COLUMNS = (
-    "path",
-    "score",
-    "threshold",
-    "anomalous",
-    "good_below",
-    "peak_row",
-    "peak_column",
-    "error",
+    *("path", "score", "threshold", "anomalous", "good_below"),
+    *("peak_row", "peak_column", "error"),
 )
-PNG_STEPS = 100  # per unit of distance, in 16 bits
-SCALE = 2  # of the overlays' colours, from 0 to so many pixel thresholds
+PNG_STEPS = 100  # of 16 bits per unit of distance
+SCALE = 2  # the overlays' colours go from 0 to so many pixel thresholds
 
 
 class Source(NamedTuple):
-    """An image file, and the unique name, without suffix, of what is written about it."""
+    """An image file, and the unique name, without suffix, of the files written about it."""
 
     path: Path
     name: str
 
 
 class Loaded(NamedTuple):
-    """An image as decoded, (h, w, 3) uint8, and as the network sees it, or why there is none."""
+    """An image, (h, w, 3) uint8, and what the network sees of it; or the error instead."""
 
     pixels: np.ndarray | None = None
     prepared: np.ndarray | None = None
@@ -65,9 +62,14 @@ class Loaded(NamedTuple):
 
 
 class Images:
-    """What Loader reads: the sources, one Loaded each."""
+    """A dataset for Loader: each source as Loaded.
 
-    def __init__(self, sources: Sequence[Source], detector: "Detector") -> None:
+    Args:
+        sources: the images.
+        detector: prepares them for its network.
+    """
+
+    def __init__(self, sources: Sequence[Source], detector: Detector) -> None:
         self.sources = sources
         self.detector = detector
 
@@ -83,14 +85,31 @@ class Images:
             return Loaded(error=printable(" ".join(str(error).split())))
 
 
+@dataclass(frozen=True)
+class Output:
+    """Where and how the results about an image are written.
+
+    Attributes:
+        folder: for the results.
+        maps: "none", "png" or "npy".
+        model: that scored the image.
+        threshold: of image scores.
+    """
+
+    folder: Path
+    maps: str
+    model: TrainedModel
+    threshold: float
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's options; every one with underscores is also taken with hyphens."""
+    """Add the command's options; all with underscores may be written with hyphens."""
     parser.add_argument(
         "images",
         nargs="+",
         type=Path,
         metavar="IMAGE_OR_FOLDER",
-        help=f"images ({', '.join(IMAGE_SUFFIXES)}), or folders with such at any depth",
+        help=f"images ({', '.join(IMAGE_SUFFIXES)}), or folders that hold images at any depth",
     )
     add_option(parser, "model", "a .safetensors file", type=Path, required=True, metavar="FILE")
     add_option(
@@ -104,7 +123,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "threshold",
-        "image score from which on an image is anomalous (default: the model's)",
+        "an image is anomalous if its score reaches this (default: the model's)",
         type=finite,
         metavar="X",
     )
@@ -118,78 +137,77 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_network_options(parser, BATCH_SIZE)
 
 
-def finite(text: str) -> float:
-    """A number that is neither infinite nor NaN."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not isfinite(number):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return number
-
-
 def run(args: argparse.Namespace) -> None:
-    """Score the images, write what was found and print how many are anomalous.
+    """Score the images, write the results and print how many images are anomalous.
 
     Raises:
-        OSError, ValueError: if an argument, the model, the weights or the folder will not do.
+        OSError, ValueError: if an argument, the model, the weights or the folder is unusable.
         SystemExit: with 1 if an image could not be scored, with 130 if interrupted.
     """
     sources = find_images(args.images, args.output)
     folder = make_folder(args.output, "--output")
 
-    from utils.detector import Detector
+    from utils.detector import Detector  # imports torch, which takes seconds
     from utils.system.device import device_name
 
     detector = Detector.load(args.model, args.weights, args.device)
-    model, thresholds = detector.model, detector.model.thresholds
-    threshold = thresholds.image if args.threshold is None else args.threshold
+    model = detector.model
     print(f"{model.class_name}, {model.arch} on {device_name(detector.extractor.device)}")
-
-    counts = Counter()
+    threshold = model.thresholds.image if args.threshold is None else args.threshold
+    output = Output(folder, args.maps, model, threshold)
+    rows: list[dict[str, Any]] = []
     try:
-        with writing_rows(folder / TABLE) as writer:
-            for row in predict(sources, detector, threshold, args):
-                writer.writerow(row)
-                counts["failed"] += bool(row["error"])
-                counts["anomalous"] += row.get("anomalous", 0)
+        for row in predict(sources, detector, output, args.batch_size, args.num_workers):
+            rows.append(row)
     except KeyboardInterrupt:
         print(f"interrupted; the rows so far are in {printable(folder / TABLE)}", file=sys.stderr)
-        raise SystemExit(130) from None
+        raise SystemExit(INTERRUPTED) from None
+    finally:  # an error, too, leaves the rows before it
+        write_table(folder / TABLE, rows)
+    summarise(rows, output)
 
+
+def summarise(rows: Sequence[Mapping[str, Any]], output: Output) -> None:
+    """Print how many images are anomalous, and the caveat of the model's threshold if it was used.
+
+    Raises:
+        SystemExit: with 1 if an image could not be scored.
+    """
+    n_failed = sum(row["error"] != "" for row in rows)
+    n_anomalous = sum(row.get("anomalous", 0) for row in rows)
     print(
-        f"{len(sources)} images, {counts['anomalous']} anomalous (score >= {threshold:g}), "
-        f"{counts['failed']} not scored; results in {printable(folder)}"
+        f"{len(rows)} images, {n_anomalous} anomalous (score >= {output.threshold:g}), "
+        f"{n_failed} not scored; results in {printable(output.folder)}"
     )
-    if args.threshold is None and thresholds.caveat:
+    thresholds = output.model.thresholds
+    if output.threshold == thresholds.image and thresholds.caveat:
         print(f"({thresholds.caveat})")
-    print(end="", flush=True)
-    if counts["failed"]:
+    if n_failed:
+        print(end="", flush=True)
         raise SystemExit(1)
 
 
 def find_images(given: Sequence[Path], output: Path) -> list[Source]:
-    """The images given or in given folders, each once, folders in order of their paths.
+    """The given images and those in given folders, each once, folders in order of their paths.
 
     Args:
-        given: files and folders. Hidden files and folders in them are left out, and so is what
-            an earlier run wrote to output; links are followed, to each folder once.
+        given: files and folders. In folders, hidden files and folders and the results of an
+            earlier run are left out. Links are followed, to each folder once.
         output: the folder for the results.
 
     Raises:
-        OSError: if a path is not there or a folder cannot be read.
+        OSError: if a path does not exist or a folder cannot be read.
         ValueError: if a file is no image or among the results, or there is no image at all.
     """
-    own = {Path(os.path.realpath(output / name)) for name in (OVERLAYS, MAPS)}
+    results = {Path(os.path.realpath(output / name)) for name in (OVERLAYS, MAPS)}
     sources, seen, taken = [], set(), set()
     for root in given:
-        for path in _list_images(root, own):
+        for path in _list_images(root, results):
             absolute = os.path.abspath(path)
             if absolute not in seen:
                 seen.add(absolute)
                 relative = path.relative_to(root) if path != root else Path(path.name)
-                sources.append(Source(path, _unique(str(relative.with_suffix("")), taken)))
+                sources.append(Source(path, _make_unique(str(relative.with_suffix("")), taken)))
     if not sources:
         raise FileNotFoundError(
             f"no images in {', '.join(map(str, given))}; accepted are {', '.join(IMAGE_SUFFIXES)}"
@@ -197,30 +215,32 @@ def find_images(given: Sequence[Path], output: Path) -> list[Source]:
     return sources
 
 
-def _list_images(root: Path, own: set[Path]) -> list[Path]:
+def _list_images(root: Path, results: set[Path]) -> list[Path]:
+    """The image root, or all images in the folder root."""
     real = Path(os.path.realpath(root))
-    if own & {real, *real.parents}:
+    if results & {real, *real.parents}:
         raise ValueError(f"{root} is among the results in --output; choose another --output")
     if root.is_dir():
-        return sorted(_walk(root, own))
+        return sorted(_walk(root, results))
     if not os.path.lexists(root):
         raise FileNotFoundError(f"no file or folder {root}; give images or folders of images")
-    if not _is_image(root):
+    if not is_image(root):
         raise ValueError(f"{root} is no image; accepted are {', '.join(IMAGE_SUFFIXES)}")
     return [root]
 
 
-def _walk(root: Path, own: set[Path]) -> Iterator[Path]:
-    seen = set(own)
+def _walk(root: Path, results: set[Path]) -> Iterator[Path]:
+    """The images in a folder at any depth, but for hidden ones and results."""
+    seen = set(results)
     for parent, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
         real = Path(os.path.realpath(parent))
-        if real in seen:
+        if real in seen:  # a link to a folder above it would never end
             folders.clear()
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         paths = (Path(parent, name) for name in names if not name.startswith("."))
-        yield from filter(_is_image, paths)
+        yield from filter(is_image, paths)
 
 
 def _refuse_folder(error: OSError) -> None:
@@ -229,13 +249,8 @@ def _refuse_folder(error: OSError) -> None:
     ) from error
 
 
-def _is_image(path: Path) -> bool:
-    """Whether the name says so; a broken link counts, a pipe does not."""
-    return path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or not path.exists())
-
-
-def _unique(name: str, taken: set[str]) -> str:
-    """The name, numbered if it is taken; some file systems do not tell a from A."""
+def _make_unique(name: str, taken: set[str]) -> str:
+    """The name, with a number if it is taken; case is ignored, as some file systems do."""
     unique, number = name, 1
     while unique.casefold() in taken:
         number += 1
@@ -245,86 +260,91 @@ def _unique(name: str, taken: set[str]) -> str:
 
 
 def predict(
-    sources: Sequence[Source], detector: "Detector", threshold: float, args: argparse.Namespace
+    sources: Sequence[Source],
+    detector: Detector,
+    output: Output,
+    batch_size: int,
+    num_workers: int,
 ) -> Iterator[dict[str, Any]]:
-    """Score the images and draw them, yielding the row of each when its files are complete.
+    """Score the images and write their files; yield the row of each image after its files.
 
-    Only two batches of images are held at a time. An image that cannot be scored is reported on
-    stderr, and in its row.
-
-    Args:
-        sources: the images.
-        detector: scores them.
-        threshold: of image scores.
-        args: of the command.
+    Memory holds two batches of images. If an image cannot be scored, its row has the error, which
+    is also printed on stderr.
     """
     images = Images(sources, detector)
-    finish = partial(finish_image, args.output, args.maps, detector.model, threshold)
     with (
-        Loader([images], args.batch_size, args.num_workers, batches_ahead=1) as loader,
-        ThreadPoolExecutor(args.num_workers or 1) as pool,
+        Loader([images], batch_size, num_workers, batches_ahead=1) as loader,
+        ThreadPoolExecutor(num_workers or 1) as pool,
         tqdm(total=len(sources), desc="predict", unit="image", disable=None) as progress,
     ):
         items = zip(sources, loader.items(images), strict=True)
-        while batch := list(islice(items, args.batch_size)):
-            maps = score_good(detector, [loaded for _, loaded in batch])
-            for row in pool.map(finish, *zip(*batch, strict=True), maps):
+        while batch := list(islice(items, batch_size)):
+            maps = score_valid(detector, [loaded for _, loaded in batch])
+            for row in pool.map(partial(finish_image, output), *zip(*batch, strict=True), maps):
                 if row["error"]:
                     progress.write(row["error"], file=sys.stderr)
                 progress.update()
                 yield row
 
 
-def score_good(detector: "Detector", batch: Sequence[Loaded]) -> list[np.ndarray | None]:
-    """The anomaly map (H, W) of each image, None where there is no image."""
-    good = [loaded.prepared for loaded in batch if not loaded.error]
-    maps = iter(detector.score_batch(np.stack(good)) if good else ())
+def score_valid(detector: Detector, batch: Sequence[Loaded]) -> list[np.ndarray | None]:
+    """The anomaly map (H, W) of each image that was loaded, None for the others."""
+    prepared = [loaded.prepared for loaded in batch if not loaded.error]
+    maps = iter(detector.score_batch(np.stack(prepared)) if prepared else ())
     return [None if loaded.error else next(maps) for loaded in batch]
 
 
 def finish_image(
-    output: Path,
-    maps: str,
-    model: "TrainedModel",
-    threshold: float,
-    source: Source,
-    loaded: Loaded,
-    anomaly_map: np.ndarray | None,
+    output: Output, source: Source, loaded: Loaded, anomaly_map: np.ndarray | None
 ) -> dict[str, Any]:
-    """Write the overlay of an image and, if maps is png or npy, its map; return its row."""
-    from matplotlib.colors import Normalize
+    """Write the files about an image; return its row.
 
-    from utils.plot import plot_overlay
-
-    row = {"path": printable(source.path), "threshold": threshold, "error": loaded.error}
+    Args:
+        output: where and how.
+        source: the image file.
+        loaded: the image.
+        anomaly_map: (H, W); None if there is an error instead of the image.
+    """
+    row = {
+        "path": printable(source.path),
+        "threshold": output.threshold,
+        "error": loaded.error,
+    }
     if anomaly_map is None:
         return row
     height, width = loaded.pixels.shape[:2]
-    box = crop_box((width, height), model.preprocessing)
-    whole = uncrop(anomaly_map, (width, height), box)
-    pixel_threshold = model.thresholds.pixel
-    overlay = output / OVERLAYS / f"{source.name}.png"
-    norm = Normalize(0, SCALE * pixel_threshold)
-    plot_overlay(overlay, loaded.pixels, whole, norm, pixel_threshold)
-    if maps != "none":
-        write_map(output / MAPS / f"{source.name}.{maps}", whole)
+    box = crop_box((width, height), output.model.preprocessing)
+    draw_image(output, source.name, loaded.pixels, uncrop(anomaly_map, (width, height), box))
     score = float(anomaly_map.max())
     peak_row, peak_column = find_peak(anomaly_map, box)
     return row | {
         "score": score,
-        "anomalous": int(score >= threshold),
-        "good_below": model.thresholds.fraction_below(score),
+        "anomalous": int(score >= output.threshold),
+        "good_below": output.model.thresholds.fraction_below(score),
         "peak_row": peak_row,
         "peak_column": peak_column,
     }
 
 
+def draw_image(output: Output, name: str, pixels: np.ndarray, anomaly_map: np.ndarray) -> None:
+    """Write the overlay of an image (h, w, 3) and, if wanted, its map (h, w)."""
+    from matplotlib.colors import Normalize
+
+    from utils.plot import plot_overlay
+
+    threshold = output.model.thresholds.pixel
+    path = output.folder / OVERLAYS / f"{name}.png"
+    plot_overlay(path, pixels, anomaly_map, Normalize(0, SCALE * threshold), threshold)
+    if output.maps != "none":
+        write_map(output.folder / MAPS / f"{name}.{output.maps}", anomaly_map)
+
+
 def find_peak(anomaly_map: np.ndarray, box: Box) -> tuple[int, int]:
-    """Row and column, in pixels of the original image, of the centre of the map's highest pixel.
+    """Row and column of the map's maximum, in pixels of the original image.
 
     Args:
-        anomaly_map: (H, W), of what the network sees.
-        box: where it lies in the original image.
+        anomaly_map: (H, W), over the preprocessed image.
+        box: where that lies in the original image.
     """
     height, width = anomaly_map.shape
     row, column = divmod(int(anomaly_map.argmax()), width)
@@ -335,13 +355,13 @@ def find_peak(anomaly_map: np.ndarray, box: Box) -> tuple[int, int]:
 
 
 def write_map(path: Path, anomaly_map: np.ndarray) -> None:
-    """Write a map (H, W) float32: as it is to .npy, in hundredths and 16 bits to .png.
+    """Write a map (h, w) float32: unchanged to .npy, in hundredths and 16 bits to .png.
 
-    Where it is NaN, a PNG has 0; from 655.35 on, 65535.
+    In a PNG, NaN becomes 0, and values above 655.35 become 65535.
     """
     with replacing(path) as temporary:
         if path.suffix == ".npy":
-            # not straight to the file: NumPy would not say why it cannot be written
+            # NumPy's own writing to a file does not say why it fails
             content = BytesIO()
             np.save(content, anomaly_map)
             temporary.write_bytes(content.getbuffer())
@@ -350,19 +370,12 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
             Image.fromarray(steps.astype(np.uint16)).save(temporary, compress_level=1)
 
 
-@contextmanager
-def writing_rows(path: Path) -> Iterator[csv.DictWriter]:
-    """A writer of rows to a CSV file that appears when the block ends, for whatever reason."""
-    stopped = None
+def write_table(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write the rows of the images as a CSV file."""
     with (
         replacing(path) as temporary,
         temporary.open("w", newline="", encoding="utf-8") as file,
     ):
         writer = csv.DictWriter(file, COLUMNS)
         writer.writeheader()
-        try:
-            yield writer
-        except BaseException as error:  # an interrupt too: what there is, is kept
-            stopped = error
-    if stopped is not None:
-        raise stopped
+        writer.writerows(rows)

@@ -33,7 +33,7 @@ from utils import backbone
 from utils.commands.options import add_experiment_options, add_option, at_least
 from utils.report.results import METRICS
 from utils.report.tables import COMPARED, DASH, Table, to_markdown, to_text
-from utils.system.device import choose_device, device_name
+from utils.system.device import device_name
 from utils.system.files import make_folder, replacing
 
 if TYPE_CHECKING:
@@ -183,14 +183,13 @@ def choose_studies(args: argparse.Namespace, preprocessing: Preprocessing) -> li
 def make_setup(args: argparse.Namespace) -> Setup:
     """The network and the seeds of all studies."""
     from utils.commands.study_methods import Setup
-    from utils.features import FeatureExtractor
+    from utils.detector import load_extractor
 
-    device = choose_device(args.device)
-    network = backbone.load_network(args.arch, args.weights)
-    print(f"{args.arch} on {device_name(device)}")
+    extractor = load_extractor(args.arch, args.weights, args.device, args.precision)
+    print(f"{args.arch} on {device_name(extractor.device)}")
     return Setup(
         arch=args.arch,
-        extractor=FeatureExtractor(network, device, args.precision),
+        extractor=extractor,
         load=partial(load_batches, batch_size=args.batch_size, num_workers=args.num_workers),
         seeds=range(args.seed, args.seed + args.seeds),
     )
