@@ -32,6 +32,7 @@ TREE_N_TRAIN, TREE_N_GOOD, TREE_N_DEFECT = 5, 2, 3
 @pytest.fixture(scope="session", autouse=True)
 def single_thread() -> None:
     """Compute with one thread: on a busy machine two threads wait for each other."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
     torch.set_num_threads(1)
     threadpool_limits(1)
 
@@ -87,7 +88,8 @@ def tree(tmp_path: Path, drawn_tree: Path) -> Path:
 @pytest.fixture(scope="session")
 def drawn_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that tree copies; no test changes it."""
-    folder = tmp_path_factory.mktemp("tree")
+    # its copies have the same name, which the report shows
+    folder = tmp_path_factory.mktemp("tree") / "data"
     rng = np.random.default_rng(0)
     for class_name in TREE_CLASSES:
         for i in range(TREE_N_TRAIN):

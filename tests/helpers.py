@@ -5,8 +5,11 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 from efficientnet_lite_pytorch import EfficientNet
@@ -14,9 +17,10 @@ from PIL import Image
 from torch import nn
 from torchvision import models
 
+import main
 from datasets.images import Preprocessing
 
-MAIN = Path(__file__).resolve().parent.parent / "main.py"
+MAIN = Path(main.__file__).resolve()
 SMALL = Preprocessing(96, 80)
 
 
@@ -38,6 +42,22 @@ def start(*arguments: object, cwd: Path, **environment: str) -> subprocess.Compl
         text=True,
         timeout=120,
     )
+
+
+def call(*arguments: object) -> Done:
+    """Run the command line in this process, which has imported everything already."""
+    words = ["main.py", *map(str, arguments)]
+    with (
+        patch.object(sys, "argv", words),
+        redirect_stdout(StringIO()) as stdout,
+        redirect_stderr(StringIO()) as stderr,
+    ):
+        try:
+            main.main()
+            code = 0
+        except SystemExit as end:
+            code = end.code
+    return Done(code, stdout.getvalue(), stderr.getvalue())
 
 
 def experiment_options(data_path: Path, weights: Path, save_path: Path) -> list[object]:
