@@ -1,8 +1,8 @@
-"""What several test files share: a synthetic data set, random weights, and the way to real ones.
+"""Fixtures of several test files: a synthetic data set, random weights, real weights and images.
 
-Tests on real weights and images skip where there are none. They are looked for in PADIM_WEIGHTS
-(a ResNet-18 state dict) and PADIM_DATA (a folder with bottle/ and transistor/), then in the folder
-shared/ beside the repository.
+Tests on real weights and images skip without them. PADIM_WEIGHTS names a ResNet-18 state dict and
+PADIM_DATA a folder of MVTec AD's classes; by default both are looked for in shared/ beside the
+repository.
 """
 
 import os
@@ -11,18 +11,15 @@ import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
-from efficientnet_lite_pytorch import EfficientNet
-from PIL import Image
 from threadpoolctl import threadpool_limits
 from torch import nn
-from torchvision import models
 
 import main
+from tests.helpers import Done, build_network, experiment_options, write_image
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 TREE_CLASSES = ("bolt", "weave")
@@ -34,22 +31,15 @@ TREE_N_TRAIN, TREE_N_GOOD, TREE_N_DEFECT = 5, 2, 3
 
 @pytest.fixture(scope="session", autouse=True)
 def single_thread() -> None:
-    """One thread: the matrices are small, and two threads wait for each other on a busy machine."""
+    """Compute with one thread: on a busy machine two threads wait for each other."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
     torch.set_num_threads(1)
     threadpool_limits(1)
 
 
-class Done(NamedTuple):
-    """What is left of a command."""
-
-    returncode: int
-    stdout: str
-    stderr: str
-
-
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """Run the command line in tmp_path, in this process: imports take seconds, and are done."""
+    """Run the command line in tmp_path, in this process, as a new one imports for seconds."""
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments):
@@ -66,7 +56,7 @@ def run(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture
 def refused(run):
-    """Run a command; the one line on stderr with which it refuses its arguments or data."""
+    """Run a command that must fail with status 2; return its only line on stderr."""
 
     def refused(*arguments):
         done = run(*arguments)
@@ -78,6 +68,18 @@ def refused(run):
 
 
 @pytest.fixture
+def experiment(tree, random_weights, tmp_path):
+    """Options of a small run on tree; its results go to results_folder."""
+    return experiment_options(tree, random_weights("resnet18"), tmp_path / "out")
+
+
+@pytest.fixture
+def results_folder(tmp_path):
+    """The folder where the command of experiment writes."""
+    return tmp_path / "out" / "resnet18"
+
+
+@pytest.fixture
 def tree(tmp_path: Path, drawn_tree: Path) -> Path:
     """A folder in MVTec AD's layout: bolt is RGB and square, weave is grey and wide."""
     return shutil.copytree(drawn_tree, tmp_path / "data")
@@ -85,8 +87,9 @@ def tree(tmp_path: Path, drawn_tree: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def drawn_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The original of tree, which no test changes."""
-    folder = tmp_path_factory.mktemp("tree")
+    """The folder that tree copies; no test changes it."""
+    # its copies have the same name, which the report shows
+    folder = tmp_path_factory.mktemp("tree") / "data"
     rng = np.random.default_rng(0)
     for class_name in TREE_CLASSES:
         for i in range(TREE_N_TRAIN):
@@ -114,32 +117,12 @@ def _texture(class_name: str, rng: np.random.Generator) -> np.ndarray:
     return (waves.reshape(1, -1, *[1] * len(channels)) + noise).clip(0, 255).astype(np.uint8)
 
 
-def write_image(path: Path, pixels: np.ndarray) -> Path:
-    """Write pixels (H, W) or (H, W, 3) to path, whose folders are made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-def build_network(arch: str) -> nn.Module:
-    """The network as its package builds it, with random weights.
-
-    It is whole, but for the wide one, which is cut off behind layer3 to be light.
-    """
-    if arch == "efficientnet_lite0":
-        return EfficientNet.from_name("efficientnet-lite0")
-    network = models.get_model(arch, weights=None)
-    if arch == "wide_resnet50_2":
-        network.layer4 = network.fc = nn.Identity()
-    return network
-
-
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function from an architecture to a file with the state dict of build_network.
+    """A function that writes a state dict of build_network(arch) and returns its path.
 
-    The batch norms hold the statistics of a batch of noise, and random weights and biases: none
-    of their values is trivial, and activations stay near 1 at any depth.
+    The batch norms have random weights and biases, and the statistics of a batch of noise. So
+    activations stay near 1 at any depth.
     """
     folder = tmp_path_factory.mktemp("weights")
 
@@ -171,7 +154,7 @@ def reference_weights() -> Path:
 
 @pytest.fixture(scope="session")
 def reference_data() -> Path:
-    """A folder with MVTec AD's bottle and transistor."""
+    """A folder of MVTec AD's classes."""
     return _find_real("PADIM_DATA", SHARED / "mvtec_ad")
 
 
@@ -179,8 +162,8 @@ def _find_real(variable: str, default: Path) -> Path:
     if variable in os.environ:
         path = Path(os.environ[variable])
         if not path.exists():
-            pytest.fail(f"{variable} is {path}, which is not there")
+            pytest.fail(f"{variable} is {path}, which does not exist")
         return path
     if not default.exists():
-        pytest.skip(f"{variable} is not set and there is no {default}")
+        pytest.skip(f"{variable} is not set and {default} does not exist")
     return default

@@ -4,60 +4,87 @@ import sys
 
 import pytest
 
-from utils.system.files import MACHINE, replacing
+from tests.helpers import MAIN
+from utils.system.files import START, make_folder, printable, replacing
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
 
 
 def test_file_appears_when_the_block_ends(tmp_path):
     path = tmp_path / "new" / "table.csv"
     with replacing(path) as temporary:
+        assert temporary.name == "table.csv"
         temporary.write_text("whole")
         assert not path.exists()
     assert path.read_text() == "whole"
+    assert names(path.parent) == ["table.csv"]
 
 
-def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+def test_failed_write_leaves_the_old_file_and_names_it(tmp_path):
     path = tmp_path / "table.csv"
     path.write_text("old")
 
     def fail():
         with replacing(path) as temporary:
             temporary.write_text("ha")
-            raise OSError("disk full")
+            raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(OSError, match="cannot write .*table.csv: No space left on device; make"):
         fail()
     assert path.read_text() == "old"
-    assert [p.name for p in tmp_path.iterdir()] == ["table.csv"]
+    assert names(tmp_path) == ["table.csv"]
 
 
-def test_temporary_file_has_the_name(tmp_path):
-    with replacing(tmp_path / "figure.png") as temporary:
-        temporary.touch()
-        assert temporary.name == "figure.png"
-
-
-def test_what_a_writer_makes_beside_its_file_goes_too(tmp_path):
+def test_files_that_a_writer_puts_beside_its_own_are_removed(tmp_path):
     with replacing(tmp_path / "model.safetensors") as temporary:
         temporary.touch()
         temporary.with_name(".tmp1234").touch()
-        (beside,) = tmp_path.iterdir()
-        assert beside.name.startswith(".")
-    assert [p.name for p in tmp_path.iterdir()] == ["model.safetensors"]
+        assert all(name.startswith(".") for name in names(tmp_path))
+    assert names(tmp_path) == ["model.safetensors"]
 
 
-def test_only_what_ended_processes_of_this_machine_left_is_removed(tmp_path):
-    ended = subprocess.Popen([sys.executable, "-c", ""])
-    ended.wait()
-    kept = [
-        f".table.{MACHINE}-{os.getppid()}",
-        f".table.0badcafe-{ended.pid}",
-        f".table.{ended.pid}",
-        f"table.{MACHINE}-{ended.pid}",
-    ]
-    names = [f".table.{MACHINE}-{ended.pid}", f".a.b\n.{MACHINE}-{ended.pid}", *kept]
-    for name in names:
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "table.csv").touch()
-    with replacing(tmp_path / "figure.png") as temporary:
-        temporary.touch()
-    assert sorted(p.name for p in tmp_path.iterdir()) == sorted([*kept, "figure.png"])
+def test_killed_process_leaves_no_file_and_the_next_removes_its_rest(tmp_path):
+    path = tmp_path / "table.csv"
+    code = f"""
+import os, signal
+from pathlib import Path
+from utils.system.files import replacing
+with replacing(Path({str(path)!r})) as temporary:
+    temporary.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    killed = subprocess.run([sys.executable, "-c", code], cwd=MAIN.parent)
+    assert killed.returncode < 0
+    (hidden,) = tmp_path.iterdir()
+    assert hidden.name.startswith(".")
+    (left,) = hidden.iterdir()
+    os.utime(left, (START - 1, START - 1))
+    with replacing(path) as temporary:
+        temporary.write_text("whole")
+    assert names(tmp_path) == ["table.csv"]
+
+
+def test_two_processes_may_write_a_file_at_once(tmp_path):
+    path = tmp_path / "table.csv"
+    other = tmp_path / ".table.csv.part" / "0" / "table.csv"
+    with replacing(path) as temporary:
+        temporary.write_text("ours")
+        other.parent.mkdir()
+        other.write_text("theirs")
+    with replacing(path) as temporary:
+        temporary.write_text("ours again")
+    assert path.read_text() == "ours again"
+    assert other.read_text() == "theirs"
+
+
+def test_folder_that_cannot_be_written_is_refused_with_its_option(tmp_path):
+    assert make_folder(tmp_path / "a" / "b").is_dir()
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="cannot write in .*file/a: .* choose another --output"):
+        make_folder(tmp_path / "file" / "a", "--output")
+
+
+def test_bytes_of_a_name_that_are_no_text_are_spelled_out():
+    assert printable("caf\xe9 \udcff") == "café \\udcff"

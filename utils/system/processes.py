@@ -16,12 +16,13 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from utils.system.device import count_cores
 
 TIMEOUT = timedelta(days=7)  # the leader may wait for another process's classes
 LOST = "another process of the run has ended; finished classes are kept: repeat the command"
+SIGNALS = (signal.SIGTERM, signal.SIGINT)  # by which torchrun ends processes
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # that torchrun sets
 
 
@@ -83,7 +84,8 @@ class Processes(NamedTuple):
 
         self._divide_cores()
         store = self._find_store()
-        signal.signal(signal.SIGTERM, _stop)
+        for number in SIGNALS:
+            signal.signal(number, _stop)
         try:
             with _reporting_loss():
                 dist.init_process_group(
@@ -92,8 +94,7 @@ class Processes(NamedTuple):
             yield self
             dist.destroy_process_group()
         except BaseException:
-            # torchrun ends the others when one has ended: let this one print its error first
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            _ignore_signals()
             if self._is_reported(store):
                 sys.exit(1)
             raise
@@ -141,9 +142,17 @@ def _reporting_loss() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        _ignore_signals()
         raise ConnectionError(LOST) from error
 
 
-def _stop(*_: Any) -> None:
-    """Handle the signal by which torchrun ends all processes when one has ended."""
-    raise ConnectionError(LOST)
+def _stop(number: int, *_: Any) -> NoReturn:
+    """Handle the first signal by which torchrun, or the user, ends all processes."""
+    _ignore_signals()
+    raise KeyboardInterrupt if number == signal.SIGINT else ConnectionError(LOST)
+
+
+def _ignore_signals() -> None:
+    """Let this process write its report and print its error; torchrun waits 30 s for that."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

@@ -1,0 +1,118 @@
+"""The command line: which command it asks for, and mistakes in one line."""
+
+import argparse
+
+import pytest
+
+import main
+from tests.helpers import start
+from utils.commands import command_line
+from utils.commands.command_line import COMMANDS, make_experiment_parser, parse_command_line
+
+
+def run_experiment(args):
+    """Stands for the experiment."""
+
+
+def parse(*words):
+    return parse_command_line([*words], "the experiment", run_experiment)
+
+
+@pytest.fixture
+def as_process(monkeypatch):
+    """Be one of two processes that torchrun started."""
+
+    def as_process(rank):
+        monkeypatch.setattr(command_line, "PATIENCE", 0)
+        numbers = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
+        for name, number in numbers.items():
+            monkeypatch.setenv(name, str(number))
+
+    return as_process
+
+
+def test_without_a_command_it_is_the_experiment():
+    command = parse("--class_name", "bolt", "weave", "--crop", "64")
+    assert (command.name, command.run) == ("main.py", run_experiment)
+    assert (command.args.class_name, command.args.crop) == (["bolt", "weave"], 64)
+
+
+def test_defaults_of_the_experiment_are_those_of_the_paper_and_upstream():
+    args = parse().args
+    expected = {"resize": 256, "crop": 224, "seed": 1024, "n_features": None, "batch_size": 32}
+    assert {name: getattr(args, name) for name in expected} == expected
+    assert (args.dataset, args.device, args.precision) == ("auto", "auto", "float32")
+    assert (args.target_fpr, args.figures, args.demo, args.force) == (0.01, None, False, False)
+
+
+def test_command_gets_its_own_options():
+    command = parse("check", "--data_path", "data")
+    assert command.name == "main.py check"
+    assert command.run.__module__ == "utils.commands.check"
+    assert str(command.args.data_path) == "data"
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--seeed", "1"], "main.py: error: unrecognized arguments: --seeed 1"),
+        (["--see", "1"], "main.py: error: unrecognized arguments: --see 1"),
+        (["--seed", "-1"], "main.py: error: argument --seed: '-1' is not a whole number >= 0"),
+        (["--arch", "resnet19"], "main.py: error: argument --arch: invalid choice: 'resnet19'"),
+        (["tabels"], "main.py: error: unrecognized arguments: tabels"),
+        (["check", "--x"], "main.py check: error: "),
+    ],
+)
+def test_mistake_is_one_line(words, expected, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(*words)
+    assert end.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(expected)
+
+
+@pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
+def test_of_several_processes_the_leader_prints_the_mistake(rank, lines, as_process, capsys):
+    as_process(rank)
+    with pytest.raises(SystemExit) as end:
+        parse("--seed", "-1")
+    assert end.value.code == 2
+    assert len(capsys.readouterr().err.splitlines()) == lines
+
+
+def test_torchrun_starts_the_experiment_alone(as_process, capsys):
+    as_process(0)
+    assert parse().run is run_experiment
+    with pytest.raises(SystemExit):
+        parse("check")
+    assert capsys.readouterr().err == (
+        "main.py check: error: torchrun is for the experiment; start this command with python\n"
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        parse(name, "--help")
+    assert end.value.code == 0
+    assert f"    python main.py {name}" in capsys.readouterr().out
+
+
+def test_help_shows_all_options_and_commands_without_importing_torch(tmp_path):
+    done = start("--help", cwd=tmp_path, PYTHONPROFILEIMPORTTIME="1")
+    assert done.returncode == 0
+    assert main.__doc__.strip() in done.stdout
+    parser = make_experiment_parser("")
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    assert len(flags) > 30
+    assert all(flag in done.stdout for flag in (*flags, *COMMANDS))
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "argparse" in imported
+    assert "torch" not in imported
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_option_has_a_help_text():
+    actions = make_experiment_parser("")._actions
+    assert len(actions) > 15
+    assert all(action.help and action.help != argparse.SUPPRESS for action in actions)

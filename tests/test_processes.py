@@ -1,0 +1,314 @@
+"""Several processes of a run: who runs which class, the same results as of one, how they end.
+
+Three tests start torchrun as a user does. In the others the processes are forked from this one,
+which has imported everything already, and have the variables that torchrun sets.
+"""
+
+import json
+import multiprocessing
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+
+import pytest
+from torch import distributed
+
+from tests.helpers import MAIN, Done, call, experiment_options, outputs
+from utils.system.processes import LOST, VARIABLES, Processes
+
+# a process of rank 1 that is killed when the leader has finished its class
+KILLED_IN_THE_SECOND_CLASS = """
+import os, signal, time
+from pathlib import Path
+import main
+
+def die(*_):
+    while not Path({path!r}).exists():
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+if os.environ["RANK"] == "1":
+    main.run_class = die
+main.main()
+"""
+
+
+def test_largest_task_goes_first_to_whoever_has_least():
+    assert Processes(size=2).share([5, 9, 3, 4, 1]) == [[1, 2], [0, 3, 4]]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_every_task_is_given_once_and_in_the_same_way_to_all(size):
+    costs = [3, 1, 3, 2, 3, 8]
+    shares = Processes(size=size).share(costs)
+    assert len(shares) == size
+    assert sorted(task for share in shares for task in share) == list(range(6))
+    assert all(share == sorted(share) for share in shares)
+    assert all(Processes(rank, size).share(costs) == shares for rank in range(size))
+
+
+def test_torchrun_is_recognised_by_all_its_variables(monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    assert Processes.from_environment() == Processes(0, 1, 0, 1)
+    # some schedulers set two of them
+    for name, value in zip(VARIABLES, "38", strict=False):
+        monkeypatch.setenv(name, value)
+    assert Processes.from_environment() == Processes(0, 1, 0, 1)
+    for name, value in zip(VARIABLES, "3812", strict=True):
+        monkeypatch.setenv(name, value)
+    processes = Processes.from_environment()
+    assert processes == Processes(rank=3, size=8, local_rank=1, local_size=2)
+    assert not processes.leads
+
+
+def test_process_alone_exchanges_nothing():
+    with Processes().joined() as processes:
+        assert processes.gather("value") == ["value"]
+        assert not distributed.is_initialized()
+
+
+def fork(size, function, *arguments):
+    """What function(*arguments) returns or raises in each process of a run, in order of rank."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    context = multiprocessing.get_context("fork")
+    pipes, children = [], []
+    for rank in range(size):
+        ours, theirs = context.Pipe(duplex=False)
+        names = dict(zip(VARIABLES, (rank, size, rank, size), strict=True))
+        names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        child = context.Process(target=run_child, args=(names, theirs, function, arguments))
+        child.start()
+        theirs.close()
+        pipes.append(ours)
+        children.append(child)
+    try:
+        return [receive(pipe) for pipe in pipes]
+    finally:
+        for child in children:
+            child.kill()
+            child.join()
+
+
+def run_child(names, pipe, function, arguments):
+    os.environ.update({name: str(value) for name, value in names.items()})
+    try:
+        pipe.send(function(*arguments))
+    except BaseException as error:
+        traceback.print_exc()
+        pipe.send(error)
+
+
+def receive(pipe):
+    assert pipe.poll(60), "a process hangs"
+    try:
+        return pipe.recv()
+    except EOFError as ended:
+        return ended
+
+
+def gather_ranks():
+    with Processes.from_environment().joined() as processes:
+        return processes.gather(f"rank {processes.rank}")
+
+
+def test_leader_alone_gets_the_values_in_order_of_rank():
+    assert fork(3, gather_ranks) == [["rank 0", "rank 1", "rank 2"], [], []]
+
+
+def fail(failing):
+    with Processes.from_environment().joined() as processes:
+        if processes.rank in failing:
+            raise ValueError("bad image")
+        processes.gather(None)
+
+
+@pytest.mark.parametrize("failing", [[0], [2], [0, 1, 2]])
+def test_one_process_raises_the_error_and_all_end(failing):
+    ends = fork(3, fail, failing)
+    errors = [end for end in ends if not isinstance(end, SystemExit)]
+    assert [str(error) for error in errors] == ["bad image"]
+    assert {end.code for end in ends if isinstance(end, SystemExit)} == {1}
+
+
+def be_ended(number, path):
+    """Get the signal twice: from the terminal and from torchrun, say."""
+    with Processes.from_environment().joined() as processes:
+        try:
+            signal.raise_signal(number)
+        finally:
+            signal.raise_signal(number)
+            (path / f"report {processes.rank}").touch()
+
+
+@pytest.mark.parametrize(
+    ("number", "error"),
+    [(signal.SIGTERM, "ConnectionError"), (signal.SIGINT, "KeyboardInterrupt")],
+)
+def test_processes_that_are_ended_write_their_reports_and_one_raises_the_error(
+    number, error, tmp_path
+):
+    ends = fork(2, be_ended, number, tmp_path)
+    assert sorted(type(end).__name__ for end in ends) == sorted(["SystemExit", error])
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def be_ended_while_reporting():
+    try:
+        with Processes.from_environment().joined():
+            raise ValueError("bad image")
+    except ValueError:
+        signal.raise_signal(signal.SIGTERM)
+        raise
+
+
+def test_process_that_reports_an_error_is_not_ended_by_torchrun():
+    ends = fork(2, be_ended_while_reporting)
+    assert sorted(type(end).__name__ for end in ends) == ["SystemExit", "ValueError"]
+
+
+def be_ended_while_writing(path):
+    """Lose the other process, and be ended by torchrun during what still has to be done."""
+    with Processes.from_environment().joined() as processes:
+        if not processes.leads:
+            os.kill(os.getpid(), signal.SIGKILL)
+        try:
+            processes.gather(None)
+        finally:
+            signal.raise_signal(signal.SIGTERM)
+            path.touch()
+
+
+def test_process_that_lost_another_still_writes_its_report(tmp_path):
+    leader, _ = fork(2, be_ended_while_writing, tmp_path / "report")
+    assert str(leader) == LOST
+    assert (tmp_path / "report").exists()
+
+
+def torchrun(*words, script=MAIN):
+    """Run the command line in two processes, each on a core of its own at most."""
+    two_cores = sorted(os.sched_getaffinity(0))[:2]
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", script]
+        + [str(word) for word in words],
+        env=os.environ | {"PYTHONPATH": str(MAIN.parent)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: os.sched_setaffinity(0, two_cores),
+    )
+    # torchrun adds lines of its own
+    lines = [line for line in done.stderr.splitlines() if line.startswith("main.py")]
+    return Done(done.returncode, done.stdout, lines)
+
+
+@pytest.fixture(scope="module")
+def alone(drawn_tree, random_weights, tmp_path_factory):
+    """The folder of a run of one process."""
+    folder = tmp_path_factory.mktemp("alone")
+    done = call(*experiment_options(drawn_tree, random_weights("resnet18"), folder))
+    assert done.returncode == 0, done.stderr
+    return folder / "resnet18"
+
+
+def test_two_processes_write_the_same_bytes_as_one(experiment, results_folder, alone):
+    done = torchrun(*experiment)
+    assert (done.returncode, done.stderr) == (0, [])
+    assert outputs(results_folder) == outputs(alone)
+    settings = json.loads((results_folder / "metrics.json").read_text())["settings"]
+    assert settings["processes"] == 2
+    assert settings["command"].startswith("torchrun --nproc_per_node=2 main.py --data_path")
+    assert done.stdout.count("image ROCAUC: ") == 2
+    for line in ("bolt: 5 training images", "weave: 5", "mean of 2 classes", "results in "):
+        assert done.stdout.count(line) == 1
+
+
+def test_killed_process_ends_the_run_and_the_finished_class_stays(
+    run, experiment, results_folder, alone, tmp_path
+):
+    script = tmp_path / "killed.py"
+    path = str(results_folder / "classes/bolt.json")
+    script.write_text(KILLED_IN_THE_SECOND_CLASS.format(path=path))
+    done = torchrun(*experiment, script=script)
+    assert done.returncode != 0
+    assert done.stderr == [f"main.py: error: {LOST}"]
+    assert [row["class_name"] for row in outputs(results_folder)["metrics.csv"]] == ["bolt"]
+    done = run(*experiment)
+    assert "bolt is finished" in done.stdout
+    assert "weave is finished" not in done.stdout
+    assert outputs(results_folder) == outputs(alone)
+
+
+def test_mistake_in_the_command_line_is_printed_once():
+    done = torchrun("--seed", "-1")
+    assert done.returncode != 0
+    assert done.stderr == ["main.py: error: argument --seed: '-1' is not a whole number >= 0"]
+
+
+@pytest.mark.parametrize("size", [1, 3])
+def test_any_number_of_processes_finds_the_classes_finished(
+    alone, experiment, results_folder, size
+):
+    shutil.copytree(alone, results_folder)
+    ends = fork(size, call, *experiment)
+    assert [(done.returncode, done.stderr) for done in ends] == [(0, "")] * size
+    stdout = "".join(done.stdout for done in ends)
+    for class_name in ("bolt", "weave"):
+        assert stdout.count(f"{class_name} is finished") == 1
+    assert "ROCAUC: " not in stdout
+    assert outputs(results_folder) == outputs(alone)
+
+
+def test_process_without_a_class_is_mentioned_and_does_no_harm(experiment, results_folder):
+    leader, other = fork(2, call, *experiment, "--class_name", "bolt")
+    assert (leader.returncode, leader.stderr) == (0, "")
+    assert "1 of 2 processes have no class to run" in leader.stdout
+    assert other == Done(0, "", "")
+    assert [row["class_name"] for row in outputs(results_folder)["metrics.csv"]] == ["bolt"]
+
+
+@pytest.mark.parametrize("class_name", ["bolt", "weave"])
+def test_bad_image_in_one_process_ends_all_with_one_line(
+    run, experiment, tree, results_folder, alone, class_name
+):
+    shutil.copytree(alone, results_folder)
+    path = tree / class_name / "test/stain/002.png"
+    content, times = path.read_bytes(), path.stat()
+    path.write_bytes(content[:200])
+    ends = fork(2, call, *experiment)
+    assert sorted(done.returncode for done in ends) == [1, 2]
+    (line,) = [line for done in ends for line in done.stderr.splitlines()]
+    assert line.startswith(f"main.py: error: cannot read image {path}")
+    # the other class stays finished
+    path.write_bytes(content)
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    done = run(*experiment)
+    finished = {name for name in ("bolt", "weave") if f"{name} is finished" in done.stdout}
+    assert finished == {"bolt", "weave"} - {class_name}
+    assert outputs(results_folder) == outputs(alone)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--class_name", "nut"], "nut"),
+        (["--n_features", "449"], "--n_features 449 cannot be drawn"),
+        (["--device", "cuda:99"], "--device cuda:99 is not on this machine"),
+        (["--save_path", "file"], "cannot write in file"),
+    ],
+)
+def test_mistake_that_every_process_finds_is_printed_once(
+    experiment, tmp_path, monkeypatch, options, expected
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    ends = fork(3, call, *experiment, *options)
+    assert sorted(done.returncode for done in ends) == [1, 1, 2]
+    (line,) = [line for done in ends for line in done.stderr.splitlines()]
+    assert expected in line

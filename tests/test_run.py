@@ -1,0 +1,179 @@
+"""A second run in the folder of a finished one: what is fitted again, and what is kept."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.helpers import call, experiment_options, outputs, read_csv, write_image
+from utils.report.run import SETTINGS
+
+FINISHED = "{} is finished with these images and settings (--force fits it again)"
+
+
+@pytest.fixture(scope="module")
+def finished(drawn_tree, random_weights, tmp_path_factory):
+    """The folder of a finished run on drawn_tree."""
+    folder = tmp_path_factory.mktemp("finished")
+    options = experiment_options(drawn_tree, random_weights("resnet18"), folder)
+    done = call(*options, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def command(experiment, finished, tmp_path):
+    """The options of that run in a copy of its folder. Copied images keep their times."""
+    shutil.copytree(finished, tmp_path / "out")
+    return [*experiment, "--device", "cpu"]
+
+
+def fitted(done):
+    """The classes that a command has fitted, and not found finished."""
+    assert done.returncode == 0, done.stderr
+    return [name for name in ("bolt", "weave") if FINISHED.format(name) not in done.stdout]
+
+
+def test_second_run_fits_nothing_and_changes_nothing(run, command, results_folder):
+    before, rows = outputs(results_folder), (results_folder / "metrics.csv").read_bytes()
+    done = run(*command)
+    assert fitted(done) == []
+    assert "ROCAUC: " not in done.stdout
+    assert outputs(results_folder) == before
+    # the seconds too
+    assert (results_folder / "metrics.csv").read_bytes() == rows
+
+
+def test_run_goes_on_after_the_class_that_is_finished(run, command, results_folder):
+    before = outputs(results_folder)
+    (results_folder / "classes/weave.json").unlink()
+    assert fitted(run(*command)) == ["weave"]
+    assert outputs(results_folder) == before
+
+
+def test_class_of_an_earlier_run_is_left_out_of_the_report_but_stays_finished(
+    run, command, results_folder
+):
+    before = outputs(results_folder)
+    done = run(*command, "--class_name", "weave")
+    assert FINISHED.format("weave") in done.stdout
+    assert [row["class_name"] for row in outputs(results_folder)["metrics.csv"]] == ["weave"]
+    done = run(*command, "--class_name", "weave", "bolt")
+    assert fitted(done) == []
+    # the report has the order of the command
+    assert outputs(results_folder)["metrics.csv"] == before["metrics.csv"][::-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "changed"),
+    [
+        (["--seed", "7"], "scores.csv"),
+        (["--crop", "56"], "scores.csv"),
+        (["--resize", "80"], "scores.csv"),
+        (["--n_features", "50"], "scores.csv"),
+        (["--precision", "bf16"], "scores.csv"),
+        (["--target_fpr", "0.3"], "thresholds.csv"),
+        (["--save_dtype", "float16"], "models/bolt.safetensors"),
+        (["--save_models", "none"], None),
+        (["--figures", "2"], "figures/bolt/stain_002.png"),
+    ],
+)
+def test_other_settings_fit_again_and_change_the_results(
+    run, command, results_folder, options, changed
+):
+    before = read_bolt(results_folder / changed) if changed else None
+    done = run(*command, "--class_name", "bolt", *options)
+    assert FINISHED.format("bolt") not in done.stdout
+    assert not changed or read_bolt(results_folder / changed) != before
+
+
+def read_bolt(path):
+    """The rows of the first class in a CSV file, or the content of another file."""
+    if path.suffix == ".csv":
+        return [row for row in read_csv(path) if row["class_name"] == "bolt"]
+    return path.read_bytes() if path.exists() else None
+
+
+def test_force_fits_again_with_the_same_results(run, command, results_folder):
+    before = outputs(results_folder)
+    assert fitted(run(*command, "--force")) == ["bolt", "weave"]
+    assert outputs(results_folder) == before
+
+
+def test_options_without_effect_on_results_are_not_part_of_the_fingerprint(run, command, tree):
+    moved = tree.rename(tree.with_name("moved"))
+    assert fitted(run(*command, "--data_path", moved, "--num_workers", "0")) == []
+    assert {"num_workers", "data_path", "save_path", "force"}.isdisjoint(SETTINGS)
+
+
+def test_changed_and_new_images_fit_their_class_again(run, command, tree):
+    os.utime(tree / "weave/train/good/000.png", ns=(1, 1))
+    assert fitted(run(*command)) == ["weave"]
+    write_image(tree / "bolt/train/good/999.png", np.zeros((48, 48, 3), dtype=np.uint8))
+    assert fitted(run(*command)) == ["bolt"]
+
+
+def test_other_weights_fit_again_and_a_copy_of_the_same_does_not(
+    run, command, random_weights, tmp_path
+):
+    path = tmp_path / "other.pth"
+    shutil.copy(random_weights("resnet18"), path)
+    assert fitted(run(*command, "--weights", path)) == []
+    state_dict = torch.load(path, weights_only=True)
+    state_dict["conv1.weight"] += 0.01
+    torch.save(state_dict, path)
+    assert fitted(run(*command, "--weights", path)) == ["bolt", "weave"]
+
+
+@pytest.mark.parametrize("name", ["models/bolt.safetensors", "figures/bolt/crack_000.png"])
+def test_class_that_lacks_a_file_is_fitted_again(run, command, results_folder, name):
+    (results_folder / name).unlink()
+    assert fitted(run(*command)) == ["bolt"]
+    assert (results_folder / name).is_file()
+
+
+def test_damaged_record_is_named_and_its_class_fitted_again(run, command, results_folder):
+    before = outputs(results_folder)
+    path = results_folder / "classes/bolt.json"
+    path.write_bytes(path.read_bytes()[:-9])
+    done = run(*command)
+    assert fitted(done) == ["bolt"]
+    assert "classes/bolt.json is damaged" in done.stdout
+    assert done.stderr == ""
+    assert outputs(results_folder) == before
+
+
+def test_class_that_another_run_began_to_replace_is_fitted_again(
+    run, command, results_folder, monkeypatch
+):
+    before = outputs(results_folder)
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    # the other run has replaced the model but not the figures
+    with monkeypatch.context() as patch:
+        patch.setattr("utils.report.report.draw_figures", fail)
+        assert run(*command, "--seed", "7").returncode == 2
+    model = (results_folder / "models/bolt.safetensors").read_bytes()
+    assert model != before["models/bolt.safetensors"]
+    assert fitted(run(*command)) == ["bolt"]
+    assert outputs(results_folder) == before
+
+
+def test_settings_say_how_to_repeat_the_run(command, results_folder, random_weights):
+    settings = json.loads((results_folder / "metrics.json").read_text())["settings"]
+    assert settings["command"].startswith("python main.py --data_path /")
+    assert settings["arguments"]["seed"] == 1024
+    assert settings["arguments"]["weights"] == str(random_weights("resnet18"))
+    assert settings["arch"] == "resnet18"
+    # the list of upstream's channels
+    assert settings["channels_sha256"].startswith("8baffeca")
+    assert len(settings["weights_sha256"]) == 64
+    assert settings["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert settings["device"] == "cpu (1 threads)"
+    assert settings["processes"] == 1
+    assert settings["peak_memory_bytes"]["host"] > 1e8
