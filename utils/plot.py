@@ -251,9 +251,7 @@ def _find_font(text: str) -> tuple[str, str]:
         if _characters(path).issuperset(text):
             return path, text
     known = _characters(default)
-    return default, "".join(
-        c if c in known else c.encode("unicode_escape").decode() for c in text
-    )
+    return default, "".join(c if c in known else c.encode("unicode_escape").decode() for c in text)
 
 
 @cache

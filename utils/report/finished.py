@@ -3,9 +3,8 @@
 import hashlib
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,21 +12,19 @@ import numpy as np
 
 from datasets.dataset import ImageDataset
 from datasets.images import unreadable
-from datasets.mvtec import UNLABELLED
 from utils.metrics import RocCurve
 from utils.report.results import (
     ClassRecord,
     ClassResult,
     ClassThresholds,
     ImageResult,
-    check_results,
 )
 from utils.system.files import replacing
 
 FORMAT = 3
 FOLDER = "classes"
-# what a file with wrong content raises while it is read and checked
-DAMAGE = (ArithmeticError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
+# what reading a file with wrong content raises
+DAMAGE = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 def make_fingerprint(settings: Mapping[str, Any], root: Path, paths: Iterable[Path]) -> str:
@@ -62,10 +59,11 @@ def fingerprint_class(
 
 def write_record(folder: Path, record: ClassRecord) -> None:
     """Write folder/classes/<class>.json, which makes the class a finished one."""
-    content = {"format": FORMAT, **asdict(record)}
+    # arrays and NumPy's numbers have tolist
+    text = json.dumps(asdict(record), default=lambda value: value.tolist())
+    content = {"format": FORMAT, "sha256": _sha256(text), "record": json.loads(text)}
     with replacing(_path(folder, record.result.class_name)) as path:
-        # arrays and NumPy's numbers have tolist
-        path.write_text(json.dumps(content, default=lambda value: value.tolist()), encoding="utf-8")
+        path.write_text(json.dumps(content), encoding="utf-8")
 
 
 def read_record(folder: Path, class_name: str, fingerprint: str) -> ClassRecord | None:
@@ -77,19 +75,19 @@ def read_record(folder: Path, class_name: str, fingerprint: str) -> ClassRecord 
     path = _path(folder, class_name)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content.pop("format", None) != FORMAT:
+        if content.get("format") != FORMAT:
             print(f"{path} was written by another version: {class_name} is fitted again")
             return None
-        if content["fingerprint"] != fingerprint:
-            return None
-        record = _from_json(content)
-        _check_record(record, class_name)
+        if content["sha256"] != _sha256(json.dumps(content["record"])):
+            raise ValueError("its content was changed")
+        record = _from_json(content["record"])
     except FileNotFoundError:
         return None
     except DAMAGE as error:
         print(f"{path} is damaged ({type(error).__name__}): {class_name} is fitted again")
         return None
-    return record if all((folder / name).is_file() for name in record.files) else None
+    there = all((folder / name).is_file() for name in record.files)
+    return record if there and record.fingerprint == fingerprint else None
 
 
 def discard_record(folder: Path, class_name: str) -> None:
@@ -99,6 +97,10 @@ def discard_record(folder: Path, class_name: str) -> None:
 
 def _path(folder: Path, class_name: str) -> Path:
     return folder / FOLDER / f"{class_name}.json"
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _from_json(content: Mapping[str, Any]) -> ClassRecord:
@@ -120,57 +122,3 @@ def _curve_from_json(values: list | None) -> RocCurve | None:
         return None
     fpr, tpr, auroc = values
     return RocCurve(np.array(fpr, dtype=float), np.array(tpr, dtype=float), auroc)
-
-
-def _check_record(record: ClassRecord, class_name: str) -> None:
-    """Refuse what no run has written, before a table or the page trips over it.
-
-    Raises:
-        TypeError, ValueError: if a value has the wrong type, range or length.
-    """
-    check_results([record.result])
-    _require(record.result.class_name == class_name)
-    _require_texts(class_name, *record.result.notes, *record.panels, *record.files)
-    _require_numbers(record.image_threshold, record.pixel_threshold)
-    for curve in (record.image_curve, record.pixel_curve):
-        if curve is not None:
-            _check_curve(curve)
-    files = set(record.files)
-    for image in record.images:
-        _check_image(image, files)
-    if record.thresholds is not None:
-        name, *numbers = vars(record.thresholds).values()
-        _require(name == class_name)
-        _require_numbers(*numbers)
-    has_figures = any(image.figure is not None for image in record.images)
-    _require(has_figures == (record.figure_size is not None))
-    if record.figure_size is not None:
-        width, height = record.figure_size
-        _require(type(width) is int and type(height) is int and min(width, height) > 0)
-
-
-def _check_curve(curve: RocCurve) -> None:
-    rates = np.stack([curve.fpr, curve.tpr])
-    _require(rates.ndim == 2 and bool(((rates >= 0) & (rates <= 1)).all()))
-    _require(0 <= curve.auroc <= 1)
-
-
-def _check_image(image: ImageResult, files: Collection[str]) -> None:
-    _require_texts(image.image, image.defect_type)
-    _require(type(image.label) is int and image.label in (0, 1, UNLABELLED))
-    _require(isfinite(image.score))
-    _require(image.figure is None or image.figure in files)
-
-
-def _require_texts(*values: str) -> None:
-    for value in values:
-        value.encode("utf-8", "surrogateescape")  # as a file name, it need not be valid text
-
-
-def _require_numbers(*values: float | None) -> None:
-    _require(all(value is None or isfinite(value) for value in values))
-
-
-def _require(condition: bool) -> None:
-    if not condition:
-        raise ValueError("a value is out of range")
