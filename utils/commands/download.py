@@ -175,16 +175,7 @@ def install(
         check_space(data_path, release.unpacked_size)
     else:
         raise FileNotFoundError(f"no file {archive}; --archive takes the one from {PAGE}")
-
-    found = file_sha256(source)
-    if found != release.sha256:
-        if archive is None:
-            source.unlink()
-        raise ValueError(
-            f"{archive or release.url} is not the archive of MVTec AD: expected sha256 "
-            f"{release.sha256}, found {found}; {'' if archive else 'it was deleted; '}"
-            f"give another address with --url, or a file from {PAGE} with --archive"
-        )
+    _verify(source, release, by_hand=archive is not None)
     unpack(source, data_path, release.counts, complete)
     if archive is None:
         source.unlink()
@@ -199,6 +190,20 @@ def _download(data_path: Path, release: Release) -> Path:
     if size != release.archive_size:
         fetch(release.url, path)
     return path
+
+
+def _verify(archive: Path, release: Release, by_hand: bool) -> None:
+    """Refuse an archive that is not the release; delete it if it was downloaded."""
+    found = file_sha256(archive)
+    if found == release.sha256:
+        return
+    if not by_hand:
+        archive.unlink()
+    raise ValueError(
+        f"{archive if by_hand else release.url} is not the archive of MVTec AD: expected sha256 "
+        f"{release.sha256}, found {found}; {'' if by_hand else 'it was deleted; '}"
+        f"give another address with --url, or a file from {PAGE} with --archive"
+    )
 
 
 def check_space(folder: Path, needed: int) -> None:
