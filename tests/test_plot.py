@@ -121,16 +121,29 @@ def test_title_is_written_above_the_panels(item):
     assert rows.max() < TITLES // 2
 
 
-def test_figures_are_independent_and_inputs_unchanged(item, tmp_path):
-    alone = draw(item)
-    other = item._replace(
-        path=tmp_path / "other.png", image=255 - item.image, anomaly_map=item.anomaly_map * 0.5
-    )
+@pytest.mark.parametrize(("threshold", "row"), [(3.0, SIDE // 2), (1.5, 3 * SIDE // 4)])
+def test_threshold_is_marked_on_the_colour_bar(item, threshold, row):
+    # the bar is as high as the panels and goes from 0 to 6
+    bar = draw(item, threshold)[-MARGIN - SIDE : -MARGIN, 10 - COLOUR_BAR]
+    inside = bar[3:-3].sum(axis=1)  # without its black frame
+    assert inside.argmin() + 3 == pytest.approx(row, abs=1)
+
+
+def test_inputs_are_not_changed(item):
     copies = [array.copy() for array in (item.image, item.anomaly_map, item.mask)]
-    list(plot_localisations([other, item], SCALE, 3.0))
-    np.testing.assert_array_equal(np.asarray(Image.open(item.path)), alone)
+    draw(item)
     for array, copy in zip((item.image, item.anomaly_map, item.mask), copies, strict=True):
         np.testing.assert_array_equal(array, copy)
+
+
+def test_figures_drawn_at_the_same_time_do_not_mix(item, tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (30, 3, SIDE, SIDE), dtype=np.uint8)
+    items = [
+        item._replace(path=tmp_path / f"{i}.png", image=image) for i, image in enumerate(images)
+    ]
+    for path, image in zip(plot_localisations(items, SCALE, 3.0), images, strict=True):
+        panel = np.asarray(Image.open(path))[-MARGIN - SIDE : -MARGIN, MARGIN : MARGIN + SIDE]
+        np.testing.assert_array_equal(panel, image.transpose(1, 2, 0))
 
 
 def test_paths_are_given_in_order_when_they_are_complete(item, tmp_path):
