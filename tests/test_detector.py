@@ -7,25 +7,12 @@ import torch
 from PIL import Image
 
 from datasets.images import Preprocessing
+from tests.bolts import SMALL, defective, good_images
 from tests.conftest import write_image
+from utils.backbone import draw_channels
 from utils.detector import Detector
-from utils.thresholds import find_thresholds
 
-ROOT = Path(__file__).resolve().parent.parent
-SMALL = Preprocessing(96, 80)
-
-
-def good_images(n=5, size=(96, 120)):
-    """Noise around waves, (H, W, 3) uint8."""
-    rng = np.random.default_rng(0)
-    waves = 128 + 40 * np.sin(np.arange(size[1]) / 3)[None, :, None]
-    return [(waves + rng.normal(0, 8, (*size, 3))).astype(np.uint8) for _ in range(n)]
-
-
-def defective(size=(96, 120)):
-    pixels = good_images(1, size)[0]
-    pixels[20:44, 48:72] = 250
-    return pixels
+README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 @pytest.fixture(scope="module")
@@ -38,24 +25,14 @@ def detector(weights):
     return Detector.fit(good_images(), "resnet18", weights, SMALL, device="cpu", name="bolt")
 
 
-def test_score_is_the_maximum_of_the_map_of_the_preprocessed_image(detector):
-    score, anomaly_map = detector.score(defective())
-    assert isinstance(score, float)
-    assert score == anomaly_map.max()
-    assert (anomaly_map.shape, anomaly_map.dtype) == ((80, 80), np.float32)
-
-
 def test_defect_scores_above_the_threshold_and_where_it_is(detector):
     score, anomaly_map = detector.score(defective())
-    assert score >= detector.model.thresholds.image
+    assert (anomaly_map.shape, anomaly_map.dtype) == ((80, 80), np.float32)
+    assert score == anomaly_map.max() >= detector.model.thresholds.image
     row, column = np.unravel_index(anomaly_map.argmax(), anomaly_map.shape)
     # the crop takes away 8 rows and 20 columns
     assert 12 <= row < 36
     assert 28 <= column < 52
-
-
-def test_pil_image_and_array_score_the_same(detector):
-    assert detector.score(Image.fromarray(defective()))[0] == detector.score(defective())[0]
 
 
 def test_batch_gives_the_maps_of_its_images(detector):
@@ -65,16 +42,16 @@ def test_batch_gives_the_maps_of_its_images(detector):
         np.testing.assert_allclose(detector.score(image)[1], anomaly_map, rtol=1e-4)
 
 
-def test_generator_of_images_fits_the_same(detector, weights):
+def test_pil_images_from_a_generator_are_the_arrays(detector, weights):
     images = (Image.fromarray(pixels) for pixels in good_images())
     again = Detector.fit(images, weights=weights, preprocessing=SMALL, name="bolt")
-    assert again.score(defective())[0] == detector.score(defective())[0]
+    assert again.score(Image.fromarray(defective()))[0] == detector.score(defective())[0]
     assert again.model.training_sha256 == detector.model.training_sha256
 
 
 def test_loaded_detector_scores_the_same(detector, weights, tmp_path):
     detector.save(tmp_path / "bolt.safetensors")
-    loaded = Detector.load(tmp_path / "bolt.safetensors", weights)
+    loaded = Detector.load(str(tmp_path / "bolt.safetensors"), weights)
     for image in (*good_images(2), defective()):
         assert loaded.score(image)[0] == pytest.approx(detector.score(image)[0], rel=1e-5)
     assert loaded.model.thresholds.image == detector.model.thresholds.image
@@ -87,23 +64,12 @@ def test_half_precision_is_smaller(detector, tmp_path):
     assert (tmp_path / "float16").stat().st_size < 0.6 * (tmp_path / "float32").stat().st_size
 
 
-def test_thresholds_come_from_all_good_images_and_the_rate(weights):
-    detector = Detector.fit(good_images(6), weights=weights, preprocessing=SMALL, target_fpr=0.3)
-    assert len(detector.model.thresholds.good_scores) == 6
-    maps = np.random.default_rng(0).random((6, 4, 4), dtype=np.float32)
-    assert detector.model.thresholds.image_fpr == find_thresholds(maps, 0.3).image_fpr == 0.3
-
-
-def test_seed_draws_other_channels(detector, weights):
-    other = Detector.fit(good_images(), weights=weights, preprocessing=SMALL, seed=1)
-    assert other.model.padim.channels != detector.model.padim.channels
-
-
-def test_images_that_are_not_square_keep_their_shape_without_crop(weights):
-    detector = Detector.fit(
-        good_images(size=(87, 103)), weights=weights, preprocessing=Preprocessing(0, 0)
-    )
-    assert detector.score(defective((87, 103)))[1].shape == (87, 103)
+def test_seed_number_of_channels_and_rate_are_used(weights):
+    model = Detector.fit(
+        good_images(6), weights=weights, preprocessing=SMALL, seed=1, n_features=7, target_fpr=0.3
+    ).model
+    assert model.channels == draw_channels("resnet18", 1, 7)
+    assert (model.thresholds.target_fpr, len(model.thresholds.good_scores)) == (0.3, 6)
 
 
 def test_other_weights_are_refused(detector, weights, tmp_path):
@@ -116,32 +82,29 @@ def test_other_weights_are_refused(detector, weights, tmp_path):
         Detector.load(path, tmp_path / "other.pth")
 
 
-@pytest.mark.parametrize("n", [0, 2])
-def test_fewer_than_three_images_are_refused(weights, n):
-    with pytest.raises(ValueError, match=f"bolt has {n} good images; give 3 or more"):
-        Detector.fit(good_images(n), weights=weights, preprocessing=SMALL, name="bolt")
-
-
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
         ({"arch": "resnet19"}, "unknown arch 'resnet19'; choose from resnet18, wide_resnet50_2"),
+        ({"precision": "int8"}, "unknown precision 'int8'; choose from float32, bf16, fp16"),
         ({"target_fpr": 0.0}, r"target_fpr 0\.0 is no rate; give one between 0 and 1"),
         ({"target_fpr": 1}, "target_fpr 1 is no rate"),
         ({"preprocessing": Preprocessing(48, 64)}, "--crop 64 is larger than --resize 48"),
         ({"preprocessing": Preprocessing(0, 100)}, "--crop 100 is larger than image 0 of images"),
         ({"device": "tpu"}, "tpu is not on this machine"),
+        ({"images": good_images(2)}, "images has 2 good images; give 3 or more"),
+        (
+            {
+                "images": [*good_images(2), *good_images(1, (120, 96))],
+                "preprocessing": Preprocessing(48, 0),
+            },
+            "image 2 of images is 48x60 for the network, image 0 is 60x48; give images of one",
+        ),
     ],
 )
-def test_settings_that_do_not_do_are_refused(weights, settings, message):
+def test_unacceptable_settings_and_images_are_refused(weights, settings, message):
     with pytest.raises(ValueError, match=message):
-        Detector.fit(good_images(3), weights=weights, **settings)
-
-
-def test_images_of_several_shapes_are_refused_without_crop(weights):
-    images = [*good_images(2), *good_images(1, (120, 96))]
-    with pytest.raises(ValueError, match="image 2 of images is 48x60 for the network, image 0 is"):
-        Detector.fit(images, weights=weights, preprocessing=Preprocessing(48, 0))
+        Detector.fit(**{"images": good_images(3), "weights": weights} | settings)
 
 
 @pytest.mark.parametrize(
@@ -153,7 +116,7 @@ def test_images_of_several_shapes_are_refused_without_crop(weights):
         ("a.png", "<class 'str'>"),
     ],
 )
-def test_what_is_no_image_is_refused(detector, image, kind):
+def test_anything_but_an_image_is_refused(detector, image, kind):
     with pytest.raises(ValueError, match=f"the image is {kind}; give a PIL image or an array"):
         detector.score(image)
 
@@ -167,15 +130,15 @@ def test_what_is_no_image_is_refused(detector, image, kind):
     ],
 )
 def test_image_of_another_size_is_refused(weights, preprocessing, size, message):
-    preprocessing = Preprocessing(*preprocessing)
     images = good_images(3, (48, 60))
-    detector = Detector.fit(images, weights=weights, preprocessing=preprocessing)
+    detector = Detector.fit(images, weights=weights, preprocessing=Preprocessing(*preprocessing))
+    assert detector.score(images[0])[1].shape == detector.model.image_size
     with pytest.raises(ValueError, match=message):
         detector.score(np.zeros((*size, 3), np.uint8))
 
 
 def test_the_readmes_lines_run(weights, tmp_path, monkeypatch, capsys):
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path)
     for i, pixels in enumerate(good_images(3)):
         write_image(Path(f"my_images/good/{i:03}.png"), pixels)
