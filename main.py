@@ -39,8 +39,7 @@ if TYPE_CHECKING:
 def main() -> None:
     """Run the command line; a user's mistake ends in one line and exit status 2."""
     prepare_process()
-    command = parse_command_line(sys.argv[1:], __doc__, run_experiment)
-    run_program(command.name, command.run, command.args)
+    run_program(*parse_command_line(sys.argv[1:], __doc__, run_experiment))
 
 
 def run_experiment(args: argparse.Namespace) -> None:

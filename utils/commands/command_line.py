@@ -24,11 +24,12 @@ PATIENCE = 10  # seconds; torchrun ends all processes when the first has ended
 
 
 class Command(NamedTuple):
-    """What a command line asks for: a function and its arguments."""
+    """What a command line asks for: a function and its arguments, as run_program takes them."""
 
     name: str
     run: Callable[[argparse.Namespace], None]
     args: argparse.Namespace
+    kept: str = ""
 
 
 def parse_command_line(
@@ -46,7 +47,8 @@ def parse_command_line(
     """
     if not words or words[0] not in COMMANDS:
         parser = make_experiment_parser(description)
-        return Command(parser.prog, run_experiment, parser.parse_args(words))
+        kept = "the classes finished so far are in the results"
+        return Command(parser.prog, run_experiment, parser.parse_args(words), kept)
     command = import_module(f"utils.commands.{words[0]}")
     parser = OneLineParser(f"main.py {words[0]}", command.__doc__)
     if Processes.from_environment().size > 1:

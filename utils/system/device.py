@@ -15,7 +15,7 @@ PACKAGES = ("torch", "torchvision", "numpy", "scipy", "scikit-image", "pillow")
 
 
 def count_cores() -> int:
-    """The cores that this process may use."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

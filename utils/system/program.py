@@ -30,13 +30,14 @@ def prepare_process() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def run_program(name: str, run: Callable[[Any], None], args: Any) -> None:
+def run_program(name: str, run: Callable[[Any], None], args: Any, kept: str = "") -> None:
     """Call run(args); a mistake or a lack that the user can mend ends in one line.
 
     Args:
         name: of the program, at the beginning of that line.
         run: may raise OSError and ValueError for whatever the user can mend.
         args: of run.
+        kept: what a run that ends early leaves, for that line.
 
     Raises:
         SystemExit: with MISTAKE or INTERRUPTED.
@@ -46,13 +47,15 @@ def run_program(name: str, run: Callable[[Any], None], args: Any) -> None:
         run(args)
         print(end="", flush=True)  # a full disk or a closed pipe is noticed here, not at exit
     except KeyboardInterrupt:
-        print("interrupted; the classes finished so far are in the results", file=sys.stderr)
+        print(f"interrupted{kept and f'; {kept}'}", file=sys.stderr)
         sys.exit(INTERRUPTED)
     except Exception as error:
         message = explain(error)
         if message is None:
             raise
-        print(f"{name}: error: {message}", file=sys.stderr)
+        # what a mistake leaves is said by its own message
+        rest = f"; {kept}" if kept and not isinstance(error, (OSError, ValueError)) else ""
+        print(f"{name}: error: {message}{rest}", file=sys.stderr)
         sys.exit(MISTAKE)
     finally:
         # at exit, looking for garbage among torch's modules would take a second
@@ -67,12 +70,8 @@ def explain(error: Exception) -> str | None:
     if isinstance(error, MemoryError) or any(words in text for words in MEMORY_IS_FULL):
         return (
             f"memory is full ({text[:120] or 'no more is given'}); lower --batch_size, "
-            "--n_features or --crop, or start fewer processes; the classes finished so far are in "
-            "the results"
+            "--n_features or --crop, or start fewer processes"
         )
     if type(error).__name__ == "AcceleratorError":  # torch is not imported only for its name
-        return (
-            f"the device failed ({text[:120]}); repeat the command to go on after the classes "
-            "finished so far, or give --device cpu"
-        )
+        return f"the device failed ({text[:120]}); repeat the command, or give --device cpu"
     return None
