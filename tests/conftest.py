@@ -16,10 +16,15 @@ import numpy as np
 import pytest
 import torch
 from threadpoolctl import threadpool_limits
-from torch import nn
 
 import main
-from tests.helpers import Done, build_network, experiment_options, write_image
+from tests.helpers import (  # some tests import build_network and write_image from here
+    Done,
+    build_network,  # noqa: F401
+    experiment_options,
+    write_image,
+    write_random_weights,
+)
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 TREE_CLASSES = ("bolt", "weave")
@@ -119,28 +124,13 @@ def _texture(class_name: str, rng: np.random.Generator) -> np.ndarray:
 
 @pytest.fixture(scope="session")
 def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """A function that writes a state dict of build_network(arch) and returns its path.
-
-    The batch norms have random weights and biases, and the statistics of a batch of noise. So
-    activations stay near 1 at any depth.
-    """
+    """A function that writes random weights of an architecture and returns their path."""
     folder = tmp_path_factory.mktemp("weights")
 
     @cache
     def write(arch: str) -> Path:
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = build_network(arch)
-            for module in network.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    nn.init.uniform_(module.weight, 0.5, 1.5)
-                    nn.init.normal_(module.bias, 0, 0.2)
-                    module.momentum = 1.0
-            side = 224 if arch == "efficientnet_lite0" else 64
-            with torch.no_grad():
-                network.train()(torch.randn(4, 3, side, side))
         path = folder / f"{arch}.pth"
-        torch.save(network.state_dict(), path)
+        write_random_weights(arch, path)
         return path
 
     return write

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from torch import nn
@@ -144,3 +145,23 @@ def build_network(arch: str) -> nn.Module:
     if arch == "wide_resnet50_2":
         network.layer4 = network.fc = nn.Identity()
     return network
+
+
+def write_random_weights(arch: str, path: Path | str) -> None:
+    """Write the state dict of build_network(arch).
+
+    The batch norms have random weights and biases, and the statistics of a batch of noise. So
+    activations stay near 1 at any depth.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = build_network(arch)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                nn.init.uniform_(module.weight, 0.5, 1.5)
+                nn.init.normal_(module.bias, 0, 0.2)
+                module.momentum = 1.0
+        side = 224 if arch == "efficientnet_lite0" else 64
+        with torch.no_grad():
+            network.train()(torch.randn(4, 3, side, side))
+    torch.save(network.state_dict(), path)

@@ -1,71 +1,63 @@
-"""Time and memory of the whole suite beside a naive reference of the method, on this machine.
+"""Time and memory of the suite on this machine, beside a naive reference of the method.
 
     python -m tests.benchmark
     python -m tests.benchmark --data_path mvtec_ad --class_name bottle --arch resnet18
 
-Parts: whole (the command and the naive reference, see tests/naive_pipeline.py, in turn), stages
-(the network and the Gaussians alone), backbone (the network beside ONNX Runtime), scaling (more
-images, more channels, larger images), processes (torchrun), workers (threads that decode images).
-Each leaves its raw measurements in <part>.csv, and what they were made with in <part>.json;
-benchmark.md has tables of all, scaling.png shows how time and memory grow. Without --data_path the
-demo set is measured. Everything runs on the CPU, one command at a time: leave the machine alone
-meanwhile.
+Parts: whole (the whole command and tests/naive_pipeline.py in turn), alone (the network and the
+Gaussians, and ONNX Runtime), scaling (more and more training images), processes (torchrun, on
+several classes), workers (threads that decode images). Each part writes its raw numbers to
+<part>.csv and what they were measured with to <part>.txt. benchmark.md has the tables of all parts
+and scaling.png the figure. Without --data_path the demo set is measured. All commands run on the
+CPU, one at a time: leave the machine alone meanwhile.
 """
 
 import argparse
-import json
 import os
 import platform
 import shlex
 import sys
-import tempfile
 from collections.abc import Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from tqdm import tqdm
 
 from datasets.demo import make_demo
-from tests.benchmark import inputs
-from tests.benchmark.jobs import JOBS, SCALED_ARCH, Setup
+from tests.benchmark.jobs import JOBS, SCALED_ARCH, Setup, write_random_weights
 from tests.benchmark.measure import FAILURE, Row, run_job, write_rows
-from tests.benchmark.plots import plot_scaling
-from tests.benchmark.tables import describe_failure, write_tables
+from tests.benchmark.tables import write_tables
 from utils.backbone import BACKBONES, DEMO_ARCH
-from utils.commands.options import at_least, make_folder
-from utils.system.files import replacing
-from utils.system.processes import count_cores
+from utils.commands.options import at_least
+from utils.system.device import count_cores
+from utils.system.files import make_folder
 
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "onnxruntime")
-TIMEOUT = 3600  # seconds
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """Measure the parts and write tables and figure, also of what an interrupted run has done."""
+    """Measure the parts. Tables and figure are also written if this is interrupted."""
     words = sys.argv[1:] if words is None else words
     parser = make_parser()
     args = parser.parse_args(words)
-    with tempfile.TemporaryDirectory(prefix="padim_benchmark_") as temporary:
+    with TemporaryDirectory(prefix="padim_benchmark_") as temporary:
         try:
             folder = make_folder(args.save_path)
-            setup = prepare(args, words, Path(temporary))
+            setup = prepare(args, Path(temporary))
         except (OSError, ValueError) as error:
             parser.error(str(error))
-        failed, status = [], 0
+        settings = describe_settings(setup, words)
+        failed = False
         try:
             for part in args.parts:
-                failed += run_part(part, setup, folder)
-        except KeyboardInterrupt:
-            print("interrupted; what was measured so far is kept", file=sys.stderr)
-            status = 130
-    write_tables(folder)
-    plot_scaling(folder)
+                (folder / f"{part}.txt").write_text(settings + "\n")
+                failed |= run_part(part, setup, folder / f"{part}.csv")
+        finally:
+            write_tables(folder)
     print((folder / "benchmark.md").read_text())
     print(f"results in {folder}")
-    for row in failed:
-        print(describe_failure(row), file=sys.stderr)
-    sys.exit(status or bool(failed))
+    sys.exit(failed)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -83,18 +75,10 @@ def make_parser() -> argparse.ArgumentParser:
     def add_counts(name: str, help: str, default: list[int], least: int = 1) -> None:
         add(name, help, type=at_least(least), nargs="*", default=default, metavar="N")
 
-    def add_repeats(name: str, help: str, default: int | None) -> None:
-        add(name, help, type=at_least(0), default=default, metavar="N")
-
     add("parts", "what to measure", nargs="+", choices=JOBS, default=list(JOBS))
     add("data_path", "folder in MVTec AD's layout, instead of the demo set", type=Path)
     add("class_name", "classes (default: all of the folder)", nargs="+", metavar="NAME")
-    add(
-        "arch",
-        f"networks (default: {DEMO_ARCH} on the demo set, else {SCALED_ARCH})",
-        nargs="+",
-        choices=BACKBONES,
-    )
+    add("arch", f"networks (default: {DEMO_ARCH})", nargs="+", choices=BACKBONES)
     add(
         "weights",
         "state dicts of the first networks; the others get random weights, which take as long",
@@ -103,75 +87,72 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
     )
-    add("save_path", "folder for the results", type=Path, default=Path("results/benchmark"))
-    add_repeats("repeats", "runs of the suite's whole command", 3)
-    add_repeats(
-        "naive_repeats", "runs of the naive reference (default: as many, Wide-ResNet 1)", None
-    )
-    add_repeats("stages_repeats", "runs of the stages", 3)
-    add_repeats("backbone_repeats", "runs of the comparison with ONNX Runtime", 1)
-    add_repeats("scaling_repeats", "runs of each point", 1)
-    add_repeats("processes_repeats", "runs of each number of processes", 2)
-    add_counts("n_train", "numbers of training images", [125, 250, 500, 1000, 2500, 5000])
-    add_repeats("naive_up_to", "largest of them for the naive reference", 500)
-    add_counts("n_features", "numbers of channels", [50, 100, 200, 400])
-    add_counts("image_sizes", "sides of the images", [128, 224, 320, 448])
+    add("save_path", "for results", type=Path, default=Path("results/measured/benchmark"))
+    add("repeats", "runs of each command", type=at_least(1), default=3, metavar="N")
+    add("naive_repeats", "of the naive reference", type=at_least(0), default=1, metavar="N")
+    add_counts("n_train", "numbers of training images", [500, 1000, 5000])
+    add("naive_up_to", "the most for the naive reference", type=int, default=500, metavar="N")
     add_counts("processes", "numbers of processes", [1, 2])
-    add_repeats("workers_repeats", "runs of each number of decoding threads", 1)
     add_counts("workers", "numbers of decoding threads", [0, 1, 2], least=0)
-    add("timeout", "seconds after which a command is given up", type=at_least(1), default=TIMEOUT)
     return parser
 
 
-def prepare(args: argparse.Namespace, words: Sequence[str], temporary: Path) -> Setup:
-    """Find or make data and weights; checks the arguments and fills in their defaults.
+def prepare(args: argparse.Namespace, temporary: Path) -> Setup:
+    """Find or make data and weights, and fill in the defaults of the arguments.
 
     Raises:
-        OSError, ValueError: if they will not do.
+        OSError, ValueError: if the arguments do not fit the data.
     """
-    args.arch = args.arch or [DEMO_ARCH if args.data_path is None else SCALED_ARCH]
+    args.arch = args.arch or [DEMO_ARCH]
     data_path = make_demo() if args.data_path is None else args.data_path.resolve()
-    there = inputs.class_names(data_path)
-    names = args.class_name or there
-    unknown = sorted(set(names) - set(there))
-    if unknown:
-        raise ValueError(f"no classes {unknown} in {data_path}; choose from {there}")
+    found = sorted(path.parent.parent.name for path in data_path.glob("*/train/good"))
+    unknown = sorted(set(args.class_name or found) - set(found))
+    if unknown or not found:
+        raise ValueError(f"no class {unknown or ''} in {data_path}; choose from {found}")
     missing = [str(path) for path in args.weights if not path.is_file()]
     if missing or len(args.weights) > len(args.arch):
         raise ValueError(f"--weights takes a file for each of {args.arch}; missing: {missing}")
     weights = {a: path.resolve() for a, path in zip(args.arch, args.weights, strict=False)}
-    scaled = {SCALED_ARCH} if "scaling" in args.parts else set()
-    random = sorted({*args.arch, *scaled} - weights.keys() - {DEMO_ARCH})
-    for arch in random:
-        weights[arch] = inputs.write_random_weights(arch, temporary / f"{arch}.pth")
-    weights.setdefault(DEMO_ARCH, None)  # they are installed
-    settings = {
-        "command": shlex.join(["python", "-m", "tests.benchmark", *words]),
-        "data": inputs.describe_images(data_path, names),
-        "weights": f"random weights of {', '.join(random) or 'no network'}",
-        "machine": describe_machine(),
-        "date": date.today().isoformat(),
-    }
-    return Setup(args, settings, data_path, names, weights, temporary)
+    needed = {*args.arch, *([SCALED_ARCH] if "scaling" in args.parts else [])}
+    for arch in needed - weights.keys() - {DEMO_ARCH}:
+        weights[arch] = temporary / f"{arch}.pth"
+        write_random_weights(arch, weights[arch])
+    # the weights of the demo's network are installed
+    return Setup(args, data_path, args.class_name or found, {DEMO_ARCH: None} | weights, temporary)
 
 
-def run_part(part: str, setup: Setup, folder: Path) -> list[Row]:
-    """Measure a part; what is done is in its file at any time. Returns what failed."""
-    jobs = list(JOBS[part](setup))
+def run_part(part: str, setup: Setup, path: Path) -> bool:
+    """Measure a part; after each run all numbers so far are in path. Returns whether one failed."""
+    repeats = range(setup.args.repeats)
+    jobs = [(repeat, job) for repeat in repeats for job in JOBS[part](setup, repeat)]
     rows: list[Row] = []
-    with replacing(folder / f"{part}.json") as path:
-        path.write_text(json.dumps(setup.settings, indent=2) + "\n")
-    write_rows(folder / f"{part}.csv", rows)
-    progress = tqdm(jobs, part, unit="run")
-    for job in progress:
-        progress.set_postfix_str(f"{job.arch} {job.method} {job.variable} {job.at}".strip())
-        rows += run_job(job, setup.args.timeout)
-        write_rows(folder / f"{part}.csv", rows)
-    return [row for row in rows if row.quantity == FAILURE]
+    for repeat, job in tqdm(jobs, part, unit="run"):
+        rows += run_job(job, repeat)
+        write_rows(path, rows)
+    return any(row.quantity == FAILURE for row in rows)
+
+
+def describe_settings(setup: Setup, words: Sequence[str]) -> str:
+    """The command, the data, the machine and the date."""
+    train, test = (
+        sum(len(list((setup.data_path / name).glob(pattern))) for name in setup.class_names)
+        for pattern in ("train/good/*.png", "test/*/*.png")
+    )
+    random = [
+        arch for arch, path in setup.weights.items() if path and setup.temporary in path.parents
+    ]
+    parts = [
+        shlex.join(["python", "-m", "tests.benchmark", *words]),
+        f"{', '.join(setup.class_names)}: {train} + {test} images",
+        f"random weights of {', '.join(random) or 'no network'}",
+        describe_machine(),
+        date.today().isoformat(),
+    ]
+    return "; ".join(parts) + "."
 
 
 def describe_machine() -> str:
-    """Processor, cores that may be used, memory, versions, and how busy it is."""
+    """Processor, number of cores, load, memory and versions."""
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():

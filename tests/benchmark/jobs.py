@@ -1,162 +1,102 @@
-"""The commands that each part of the benchmark measures, in the order in which they run."""
+"""The commands that each part of the benchmark measures."""
 
 import argparse
+import os
+import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from tests.benchmark.inputs import write_noise
-from tests.benchmark.measure import FOLDER, ROOT, Job
-from utils.system.processes import count_cores
+import numpy as np
+from PIL import Image
 
-SUITE, NAIVE, STAGES, BACKBONE = "suite", "naive", "stages", "backbone"
-PROCESSES, FIRST_CLASS = "processes", "processes, first class"  # what is varied
+from tests.benchmark.measure import FOLDER, ROOT, Job
+
+SUITE, NAIVE, ALONE = "suite", "naive", "alone"
+IMAGES, PROCESSES, THREADS = "training images", "processes", "threads"  # what is varied
 SCALED_ARCH = "resnet18"
-SCALED_N_TRAIN = 250  # where something else is scaled
 SLOW = "wide_resnet50_2"  # a run of the naive reference takes minutes
-ENVIRONMENT = {"GOMP_SPINCOUNT": "10000"}  # as main.py sets it for itself
-NO_FIGURES = ("--figures", "none")
+N_NOISE, N_TEST = 32, 8  # different images of noise; good test images, and as many defects
+TORCHRUN = ("-m", "torch.distributed.run")
 
 
 class Setup(NamedTuple):
-    """What is measured: arguments, a data set, its classes, weights, and room for more.
+    """What is measured.
 
-    settings say what it is measured with; they stand below the tables.
+    Attributes:
+        args: of the benchmark.
+        data_path: in MVTec AD's layout.
+        class_names: below data_path.
+        weights: by network; None for those that are installed.
+        temporary: a folder for more data.
     """
 
     args: argparse.Namespace
-    settings: Mapping[str, str]
     data_path: Path
     class_names: Sequence[str]
-    weights: Mapping[str, Path | None]
+    weights: dict[str, Path | None]
     temporary: Path
 
 
-def whole_jobs(setup: Setup) -> Iterator[Job]:
-    """Whole commands, the suite's and the naive reference's in turn."""
-    args = setup.args
-    for arch in args.arch:
-        naive_repeats = count_naive_repeats(args, arch)
-        options = class_options(setup, arch)
-        for repeat in range(max(args.repeats, naive_repeats)):
-            if repeat < args.repeats:
-                yield Job(arch, SUITE, suite(*options), repeat)
-            if repeat < naive_repeats:
-                yield Job(arch, NAIVE, naive(*options), repeat)
-
-
-def stages_jobs(setup: Setup) -> Iterator[Job]:
-    """The suite's network and Gaussians alone."""
+def whole_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
+    """The suite's whole command, and then the naive reference's."""
     for arch in setup.args.arch:
-        command = module("benchmark.stages", *class_options(setup, arch))
-        for repeat in range(setup.args.stages_repeats):
-            yield Job(arch, STAGES, command, repeat, environment=ENVIRONMENT)
+        options = data_options(setup, arch)
+        yield Job(arch, SUITE, suite(options))
+        # the first run says enough where it takes minutes
+        if repeat < setup.args.naive_repeats and (arch != SLOW or repeat == 0):
+            yield Job(arch, NAIVE, module("naive_pipeline", *options, "--save_path", FOLDER))
 
 
-def backbone_jobs(setup: Setup) -> Iterator[Job]:
-    """The suite's network beside ONNX Runtime."""
+def alone_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
+    """The suite's network and Gaussians alone, and ONNX Runtime."""
     for arch in setup.args.arch:
-        path = setup.temporary / f"{arch}.onnx"
-        command = module("benchmark.backbone", *network(setup, arch), "--onnx", str(path))
-        for repeat in range(setup.args.backbone_repeats):
-            yield Job(arch, BACKBONE, command, repeat, environment=ENVIRONMENT)
+        yield Job(arch, ALONE, module("benchmark.alone", *data_options(setup, arch)))
 
 
-def scaling_jobs(setup: Setup) -> Iterator[Job]:
-    """The suite on images of noise: more of them, more channels, larger ones."""
-    args = setup.args
-
-    def options(n_train: int) -> list[str]:
-        path = write_noise(setup.temporary / "noise", n_train)
-        data = ["--data_path", str(path), "--class_name", "noise"]
-        return [*data, *network(setup, SCALED_ARCH), *NO_FIGURES]
-
-    def scaled_suite(repeat: int, variable: str, at: int, *options: str) -> Job:
-        command = suite(*options, "--save_models", "none")
-        return Job(SCALED_ARCH, SUITE, command, repeat, variable, at)
-
-    for repeat in range(args.scaling_repeats):
-        for n in args.n_train:
-            yield scaled_suite(repeat, "N", n, *options(n))
-            if n <= args.naive_up_to:
-                yield Job(SCALED_ARCH, NAIVE, naive(*options(n)), repeat, "N", n)
-        fixed = options(SCALED_N_TRAIN)
-        for d in args.n_features:
-            yield scaled_suite(repeat, "d", d, *fixed, "--n_features", str(d))
-        for side in args.image_sizes:
-            size = ("--resize", str(side), "--crop", str(side))
-            yield scaled_suite(repeat, "image size", side, *fixed, *size)
+def scaling_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
+    """The suite, and as far as asked for the naive reference, on more and more training images."""
+    for n in setup.args.n_train:
+        data = ("--data_path", str(write_noise(setup.temporary / "noise", n)))
+        options = [*data, "--class_name", "noise", *network_options(setup, SCALED_ARCH)]
+        options += ["--figures", "none"]
+        yield Job(SCALED_ARCH, SUITE, suite([*options, "--save_models", "none"]), IMAGES, n)
+        if n <= setup.args.naive_up_to:
+            naive = module("naive_pipeline", *options, "--save_path", FOLDER)
+            yield Job(SCALED_ARCH, NAIVE, naive, IMAGES, n)
 
 
-def processes_jobs(setup: Setup) -> Iterator[Job]:
-    """Whole commands on one and on several processes, in turn; the cores are shared out.
-
-    Of all classes, and of the first alone: torchrun takes seconds to start, however long the run.
-    """
-    args = setup.args
-    runs = {PROCESSES: setup.class_names, FIRST_CLASS: setup.class_names[:1]}
-    if len(setup.class_names) == 1:
-        del runs[FIRST_CLASS]
-    for arch in args.arch:
-        for repeat in range(args.processes_repeats):
-            for variable, class_names in runs.items():
-                options = class_options(setup._replace(class_names=class_names), arch)
-                for count in args.processes:
-                    yield _processes_job(arch, options, repeat, variable, count)
+def processes_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
+    """The suite's whole command in one process and in several, which share out the classes."""
+    for arch in setup.args.arch:
+        for count in setup.args.processes:
+            launcher = (*TORCHRUN, f"--nproc_per_node={count}") if count > 1 else ()
+            command = suite(data_options(setup, arch), launcher)
+            yield Job(arch, SUITE, command, PROCESSES, count)
 
 
-def _processes_job(
-    arch: str, options: Sequence[str], repeat: int, variable: str, count: int
-) -> Job:
-    if count == 1:
-        return Job(arch, SUITE, suite(*options), repeat, variable, count, shares=True)
-    launcher = ("-m", "torch.distributed.run", f"--nproc_per_node={count}")
-    return Job(
-        *(arch, SUITE, suite(*options, launcher=launcher), repeat, variable, count),
-        environment={"OMP_NUM_THREADS": str(max(count_cores() // count, 1))},
-        shares=True,
-        unavailable="" if is_distributed() else "main.py runs in one process here",
-    )
-
-
-def workers_jobs(setup: Setup) -> Iterator[Job]:
-    """Whole commands with some numbers of threads that decode images, in turn."""
-    args = setup.args
-    for arch in args.arch:
-        options = class_options(setup, arch)
-        for repeat in range(args.workers_repeats):
-            for count in args.workers:
-                command = suite(*options, "--num_workers", str(count))
-                yield Job(arch, SUITE, command, repeat, "threads", count)
+def workers_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
+    """The suite's whole command with some numbers of threads that decode images."""
+    for arch in setup.args.arch:
+        for count in setup.args.workers:
+            command = suite([*data_options(setup, arch), "--num_workers", str(count)])
+            yield Job(arch, SUITE, command, THREADS, count)
 
 
 JOBS = {
     "whole": whole_jobs,
-    "stages": stages_jobs,
-    "backbone": backbone_jobs,
+    "alone": alone_jobs,
     "scaling": scaling_jobs,
     "processes": processes_jobs,
     "workers": workers_jobs,
 }
 
 
-def count_naive_repeats(args: argparse.Namespace, arch: str) -> int:
-    """Runs of the naive reference."""
-    if args.naive_repeats is not None:
-        return args.naive_repeats
-    return min(args.repeats, 1) if arch == SLOW else args.repeats
-
-
-def suite(*options: str, launcher: Sequence[str] = ()) -> list[str]:
-    """main.py's command; on the CPU, as is all that it is compared with."""
+def suite(options: Sequence[str], launcher: Sequence[str] = ()) -> list[str]:
+    """main.py's command, on the CPU as all that it is compared with."""
     main = [sys.executable, *launcher, str(ROOT / "main.py")]
     return [*main, *options, "--device", "cpu", "--save_path", FOLDER]
-
-
-def naive(*options: str) -> list[str]:
-    """The naive reference's command."""
-    return module("naive_pipeline", *options, "--save_path", FOLDER)
 
 
 def module(name: str, *options: str) -> list[str]:
@@ -164,19 +104,51 @@ def module(name: str, *options: str) -> list[str]:
     return [sys.executable, "-m", f"tests.{name}", *options]
 
 
-def class_options(setup: Setup, arch: str) -> list[str]:
+def data_options(setup: Setup, arch: str) -> list[str]:
     """The data and the network."""
     data = ["--data_path", str(setup.data_path), "--class_name", *setup.class_names]
-    return [*data, *network(setup, arch)]
+    return [*data, *network_options(setup, arch)]
 
 
-def network(setup: Setup, arch: str) -> list[str]:
-    """The network and its weights, if they are not installed."""
+def network_options(setup: Setup, arch: str) -> list[str]:
+    """The network, and its weights if they are not installed."""
     path = setup.weights[arch]
     return ["--arch", arch, *([] if path is None else ["--weights", str(path)])]
 
 
-def is_distributed() -> bool:
-    """Whether main.py shares its work out under torchrun."""
-    paths = [ROOT / "main.py", *ROOT.glob("utils/*.py")]
-    return any("init_process_group" in path.read_text() for path in paths)
+def write_random_weights(arch: str, path: Path) -> None:
+    """Write seeded random weights, with which a network takes as long as with real ones.
+
+    A process of its own imports torch for that: see measure.py.
+    """
+    code = "import sys; from tests.helpers import write_random_weights as w; w(*sys.argv[1:])"
+    subprocess.run([sys.executable, "-c", code, arch, str(path)], check=True, cwd=ROOT)
+
+
+def write_noise(folder: Path, n_train: int) -> Path:
+    """A data set of n_train training images, which are links to N_NOISE files."""
+    data = folder / str(n_train)
+    if data.exists():
+        return data
+    files = [folder / f"{i}.png" for i in range(N_NOISE)]
+    if not files[0].exists():
+        folder.mkdir(parents=True)
+        rng = np.random.default_rng(0)
+        for path in files:
+            # blocks of 8 x 8 pixels make small files
+            pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+            Image.fromarray(pixels).resize((256, 256), Image.Resampling.NEAREST).save(path)
+    mask = Image.new("L", (256, 256))
+    mask.paste(255, (64, 64, 128, 128))
+    mask.save(folder / "mask.png")
+    counts = {"train/good": n_train, "test/good": N_TEST, "test/bad": N_TEST}
+    for split, count in counts.items():
+        _link(data / "noise" / split, count, files, "")
+    _link(data / "noise" / "ground_truth" / "bad", N_TEST, [folder / "mask.png"], "_mask")
+    return data
+
+
+def _link(target: Path, count: int, files: Sequence[Path], suffix: str) -> None:
+    target.mkdir(parents=True)
+    for i in range(count):
+        os.link(files[i % len(files)], target / f"{i:05}{suffix}.png")

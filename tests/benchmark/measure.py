@@ -1,4 +1,8 @@
-"""A command as a process of its own: its wall time, its peak memory, what it says of itself."""
+"""Runs a command in a process of its own, and measures its time and memory.
+
+The system counts the memory of a process from that of the process that started it. So nothing that
+the benchmark itself imports may need much memory: no torch.
+"""
 
 import csv
 import json
@@ -7,41 +11,41 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
-from threading import Event, Thread, Timer
+from threading import Timer
 from time import perf_counter
 from typing import NamedTuple
-
-import psutil
 
 from utils.system.files import replacing
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-FOLDER = "<folder>"  # stands in a command for a folder that is new in every run
-FAILURE = "failure"  # the quantity whose value says what went wrong
-PROPORTIONAL = "proportional bytes"  # the quantity: a page of n processes counts 1/n in each
-INTERVAL = 0.5  # seconds between looks at it
+FOLDER = "<folder>"  # in a command: a new folder for each run
+TIMEOUT = 3600  # seconds for a command
+FAILURE = "failure"  # the quantity whose value is why a command failed
 
 
 class Job(NamedTuple):
-    """A command to measure; variable and at say what is varied, in what is scaled."""
+    """A command to measure.
+
+    Attributes:
+        arch: the network.
+        method: "suite", "naive" or "alone".
+        command: the words of the command.
+        variable: what is varied from run to run, if anything.
+        at: the value of the variable.
+    """
 
     arch: str
     method: str
     command: Sequence[str]
-    repeat: int = 0
     variable: str = ""
     at: int | str = ""
-    environment: Mapping[str, str] = {}
-    unavailable: str = ""  # why it cannot be run
-    shares: bool = False  # whether it is several processes, which share pages of memory
 
 
 class Row(NamedTuple):
-    """One number of one run."""
+    """One number of one run: a row of <part>.csv."""
 
     arch: str
     method: str
@@ -52,130 +56,81 @@ class Row(NamedTuple):
     value: float | str
 
 
-def run_job(job: Job, timeout: float) -> list[Row]:
-    """Run a job's command; what went wrong, if anything, is one of the rows."""
-
-    def rows(numbers: Mapping[str, float | str]) -> list[Row]:
-        head = (job.arch, job.method, job.variable, job.at, job.repeat)
-        return [Row(*head, *pair) for pair in numbers.items()]
-
-    if job.unavailable:
-        return rows({FAILURE: f"not available: {job.unavailable}"})
+def run_job(job: Job, repeat: int, timeout: float = TIMEOUT) -> list[Row]:
+    """Run a job's command; if it fails, the only row says why."""
     with tempfile.TemporaryDirectory(prefix="padim_benchmark_") as name:
         folder = Path(name)
         command = [name if word == FOLDER else word for word in job.command]
-        with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
-            numbers, status = measure(command, job.environment, timeout, out, err, job.shares)
-        if status != 0:
-            text = (folder / "stderr").read_text(errors="replace")
-            print(text, file=sys.stderr)
-            said = [line.strip() for line in text.split("\n") if line.strip()][-1:]
-            return rows({FAILURE: " ".join([describe_status(status), *said])})
-        try:
-            found = read_output(folder)
-        except (LookupError, ValueError) as error:
-            return rows({FAILURE: f"it did not say what it did ({error!r})"})
-        return rows(numbers | found)
+        numbers, status = measure(command, folder, timeout)
+        if status == 0:
+            numbers |= read_output(folder)
+        else:
+            stderr = (folder / "stderr").read_text(errors="replace")
+            print(stderr, file=sys.stderr)
+            numbers = {FAILURE: describe_end(status, stderr)}
+    head = (job.arch, job.method, job.variable, job.at, repeat)
+    return [Row(*head, *pair) for pair in numbers.items()]
 
 
 def measure(
-    command: Sequence[str],
-    environment: Mapping[str, str],
-    timeout: float,
-    out,
-    err,
-    shares: bool = False,
-) -> tuple[dict[str, float], int]:
-    """Wall seconds, peak bytes of the largest process, and exit status (negative: a signal).
+    command: Sequence[str], folder: Path, timeout: float
+) -> tuple[dict[str, float | str], int]:
+    """Wall seconds, peak bytes of the largest process, and the exit status.
 
-    With shares, also its peak with shared pages counted in parts, where the system tells.
-
-    The system counts the memory of a process from that of the one that started it: a caller that
-    holds more than the command does would measure itself.
+    What the command prints is in the files stdout and stderr of the folder. After timeout seconds
+    the command is killed.
     """
-    start = perf_counter()
-    process = subprocess.Popen(
-        command,
-        stdout=out,
-        stderr=err,
-        env=os.environ | environment,
-        cwd=ROOT,
-        start_new_session=True,
-    )
-    timer = Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
-    timer.start()
-    peaks: dict[int, int] = {}
-    ended = Event()
-    watcher = Thread(target=watch, args=(process.pid, peaks, ended))
-    if shares:
-        watcher.start()
-    try:
-        # the command and all the processes that it has waited for, such as torchrun's
-        _, status, usage = os.wait4(process.pid, 0)
-    except BaseException:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        raise
-    finally:
-        timer.cancel()
-        ended.set()
-        if shares:
-            watcher.join()
+    with (folder / "stdout").open("w") as out, (folder / "stderr").open("w") as err:
+        start = perf_counter()
+        process = subprocess.Popen(command, stdout=out, stderr=err, cwd=ROOT, process_group=0)
+        timer = Timer(timeout, os.killpg, (process.pid, signal.SIGKILL))
+        timer.start()
+        try:
+            # the usage of the command and of all processes that it has waited for
+            _, status, usage = os.wait4(process.pid, 0)
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
+        finally:
+            timer.cancel()
     process.returncode = os.waitstatus_to_exitcode(status)
     # bytes on macOS, KiB elsewhere
     peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    numbers = {"seconds": perf_counter() - start, "peak bytes": peak}
-    if peaks:
-        numbers[PROPORTIONAL] = max(peaks.values())
-    return numbers, process.returncode
+    return {"seconds": perf_counter() - start, "peak bytes": peak}, process.returncode
 
 
-def watch(pid: int, peaks: dict[int, int], ended: Event) -> None:
-    """Keep the most proportional bytes that a process and its children have had, by process."""
-    while not ended.wait(INTERVAL):
-        with suppress(psutil.Error):
-            first = psutil.Process(pid)
-            for one in (first, *first.children(recursive=True)):
-                with suppress(psutil.Error, AttributeError):  # it has ended; Linux alone tells
-                    peaks[one.pid] = max(peaks.get(one.pid, 0), one.memory_full_info().pss)
+def describe_end(status: int, stderr: str) -> str:
+    """Why a command failed: its exit status or signal, and its last line on stderr."""
+    end = f"exit status {status}" if status > 0 else f"killed by {signal.Signals(-status).name}"
+    return "; ".join([end, *stderr.strip().splitlines()[-1:]])
 
 
-def describe_status(status: int) -> str:
-    """An exit status in words."""
-    if status >= 0:
-        return f"exit status {status};"
-    return f"killed by {signal.Signals(-status).name} (out of time or memory?);"
-
-
-def read_output(folder: Path) -> dict[str, float]:
-    """What a run tells: the suite in metrics.csv, the others in their last line."""
+def read_output(folder: Path) -> dict[str, float | str]:
+    """The numbers of a run: in the suite's metrics.csv, or in the last line of stdout as JSON."""
     paths = list(folder.glob("*/metrics.csv"))
     if paths:
         return read_metrics(paths[0])
-    found = json.loads((folder / "stdout").read_text().strip().splitlines()[-1])
-    numbers = {f"seconds {stage}": value for stage, value in found.pop("seconds").items()}
-    if "rocauc" in found:
-        areas = list(found.pop("rocauc").values())
-        numbers |= {f"{level} ROCAUC": fmean(a[level] for a in areas) for level in areas[0]}
-    return numbers | found
+    found = json.loads((folder / "stdout").read_text().splitlines()[-1])
+    numbers = {f"seconds {stage}": value for stage, value in found["seconds"].items()}
+    classes = found.get("rocauc", {}).values()
+    for level in ("image", "pixel") if classes else ():
+        numbers[f"{level} ROCAUC"] = fmean(one[level] for one in classes)
+    return numbers
 
 
-def read_metrics(path: Path) -> dict[str, float]:
-    """Of all classes in a metrics.csv: images, mean ROCAUC, sums of the seconds."""
+def read_metrics(path: Path) -> dict[str, float | str]:
+    """The sums of the seconds of all classes, and their mean ROCAUC."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    sums = {"training images": "n_train", "test images": "n_test"}
-    sums |= {name.replace("_", " "): name for name in rows[0] if name.startswith("seconds_")}
-    numbers = {label: sum(float(row[name]) for row in rows) for label, name in sums.items()}
+    names = [name for name in rows[0] if name.startswith("seconds_")]
+    numbers = {name.replace("_", " "): sum(float(row[name]) for row in rows) for name in names}
     for level in ("image", "pixel"):
-        values = [row[f"{level}_auroc"] for row in rows]
-        if all(values):
-            numbers[f"{level} ROCAUC"] = fmean(map(float, values))
+        numbers[f"{level} ROCAUC"] = fmean(float(row[f"{level}_auroc"]) for row in rows)
     return numbers
 
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
-    """Write all measurements of a part, raw."""
+    """Write measurements as CSV."""
     with replacing(path) as temporary, temporary.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(Row._fields)
@@ -183,14 +138,16 @@ def write_rows(path: Path, rows: Iterable[Row]) -> None:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """Read measurements; there are none where there is no file."""
+    """Read measurements; without a file there are none."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [_parse(row) for row in csv.DictReader(file)]
-
-
-def _parse(row: dict[str, str]) -> Row:
-    value = row["value"] if row["quantity"] == FAILURE else float(row["value"])
-    at = int(row["at"]) if row["at"] else ""
-    return Row(**row | {"at": at, "repeat": int(row["repeat"]), "value": value})
+        rows = [Row(**row) for row in csv.DictReader(file)]
+    return [
+        row._replace(
+            at=int(row.at) if row.at else "",
+            repeat=int(row.repeat),
+            value=row.value if row.quantity == FAILURE else float(row.value),
+        )
+        for row in rows
+    ]
