@@ -10,14 +10,14 @@ import pytest
 import torch
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
+from sklearn.decomposition import PCA
 
+import main
 from datasets.dataset import load_splits
 from datasets.images import DEFAULT, load_image, load_mask
 from datasets.loading import load_batches
 from tests.conftest import write_image
 from tests.naive import naive_auroc
-from tests.test_main import MAIN, read_rows
-from utils.backbone import draw_channels, load_network
 from utils.commands import study_methods
 from utils.commands.study import STUDIES, accuracy_table, cost_table, plot_studies
 from utils.commands.study_methods import (
@@ -28,28 +28,26 @@ from utils.commands.study_methods import (
     draw_move,
     principal_axes,
     project,
-    sum_maps,
+    study_layers,
     turn_and_crop,
 )
-from utils.features import FeatureExtractor, concatenate
+from utils.detector import load_extractor
+from utils.features import concatenate
 from utils.gaussian import fit_gaussians
+from utils.metrics import METRICS
 from utils.padim import PaDiM
-from utils.patches import arrange
+from utils.report.tables import COMPARED
 
-START = "import main; main.COMMANDS['study'] = 'utils.commands.study'; main.main()"
-COMPARED = ("image_auroc", "pixel_auroc", "aupro")
-BICUBIC = Image.Resampling.BICUBIC
-
-
-def run_study(*arguments, cwd):
-    return subprocess.run(
-        [sys.executable, "-c", START, "study", *map(str, arguments)],
-        cwd=cwd,
-        env=os.environ | {"PYTHONPATH": str(MAIN.parent)},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+METHODS = {
+    "layers": [
+        *("layer 1", "layer 2", "layer 3", "layers 1+2+3"),
+        *("concatenation", "concatenation, Rd100"),
+    ],
+    "dimensions": ["all channels", "Rd100", "Rd100", "PCA100", "Rd200", "Rd200", "PCA200"],
+    "draws": ["Rd100", "Rd100"],
+    "cost": ["Rd100", "all channels"],
+    "rotation": ["aligned", "rotated", "rotated"],
+}
 
 
 def read_csv(path):
@@ -59,131 +57,114 @@ def read_csv(path):
 
 @pytest.fixture(scope="module")
 def made(drawn_tree, random_weights, tmp_path_factory):
-    """What all studies of a class leave, and what they print."""
+    """The folder that all studies of a class leave."""
     folder = tmp_path_factory.mktemp("made")
-    done = run_study(
-        *("--data_path", drawn_tree, "--class_name", "weave", "--seeds", "2"),
-        *("--weights", random_weights("resnet18"), "--save_path", folder),
-        cwd=folder,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder / "studies" / "resnet18", done.stdout
+    words = [
+        *("main.py", "study", "--data_path", str(drawn_tree), "--class_name", "weave"),
+        *("--weights", str(random_weights("resnet18")), "--save_path", str(folder)),
+        *("--seeds", "2"),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", words)
+        main.main()
+    return folder / "studies" / "resnet18"
 
 
 @pytest.fixture(scope="module")
 def images(drawn_tree, random_weights):
-    """A small class that has been through the network, and the setup."""
-    extractor = FeatureExtractor(
-        load_network("resnet18", random_weights("resnet18")), torch.device("cpu")
-    )
+    """The setup, and a small class that has been through the network."""
+    extractor = load_extractor("resnet18", random_weights("resnet18"), "cpu")
     setup = Setup("resnet18", extractor, lambda data: load_batches(data, 4, 0), [1024])
     return setup, ClassFeatures(setup, *load_splits(drawn_tree, "bolt"))
 
 
 @pytest.fixture
 def layers():
-    """Layer outputs of 12 images with 4 + 6 + 8 channels."""
+    """Layers of 12 images with 4 + 6 + 8 channels."""
     torch.manual_seed(0)
-    shapes = {"layer1": (4, 8, 8), "layer2": (6, 4, 4), "layer3": (8, 2, 2)}
-    return {name: torch.randn(12, *shape) + 1 for name, shape in shapes.items()}
+    return [torch.randn(12, *shape) + 1 for shape in ((4, 8, 8), (6, 4, 4), (8, 2, 2))]
 
 
-def test_all_studies_leave_their_files(made, drawn_tree):
-    folder, output = made
-    assert sorted(path.name for path in folder.iterdir()) == sorted(
-        [*(f"{name}.{suffix}" for name in STUDIES for suffix in ("csv", "md")), "studies.png"]
-    )
+def test_all_studies_leave_their_rows_and_tables(made, drawn_tree):
+    assert METHODS.keys() == STUDIES.keys()
+    files = [f"{name}.{suffix}" for name in STUDIES for suffix in ("csv", "md")]
+    assert sorted(path.name for path in made.iterdir()) == sorted([*files, "studies.png"])
     for name, study in STUDIES.items():
-        text = (folder / f"{name}.md").read_text()
+        text = (made / f"{name}.md").read_text()
         assert f"resnet18 on {drawn_tree.name}: {study.title}" in text
         assert "python main.py study --data_path" in text
         assert "weights sha256" in text
-        assert study.title in output
-    assert Image.open(folder / "studies.png").width == 1500
-
-
-def test_each_study_has_its_methods(made):
-    folder, _ = made
-    expected = {
-        "layers": [
-            *("layer 1", "layer 2", "layer 3", "layers 1+2+3"),
-            *("concatenation", "concatenation, Rd100"),
-        ],
-        "dimensions": [
-            *("all channels", "Rd100", "Rd100", "PCA100", "Rd200", "Rd200", "PCA200"),
-        ],
-        "cost": ["Rd100", "all channels"],
-        "rotation": ["aligned", "rotated", "rotated"],
-    }
-    assert expected.keys() == STUDIES.keys()
-    for name, methods in expected.items():
-        rows = read_csv(folder / f"{name}.csv")
-        assert [row["method"] for row in rows] == methods
+        rows = read_csv(made / f"{name}.csv")
+        assert [row["method"] for row in rows] == METHODS[name]
         assert {row["class_name"] for row in rows} == {"weave"}
-        if name != "cost":
-            assert all(0 < float(row[metric]) <= 1 for row in rows for metric in COMPARED)
+        metrics = () if name == "cost" else METRICS if name == "draws" else COMPARED
+        assert all(0 < float(row[metric]) <= 1 for row in rows for metric in metrics)
 
 
-def test_concatenation_is_the_main_run(run, made, drawn_tree, random_weights, tmp_path):
+def test_each_seed_is_another_draw_and_another_rotation(made):
+    for name, method in [("dimensions", "Rd100"), ("draws", "Rd100"), ("rotation", "rotated")]:
+        rows = [row for row in read_csv(made / f"{name}.csv") if row["method"] == method]
+        assert [row["seed"] for row in rows] == ["1024", "1025"]
+        assert rows[0]["pixel_auroc"] != rows[1]["pixel_auroc"]
+
+
+@pytest.mark.parametrize("seed", [1024, 1025])
+def test_random_channels_give_the_main_runs_metrics(seed, run, made, drawn_tree, random_weights):
     done = run(
         *("--data_path", drawn_tree, "--class_name", "weave", "--arch", "resnet18"),
-        *("--weights", random_weights("resnet18"), "--save_path", "out", "--figures", "none"),
+        *("--weights", random_weights("resnet18"), "--figures", "none", "--seed", seed),
+        *("--save_path", made.parent / f"main{seed}"),
     )
     assert done.returncode == 0, done.stderr
-    (main_row,) = read_rows(tmp_path / "out" / "resnet18")
-    places = [("layers", "concatenation, Rd100"), ("dimensions", "Rd100"), ("rotation", "aligned")]
-    for name, method in places:
-        rows = [row for row in read_csv(made[0] / f"{name}.csv") if row["method"] == method]
-        assert [rows[0][metric] for metric in COMPARED] == [main_row[m] for m in COMPARED]
+    (expected,) = read_csv(made.parent / f"main{seed}/resnet18/metrics.csv")
+    row = read_csv(made / "draws.csv")[seed - 1024]
+    assert {name: row[name] for name in METRICS} == {name: expected[name] for name in METRICS}
+    if seed == 1024:  # the first draw is that of the other studies
+        for name, number in [("layers", 5), ("dimensions", 1), ("rotation", 0)]:
+            row = read_csv(made / f"{name}.csv")[number]
+            assert [row[metric] for metric in COMPARED] == [expected[m] for m in COMPARED]
 
 
-def test_a_study_gives_the_same_numbers_alone_and_among_classes(
-    made, drawn_tree, random_weights, tmp_path
+def test_chosen_study_of_two_classes_has_the_same_numbers_and_their_mean(
+    run, made, drawn_tree, random_weights, tmp_path
 ):
-    done = run_study(
-        *("--data_path", drawn_tree, "--class_name", "bolt", "weave", "--study", "rotation"),
-        *("--weights", random_weights("resnet18"), "--save_path", tmp_path, "--seeds", "1"),
-        cwd=tmp_path,
+    done = run(
+        *("study", "--data_path", drawn_tree, "--class_name", "bolt", "weave", "--seeds", "1"),
+        *("--study", "rotation", "--weights", random_weights("resnet18"), "--save_path", tmp_path),
     )
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "studies" / "resnet18"
-    names = ["rotation.csv", "rotation.md", "studies.png"]
-    assert sorted(path.name for path in folder.iterdir()) == names
+    files = ["rotation.csv", "rotation.md", "studies.png"]
+    assert sorted(path.name for path in folder.iterdir()) == files
     rows = read_csv(folder / "rotation.csv")
     assert [row["class_name"] for row in rows] == ["bolt"] * 2 + ["weave"] * 2
-    assert rows[2:] == read_csv(made[0] / "rotation.csv")[:2]
+    assert rows[2:] == read_csv(made / "rotation.csv")[:2]
     mean = (float(rows[1]["aupro"]) + float(rows[3]["aupro"])) / 2
     line = (folder / "rotation.md").read_text().partition("| mean of 2 classes, rotated |")[2]
     assert line.splitlines()[0].endswith(f"| {mean:.3f} |")
 
 
-def test_another_seed_is_another_draw_and_another_rotation(made):
-    for name, method in [("dimensions", "Rd100"), ("rotation", "rotated")]:
-        rows = [row for row in read_csv(made[0] / f"{name}.csv") if row["method"] == method]
-        assert [row["seed"] for row in rows] == ["1024", "1025"]
-        assert rows[0]["pixel_auroc"] != rows[1]["pixel_auroc"]
-
-
-def test_draws_are_those_of_the_main_run(images):
-    setup, _ = images
-    assert setup.draw(100, 7) == draw_channels("resnet18", 7)
+def test_network_without_draws_has_no_study_of_them(run, drawn_tree, tmp_path):
+    done = run(
+        *("study", "--data_path", drawn_tree, "--class_name", "bolt", "--study", "draws"),
+        *("--arch", "efficientnet_lite0"),
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "no study of draws: efficientnet_lite0 uses all of its 176 channels\n"
 
 
 def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
     setup, features = images
-    rows = {row["method"]: row for row in study_methods.study_layers(setup, features)}
+    rows = {row["method"]: row for row in study_layers(setup, features)}
     labels = np.concatenate([labels for _, _, labels, _ in features.unseen])
     masks = np.concatenate([masks for *_, masks in features.unseen])
     total = 0
-    for number, n_channels in [(1, 64), (2, 128), (3, 256)]:
-        name = f"layer{number}"
-        only = [{name: batch[name]} for batch in features.good]
-        model = PaDiM(range(n_channels)).fit(only, 5)
-        assert model.gaussians.pyramid.grids == ((112 // 2**number,) * 2,)
+    for number, n_channels in enumerate((64, 128, 256)):
+        model = PaDiM().fit([[batch[number]] for batch in features.good], 5, held_out=())
         maps = np.concatenate(
-            [model.anomaly_maps({name: b[name]}, (224, 224)) for b, *_ in features.unseen]
+            [model.anomaly_maps([batch[number]], (224, 224)) for batch, *_ in features.unseen]
         )
-        row = rows[f"layer {number}"]
+        row = rows[f"layer {number + 1}"]
         assert row["n_features"] == n_channels
         assert row["pixel_auroc"] == pytest.approx(naive_auroc(masks, maps), abs=1e-6)
         total = total + maps
@@ -193,53 +174,33 @@ def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
     assert row["image_auroc"] == pytest.approx(naive_auroc(labels, scores), abs=1e-6)
 
 
-def test_summed_maps_have_their_own_image_score(images):
-    _, features = images
-    scored = features.score(range(64))
-    one, other = np.zeros((2, 8, 4, 4))
-    one[:, 0, 0], other[:, 0, 0], other[:, 2, 2] = 3, 1, 5
-    summed = sum_maps(scored, [one, other])
-    assert np.array_equal(summed.anomaly_maps, one + other)
-    # 3 + 1 and 0 + 5, not 3 + 5
-    assert summed.image_scores.tolist() == [5] * 8
-    assert summed.labels is scored.labels
-
-
 def test_principal_axes_are_those_of_all_patches(layers):
-    axes = principal_axes(
-        [{k: v[:5] for k, v in layers.items()}, {k: v[5:] for k, v in layers.items()}]
-    )
-    patches = (
-        concatenate(list(layers.values())).permute(0, 2, 3, 1).reshape(-1, 18).double().numpy()
-    )
-    values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
-    assert axes.shape == (18, 18)
-    assert torch.allclose(axes.mT @ axes, torch.eye(18), atol=1e-5)
-    variances = np.var(patches @ axes.double().numpy(), axis=0, ddof=1)
-    assert variances == pytest.approx(values[::-1], rel=1e-5)
-    assert np.abs(np.sum(vectors[:, ::-1] * axes.numpy(), axis=0)) == pytest.approx(1, abs=1e-4)
+    axes = principal_axes([[layer[:5] for layer in layers], [layer[5:] for layer in layers]])
+    patches = concatenate(layers).permute(0, 2, 3, 1).reshape(-1, 18).double().numpy()
+    expected = PCA(svd_solver="full").fit(patches).components_
+    assert (axes.shape, axes.dtype) == ((18, 18), torch.float32)
+    # up to their signs
+    np.testing.assert_allclose(np.abs(expected @ axes.numpy()), np.eye(18), atol=1e-4)
 
 
 def test_all_principal_components_leave_the_distances_as_they_are(layers):
     """A rotation of the embeddings changes no distance: it takes eps I to itself."""
-    rotated = project(layers, principal_axes([layers]))
-    plain = fit_gaussians([arrange(list(layers.values()))], 12)
-    turned = fit_gaussians([arrange(list(rotated.values()))], 12)
-    unseen = {name: layer.flip(0) * 1.5 for name, layer in layers.items()}
-    distances = plain.distances(arrange(list(unseen.values())))
-    again = turned.distances(arrange(list(project(unseen, principal_axes([layers])).values())))
-    assert torch.allclose(distances, again, rtol=1e-3)
-    fewer = project(unseen, principal_axes([layers])[:, :6])
-    assert fewer["components"].shape == (12, 6, 8, 8)
+    axes = principal_axes([layers])
+    plain = fit_gaussians([layers], 12)
+    turned = fit_gaussians([project(layers, axes)], 12)
+    unseen = [layer.flip(0) * 1.5 for layer in layers]
+    again = turned.distances(project(unseen, axes))
+    assert torch.allclose(plain.distances(unseen), again, rtol=1e-3)
+    (fewer,) = project(unseen, axes[:, :6])
+    assert fewer.shape == (12, 6, 8, 8)
 
 
 def test_cost_is_measured(made):
-    rows = read_csv(made[0] / "cost.csv")
-    assert len(rows) == 2
+    rows = read_csv(made / "cost.csv")
     for row in rows:
         assert row["form"] == "dual"  # 5 training images
-        assert 1e-4 < float(row["network_seconds"]) < 10
-        assert 1e-4 < float(row["map_seconds"]) < 10
+        assert 0 < float(row["network_seconds"]) < 10
+        assert 0 < float(row["map_seconds"]) < 10
         # weights of ResNet-18 up to layer3, a bias for each output of its 15
         # convolutions once batch norm is folded, and the 6 numbers that normalise an image
         weights = 9_408 + 147_456 + 524_288 + 2_097_152
@@ -248,20 +209,16 @@ def test_cost_is_measured(made):
     assert int(rows[0]["gaussians_bytes"]) < int(rows[1]["gaussians_bytes"])
 
 
-def test_cost_table_is_in_milliseconds_and_megabytes():
+def test_cost_table_is_in_milliseconds_and_megabytes(tmp_path):
     row = {
-        "class_name": "bolt",
-        "method": "Rd3",
-        "n_features": 3,
-        "n_train": 9,
-        "form": "primal",
-        "network_seconds": 0.0101,
-        "map_seconds": 0.02,
-        "network_bytes": 11_000_000,
-        "gaussians_bytes": 250_000,
+        **{"class_name": "bolt", "method": "Rd3", "n_features": 3, "n_train": 9, "form": "primal"},
+        **{"network_seconds": 0.0101, "map_seconds": 0.02},
+        **{"network_bytes": 11_000_000, "gaussians_bytes": 250_000},
     }
     (cells,) = cost_table("", [row], []).rows
     assert cells == ["bolt, Rd3", "3", "9", "primal", "10.1", "20.0", "30.1", "11.0", "0.2", "11.2"]
+    plot_studies(tmp_path / "studies.png", {"cost": [row]}, "there is no accuracy to plot")
+    assert list(tmp_path.iterdir()) == []
 
 
 def accuracy_row(class_name, method, value, pixel=0.5):
@@ -281,8 +238,7 @@ def test_table_has_spread_over_seeds_and_the_mean_of_classes(tmp_path):
         *(accuracy_row("weave", "Rd3", 0.6), accuracy_row("weave", "Rd3", 0.5)),
         *(accuracy_row("bolt", "PCA3", 0.75), accuracy_row("weave", "PCA3", 0.25)),
     ]
-    table = accuracy_table("title", rows, [])
-    cells = {row[0]: row[1:] for row in table.rows}
+    cells = {row[0]: row[1:] for row in accuracy_table("title", rows, []).rows}
     # sd of 0.8 and 0.9: 0.1 / sqrt(2)
     assert cells["bolt, Rd3"] == ["3", "0.850 ± 0.071", "–", "–"]
     assert cells["weave, Rd3"] == ["3", "0.550 ± 0.071", "0.500 ± 0.000", "0.500 ± 0.000"]
@@ -293,72 +249,52 @@ def test_table_has_spread_over_seeds_and_the_mean_of_classes(tmp_path):
     assert Image.open(tmp_path / "studies.png").width == 1500
 
 
-def test_cost_alone_has_no_figure(tmp_path):
-    plot_studies(tmp_path / "studies.png", {"cost": [{}]}, "title")
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.mark.parametrize("size", [(300, 300), (410, 290)])
-def test_without_turn_the_centre_crop_is_the_aligned_protocol(tmp_path, monkeypatch, size):
+def test_without_turn_the_centre_crop_is_the_aligned_image(tmp_path, monkeypatch, size):
     rng = np.random.default_rng(0)
-    folder = tmp_path / "bolt"
-    for split in ("train/good", "test/good", "test/crack"):
-        for i in range(2):
-            pixels = rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
-            write_image(folder / split / f"{i}.png", pixels)
-    for i in range(2):
-        mask = np.uint8(rng.random(size[::-1]) < 0.5) * 255
-        write_image(folder / f"ground_truth/crack/{i}_mask.png", mask)
+    for path in ("train/good/0", "train/good/1", "test/good/0", "test/crack/0"):
+        pixels = rng.integers(0, 255, (*size[::-1], 3), dtype=np.uint8)
+        write_image(tmp_path / f"bolt/{path}.png", pixels)
+    mask = np.uint8(rng.random(size[::-1]) < 0.5) * 255
+    mask_path = write_image(tmp_path / "bolt/ground_truth/crack/0_mask.png", mask)
     monkeypatch.setattr(study_methods, "draw_move", lambda key: Move(0, 16, 16))
     _, test = load_splits(tmp_path, "bolt")
-    moved = RotatedDataset(test, 0)
-    assert len(moved) == 4
-    for i, sample in enumerate(test.samples):
-        image, label, mask = moved[i]
+    cracked, good = RotatedDataset(test, 0)
+    for (image, label, mask), sample in ((cracked, test.samples[0]), (good, test.samples[1])):
         assert label == sample.label
-        assert np.array_equal(image, load_image(sample.path, DEFAULT))
-        if not sample.mask_paths:
-            assert not mask.any()
-        else:
-            assert np.array_equal(mask, load_mask(sample.mask_paths[0], DEFAULT))
-            assert mask.any()
+        np.testing.assert_array_equal(image, load_image(sample.path, DEFAULT))
+        assert mask.any() == bool(label)
+    np.testing.assert_array_equal(cracked[2], load_mask(mask_path, DEFAULT))
 
 
 def test_image_and_mask_move_alike(tmp_path):
     """A bright rectangle that is its own mask stays under the mask, which does move."""
-    folder = tmp_path / "bolt"
     mask = np.zeros((300, 300), dtype=np.uint8)
     mask[60:110, 40:200] = 255
-    for i in range(6):
-        write_image(folder / f"test/crack/{i}.png", np.stack([mask] * 3, axis=2))
-        write_image(folder / f"ground_truth/crack/{i}_mask.png", mask)
-        write_image(folder / f"train/good/{i}.png", mask)
-    test = load_splits(tmp_path, "bolt")[1]
-    still = load_mask(test.samples[0].mask_paths[0], DEFAULT)
-    moved = RotatedDataset(test, 0)
-    masks = []
-    for i in range(6):
-        image, _, found = moved[i]
-        assert image.shape == (3, 224, 224)
-        assert image.dtype == np.uint8
-        assert found.dtype == bool
+    for i in range(3):
+        write_image(tmp_path / f"bolt/test/crack/{i}.png", np.stack([mask] * 3, axis=2))
+        write_image(tmp_path / f"bolt/ground_truth/crack/{i}_mask.png", mask)
+        write_image(tmp_path / f"bolt/train/good/{i}.png", mask)
+    _, test = load_splits(tmp_path, "bolt")
+    masks = [load_mask(test.samples[0].mask_paths[0], DEFAULT)]
+    for image, _, mask in (RotatedDataset(test, 0)[i] for i in range(3)):
+        assert (image.shape, image.dtype) == ((3, 224, 224), np.uint8)
+        assert (mask.shape, mask.dtype) == ((224, 224), bool)
         bright = image[0] > 127
         # the border is resampled in two ways
-        assert bright[binary_erosion(found, iterations=2)].all()
-        assert not bright[~binary_dilation(found, iterations=2)].any()
-        assert (found != still).mean() > 0.01
-        masks.append(found)
-    assert all((one != other).any() for one, other in zip(masks, masks[1:], strict=False))
-    again = RotatedDataset(test, 0)[3]
-    assert np.array_equal(again[0], moved[3][0])
-    assert np.array_equal(again[2], moved[3][2])
-    assert not np.array_equal(RotatedDataset(test, 1)[3][2], moved[3][2])
+        assert bright[binary_erosion(mask, iterations=2)].all()
+        assert not bright[~binary_dilation(mask, iterations=2)].any()
+        assert all((mask != other).mean() > 0.01 for other in masks)
+        masks.append(mask)
+    assert len(masks) == 4
+    np.testing.assert_array_equal(RotatedDataset(test, 0)[2][2], masks[3])
+    assert (RotatedDataset(test, 1)[2][2] != masks[3]).any()
 
 
-def test_a_positive_angle_turns_counter_clockwise():
-    pixels = np.zeros((256, 256, 3), dtype=np.uint8)
+def test_positive_angle_turns_counter_clockwise_about_the_centre():
+    pixels = np.zeros((256, 256), dtype=np.uint8)
     pixels[123:133, 210:220] = 255
-    turned = np.asarray(turn_and_crop(Image.fromarray(pixels), Move(10, 16, 16), BICUBIC))[..., 0]
+    turned = turn_and_crop(pixels, Move(10, 16, 16), Image.Resampling.BICUBIC)
     y, x = np.argwhere(turned > 127).mean(axis=0)
     # 86.5 pixels right of the centre at (111.5, 111.5), up by their sine
     assert y == pytest.approx(111.5 - 86.5 * np.sin(np.radians(10)), abs=1)
@@ -366,10 +302,10 @@ def test_a_positive_angle_turns_counter_clockwise():
 
 
 @pytest.mark.parametrize("angle", [-10, 10])
-@pytest.mark.parametrize("corner", [(0, 0), (0, 32), (32, 0), (32, 32)])
+@pytest.mark.parametrize("corner", [(0, 0), (32, 32)])
 def test_no_corner_is_left_black(angle, corner):
-    white = Image.new("RGB", (256, 256), (255, 255, 255))
-    assert np.asarray(turn_and_crop(white, Move(angle, *corner), BICUBIC)).min() == 255
+    white = np.full((256, 256, 3), 255, dtype=np.uint8)
+    assert turn_and_crop(white, Move(angle, *corner), Image.Resampling.BICUBIC).min() == 255
 
 
 def test_moves_fill_their_range():
@@ -377,13 +313,11 @@ def test_moves_fill_their_range():
     angles = [move.angle for move in moves]
     assert -10 <= min(angles) < -9.9
     assert 9.9 < max(angles) <= 10
-    assert abs(np.mean(angles)) < 0.5
     for offsets in ([move.left for move in moves], [move.top for move in moves]):
         assert set(offsets) == set(range(33))
-    assert draw_move("0") == moves[0]
 
 
-def test_command_line_is_read_without_the_network_packages(tmp_path):
+def test_command_line_is_read_without_torch(tmp_path):
     code = "import sys, utils.commands.study; sys.exit('torch' in sys.modules)"
-    env = os.environ | {"PYTHONPATH": str(MAIN.parent)}
+    env = os.environ | {"PYTHONPATH": os.path.dirname(main.__file__)}
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env).returncode == 0
