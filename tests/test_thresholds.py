@@ -11,11 +11,13 @@ def maps(scores):
     return anomaly_maps
 
 
-def test_image_threshold_is_at_the_target_rate():
-    # 199 scores: 2 of the 200 ranks are 1 %, one of them above all; so 1 score is flagged
-    thresholds = find_thresholds(maps(np.arange(1, 200)), target_fpr=0.01)
-    assert (thresholds.good_scores >= thresholds.image).sum() == 1
-    assert thresholds.image == pytest.approx(198, rel=1e-6)
+@pytest.mark.parametrize(("n", "flagged"), [(199, 1), (298, 1), (299, 2)])
+def test_image_threshold_is_at_the_target_rate(n, flagged):
+    # a new image ranks among n scores at n + 1 places: of 200 places 2 are 1 %, one of them above
+    # all scores, so that 1 score is flagged; of 299 places 2 are less than 1 %, 3 are more
+    thresholds = find_thresholds(maps(np.arange(1, n + 1)), target_fpr=0.01)
+    assert (thresholds.good_scores >= thresholds.image).sum() == flagged
+    assert thresholds.image == pytest.approx(n - flagged, rel=1e-6)
     assert (thresholds.target_fpr, thresholds.image_fpr) == (0.01, 0.01)
     assert thresholds.caveat is None
 
