@@ -97,12 +97,15 @@ def outputs(folder: Path) -> dict[str, Any]:
     for path in sorted(filter(Path.is_file, folder.rglob("*"))):
         if path.name == "metrics.csv":
             content = metrics(folder)
-        elif path.suffix == ".json":
+        elif path.name == "metrics.json":
             content = json.loads(path.read_text())
-            for result in content.get("results", [content.get("result")]):
+            for result in content["results"]:
                 del result["seconds"]
             for name in ("command", "arguments", "date", "processes", "peak_memory_bytes"):
-                content.get("settings", {}).pop(name, None)
+                del content["settings"][name]
+        elif path.parent.name == "classes":
+            content = json.loads(path.read_text())["record"]
+            del content["result"]["seconds"]
         elif path.suffix in (".html", ".md"):
             # the lines with the command also have the date and the memory
             content = [line for line in path.read_text().splitlines() if "main.py" not in line]

@@ -11,43 +11,39 @@ import torch
 from tests.helpers import MAIN
 from utils.system.program import explain, run_program
 
-CLASSES_KEPT = "classes finished so far"
 
-
-def end_of(run, capsys):
-    """The exit status and stderr of a program that calls run(None)."""
-    with pytest.raises(SystemExit) as end:
-        run_program("main.py", run, None)
-    return end.value.code, capsys.readouterr().err
-
-
-def failing_with(error):
+def run_failing(error, kept="bolt is kept"):
     def fail(_):
         raise error
 
-    return fail
+    run_program("main.py", fail, None, kept)
 
 
-@pytest.mark.parametrize("error", [ValueError("no\n  such class"), OSError("no\n  such class")])
-def test_mistake_ends_in_one_line(error, capsys):
-    assert end_of(failing_with(error), capsys) == (2, "main.py: error: no such class\n")
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (ValueError("no\n  such class"), 2, "main.py: error: no such class"),
+        (OSError("no\n  such class"), 2, "main.py: error: no such class"),
+        (KeyboardInterrupt(), 130, "interrupted; bolt is kept"),
+    ],
+)
+def test_mistake_and_interrupt_end_in_one_line(error, status, line, capsys):
+    with pytest.raises(SystemExit) as end:
+        run_failing(error)
+    assert (end.value.code, capsys.readouterr().err) == (status, f"{line}\n")
 
 
-def test_interrupt_has_a_status_of_its_own(capsys):
-    status, stderr = end_of(failing_with(KeyboardInterrupt()), capsys)
-    assert status == 130
-    assert CLASSES_KEPT in stderr
+def test_lack_of_the_machine_ends_in_one_line_with_what_is_kept(capsys):
+    for kept, rest in (("bolt is kept", "; bolt is kept\n"), ("", "processes\n")):
+        with pytest.raises(SystemExit) as end:
+            run_failing(MemoryError(), kept)
+        assert end.value.code == 2
+        assert capsys.readouterr().err.endswith(rest)
 
 
 def test_bug_is_raised():
     with pytest.raises(RuntimeError, match="shapes do not match"):
-        run_program("main.py", failing_with(RuntimeError("shapes do not match")), None)
-
-
-def test_program_that_succeeds_returns():
-    given = []
-    run_program("main.py", given.append, 3)
-    assert given == [3]
+        run_failing(RuntimeError("shapes do not match"))
 
 
 def full_memory_of_torch():
@@ -83,7 +79,6 @@ def full_memory_of_torch():
 def test_lack_of_the_machine_is_explained_in_one_line(make_error, expected):
     message = explain(make_error())
     assert message.startswith(expected)
-    assert CLASSES_KEPT in message
     assert "\n" not in message
 
 
