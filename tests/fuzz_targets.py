@@ -24,9 +24,10 @@ from datasets.layouts import VISA_COLUMNS, VISA_SPLIT, list_visa, list_visa_clas
 from tests.damage import Evil, damage_bytes, damage_csv, damage_json
 from tests.faults import ROOT, run_main
 from utils.backbone import BACKBONES, Backbone, load_network
+from utils.commands.tables import read_tables
 from utils.model_file import KEY, load_model
-from utils.report.finished import read_finished
-from utils.report.tables import read_published, read_tables, to_markdown
+from utils.report.finished import read_record
+from utils.report.tables import read_published, to_markdown
 
 PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
 
@@ -262,12 +263,12 @@ def _read_results(path: Path) -> None:
 def finished(scratch: Path) -> Target:
     folder = run_example(scratch)
     path = folder / "classes/bolt.json"
-    fingerprint = json.loads(path.read_text())["fingerprint"]
-    expected = repr(read_finished(folder, "bolt", fingerprint))
+    fingerprint = json.loads(path.read_text())["record"]["fingerprint"]
+    expected = repr(read_record(folder, "bolt", fingerprint))
     assert "crack" in expected
 
     def read(path: Path) -> None:
-        found = read_finished(folder, "bolt", fingerprint)
+        found = read_record(folder, "bolt", fingerprint)
         if found is None:
             raise ValueError("not finished")
         assert repr(found) == expected

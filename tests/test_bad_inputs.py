@@ -80,6 +80,7 @@ def place(tmp_path, drawn_tree, weights, model, monkeypatch):
             write(path.relative_to(ROOT), path.read_bytes())
     write(STUDY, b"a table\n")
     monkeypatch.setattr("utils.report.tables.ROOT", tmp_path)
+    monkeypatch.setattr("utils.commands.tables.ROOT", tmp_path)
     # not every machine has room for the archive of MVTec AD
     free = shutil.disk_usage(tmp_path)._replace(free=10**11)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: free)

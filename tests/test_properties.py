@@ -11,7 +11,6 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from tests.naive import naive_distances
 from utils.gaussian import COVARIANCE_EPS, fit_gaussians
 from utils.metrics import aupro, auroc, average_precision, best_f1, sort_scores
-from utils.patches import arrange
 
 on_many_examples = settings(deadline=None, max_examples=100, derandomize=True)
 
@@ -77,8 +76,8 @@ def embeddings(draw):
 @given(embeddings())
 def test_distances_err_by_no_more_than_float32_allows(example):
     train, test, mean = example
-    gaussians = fit_gaussians([arrange([torch.from_numpy(train)])], len(train))
-    found = gaussians.distances(arrange([torch.from_numpy(test)])).double().numpy() ** 2
+    gaussians = fit_gaussians([[torch.from_numpy(train)]], len(train))
+    found = gaussians.distances([torch.from_numpy(test)]).double().numpy() ** 2
     expected = naive_distances(train, test) ** 2
     epsilon = np.finfo(np.float32).eps
     # the covariance is rounded in proportion to its largest numbers; its smallest is eps
