@@ -221,26 +221,30 @@ WEIGHTS = {
 # what predict refuses in a model
 DAMAGED = f"{MODEL} is damaged or no model of this suite"
 OTHER_FORMAT = f"has model format 99, this version reads {FORMAT}; make it again"
-MODELS = {
-    "truncated model": (f"{DAMAGED} …make it again with main.py", cut, MODEL, -100),
-    "model with code": (DAMAGED, save, MODEL, Evil()),
-    "model with a huge header": (DAMAGED, write, MODEL, b"\xff" * 7 + b"\x7f" + bytes(1000)),
-    "model of another tool": (DAMAGED, save_file, {"weight": torch.zeros(3)}, MODEL),
-    "model of another format": (OTHER_FORMAT, edit_model, lambda t, s: s.update(format=99)),
-} | {
-    f"model with other {name}": (f"{DAMAGED} …its content was changed", edit_model, change)
-    for name, change in {
-        "numbers": lambda t, s: t["whitening"].fill_(torch.nan),
-        "shapes": lambda t, s: t.update(whitening=t["whitening"][:-1]),
-        "settings": lambda t, s: s.update(arch="resnet19"),
-    }.items()
-} | {
-    "model with a strange dtype": (
-        DAMAGED,
-        edit_model,
-        lambda t, s: t.update(whitening=t["whitening"].to(torch.float8_e4m3fn)),
-    ),
-}
+MODELS = (
+    {
+        "truncated model": (f"{DAMAGED} …make it again with main.py", cut, MODEL, -100),
+        "model with code": (DAMAGED, save, MODEL, Evil()),
+        "model with a huge header": (DAMAGED, write, MODEL, b"\xff" * 7 + b"\x7f" + bytes(1000)),
+        "model of another tool": (DAMAGED, save_file, {"weight": torch.zeros(3)}, MODEL),
+        "model of another format": (OTHER_FORMAT, edit_model, lambda t, s: s.update(format=99)),
+    }
+    | {
+        f"model with other {name}": (f"{DAMAGED} …its content was changed", edit_model, change)
+        for name, change in {
+            "numbers": lambda t, s: t["whitening"].fill_(torch.nan),
+            "shapes": lambda t, s: t.update(whitening=t["whitening"][:-1]),
+            "settings": lambda t, s: s.update(arch="resnet19"),
+        }.items()
+    }
+    | {
+        "model with a strange dtype": (
+            DAMAGED,
+            edit_model,
+            lambda t, s: t.update(whitening=t["whitening"].to(torch.float8_e4m3fn)),
+        ),
+    }
+)
 # what tables refuses in the results
 NO_RESULTS = "metrics.json is damaged or no results of a run…run main.py again"
 NO_TEXT = "layers.md is damaged: no text"
