@@ -3,12 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
-from sklearn.metrics import (
-    average_precision_score,
-    f1_score,
-    precision_recall_curve,
-    roc_auc_score,
-)
+from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from tests.naive import naive_aupro
 from utils import metrics
@@ -168,15 +163,14 @@ def test_areas_and_f1_are_those_of_sklearn(given):
     assert auroc(parts) == pytest.approx(roc_auc_score(labels, order), abs=1e-12)
     precision = average_precision_score(labels, order)
     assert average_precision(parts) == pytest.approx(precision, abs=1e-12)
-    precision, recall, _ = precision_recall_curve(labels, order)
+    precision, recall, thresholds = precision_recall_curve(labels, order)
     # the last point has no threshold
     f1 = 2 * precision[:-1] * recall[:-1] / np.maximum(precision + recall, 1e-9)[:-1]
     best, threshold = best_f1(parts)
     assert best == pytest.approx(f1.max(), abs=1e-12)
-    assert best == pytest.approx(f1_score(labels, scores >= np.float32(threshold)), abs=1e-12)
-    # no lower score has it too
-    lower = [f1_score(labels, scores >= other) for other in scores[scores < threshold]]
-    assert all(f1 < best - 1e-12 for f1 in lower)
+    # the lowest of equally good thresholds
+    lowest = thresholds[f1 >= f1.max() - 1e-12][0]
+    assert threshold == scores[order == lowest][0]
 
 
 @on_many_examples
