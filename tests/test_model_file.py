@@ -113,7 +113,7 @@ def assert_refused(path, reason):
         load_model(path, CPU)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 300, -100])
+@pytest.mark.parametrize("kept", [0, 300, -100])
 def test_truncated_file_is_refused(path, kept):
     path.write_bytes(path.read_bytes()[:kept])
     assert_refused(path, "Safetensor")
@@ -122,11 +122,6 @@ def test_truncated_file_is_refused(path, kept):
 def test_file_of_another_tool_is_refused(path):
     save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
     assert_refused(path, "KeyError")
-
-
-def test_pickle_is_refused(path):
-    torch.save({"weight": torch.zeros(3)}, path)
-    assert_refused(path, "Safetensor")
 
 
 def test_other_format_is_refused(path):
@@ -188,11 +183,6 @@ def test_values_that_no_fit_gives_are_refused(path, name, value, reason):
 def test_tensor_of_another_shape_is_refused(path, name):
     rewrite(path, lambda tensors, settings: tensors.update({name: tensors[name][1:].clone()}))
     assert_refused(path, "instead of")
-
-
-def test_model_without_good_scores_is_refused(path):
-    rewrite(path, lambda tensors, settings: tensors.update(good_scores=torch.empty(0)))
-    assert_refused(path, "good_scores are not in ascending order")
 
 
 def test_unknown_dtype_is_refused(model, tmp_path):
