@@ -114,7 +114,7 @@ def assert_refused(path, reason):
         load_model(path, CPU)
 
 
-@pytest.mark.parametrize("kept", [0, 5, 300, -100])
+@pytest.mark.parametrize("kept", [0, 300, -100])
 def test_truncated_file_is_refused(path, kept):
     path.write_bytes(path.read_bytes()[:kept])
     assert_refused(path, "Safetensor")
@@ -123,11 +123,6 @@ def test_truncated_file_is_refused(path, kept):
 def test_file_of_another_tool_is_refused(path):
     save_file({"weight": torch.zeros(3)}, path, {"format": "pt"})
     assert_refused(path, "KeyError")
-
-
-def test_pickle_is_refused(path):
-    torch.save({"weight": torch.zeros(3)}, path)
-    assert_refused(path, "Safetensor")
 
 
 def test_other_format_is_refused(path):

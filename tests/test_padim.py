@@ -59,11 +59,6 @@ def test_maps_are_enlarged_and_smoothed_like_the_naive_ones(grid, size):
     assert torch.equal(distances, before)
 
 
-def test_constant_distances_stay_constant():
-    maps = enlarge(torch.full((2, 4, 6), 3.7), SIZE)
-    np.testing.assert_allclose(maps, np.full((2, *SIZE), 3.7), rtol=1e-6)
-
-
 def test_image_score_is_the_maximum_of_the_map():
     anomaly_maps = np.array([[[1, 5], [2, 3]], [[0, -1], [-2, -3]]], dtype=np.float32)
     before = anomaly_maps.copy()
@@ -95,14 +90,3 @@ def test_held_out_images_are_those_that_thresholds_are_found_with(monkeypatch):
     model = fit(draw_layers(20, GRIDS), [20])
     expected = fit(draw_layers(20, GRIDS), [20], held_out=[19]).held_out_maps(SIZE)
     np.testing.assert_array_equal(model.held_out_maps(SIZE), expected)
-
-
-def test_fit_returns_the_model():
-    model = PaDiM()
-    assert model.fit([draw_layers(3, GRIDS)], 3) is model
-    assert model.n_train == 3
-
-
-def test_fewer_than_two_images_are_refused():
-    with pytest.raises(ValueError, match="at least 2 training images; got 1"):
-        fit(draw_layers(1, GRIDS), [1])

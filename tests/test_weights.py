@@ -25,12 +25,6 @@ def select(network: nn.Module, changes: dict[str, Tensor]) -> dict[str, Tensor]:
     return select_tensors(network.state_dict() | changes, network, "resnet18", "weights x.pth")
 
 
-def test_tensors_of_a_file_are_read(network, tmp_path):
-    found = read_state_dict(save(network.state_dict(), tmp_path / "x.pth"))
-    assert found.keys() == network.state_dict().keys()
-    assert torch.equal(found["0.weight"], network[0].weight)
-
-
 def test_tensors_are_float32_without_gradients_and_without_others(network):
     half = network[0].weight.detach().half().requires_grad_()
     found = select(network, {"0.weight": half, "fc.weight": torch.zeros(3)})

@@ -45,7 +45,7 @@ class Backbone:
         n_features: channels drawn from their concatenation by default.
         mean, std: of RGB values in [0, 1], as the weights were trained.
         build: makes the network without weights, cut off after layer3.
-        split: takes that apart into stem, layer1, layer2 and layer3.
+        split: cuts that network into stem, layer1, layer2 and layer3.
         read_weights: reads (and may download) the ImageNet state dict.
     """
 
@@ -79,7 +79,7 @@ def draw_channels(arch: str, seed: int = SEED, n_features: int | None = None) ->
 
     Raises:
         ValueError: if the network has fewer channels, or seed is negative: Python's generator
-            would take it for its absolute value.
+            would use its absolute value.
     """
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; give 0 or more")

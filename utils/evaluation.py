@@ -119,7 +119,9 @@ def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
     values = dict.fromkeys(metrics.METRICS)
     images = pixels = None
     if (scored.labels == UNLABELLED).any():
-        notes.append("image metrics need labels; the test images are in no folders that tell")
+        notes.append(
+            "image metrics need labels; the test images are not in good/ and defect folders"
+        )
     else:
         images = _sort(scored.labels, scored.image_scores, "image", notes)
     if has_masks:

@@ -14,8 +14,8 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from utils.backbone import PRECISIONS, Network
 
-# images that the CPU takes at once, per thread: so many fit its cache; layer1's maps are the
-# largest. On two cores 8 images at once are 20 % faster than a batch of 32. Speed only
+# how many images a CPU thread takes at once: as many as fit its cache, fewer in layer1, whose maps
+# are the largest. On two cores 8 images at once are 20 % faster than a batch of 32. Speed only
 PER_THREAD, LAYER1_PER_THREAD = 4, 2
 
 
@@ -26,7 +26,7 @@ class FeatureExtractor(nn.Module):
     together halve its time.
 
     Args:
-        network: as load_network returns it; taken over, not copied.
+        network: as load_network returns it; it is changed, not copied.
         device: where images are sent and the outputs lie.
         precision: a key of PRECISIONS, in which the network computes.
         channels: indices into the concatenated layers to return; None returns all.

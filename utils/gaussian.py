@@ -156,7 +156,7 @@ class Gaussians:
         diagonal = self.loadings.new_empty(len(self.loadings), len(images))
         for cells, _ in blocks_of(self.grids, PATCH_BLOCK):
             columns = self.whitening[cells].mT[:, images]
-            # less what the raised constant vector adds
+            # without what _mean_square_length has added for the constant vector
             level = _mean_square_length(self.samples, self.grids, cells)
             coarser = _square_lengths(columns) - 1 / (n * (ridge + n * level[:, None]))
             for patches in members[cells].unbind(1):
@@ -350,7 +350,7 @@ def _at_cells(
 
 
 def _sum(tensors: list[Tensor]) -> Tensor:
-    """Their sum, in the first one's memory."""
+    """The sum of tensors, written into the first of them."""
     return reduce(Tensor.add_, tensors)
 
 
@@ -378,7 +378,7 @@ def _condition(
         alpha: the factor of BᵀB.
     """
     # One patch of each cell at a time, as the patches of a cell share its whitening. The index
-    # repeats the last patch of a short cell, so all columns are read before any is replaced.
+    # repeats the last patch of a short cell, so all columns are read before any is overwritten.
     members = cells_on(grids, cross.device).members[block.cells].unbind(1)
     columns = [cross[patches] for patches in members]
     for patches, column in zip(members, columns, strict=True):
@@ -448,6 +448,6 @@ def _invert_small_factors(matrices: Tensor) -> Tensor:
 
 
 def _check_finite(mean: Tensor) -> None:
-    """Refuse embeddings of which one is not finite; their mean is not finite either."""
+    """Refuse embeddings that are not all finite: then their mean is not finite either."""
     if not mean.isfinite().all():
         raise ValueError("an embedding is not finite; the weights or the images are damaged")

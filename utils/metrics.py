@@ -1,7 +1,7 @@
 """How well scores separate normal from anomalous: pure functions on raw scores.
 
-Every figure comes from one sort of the scores of each kind, exactly and with ties. Scores are
-never rescaled.
+Every metric comes from one sort of the normal and one of the anomalous scores, and is exact, also
+with ties. Scores are never rescaled.
 
 Reference: Fawcett, "An introduction to ROC analysis", 2006; Bergmann et al., "The MVTec Anomaly
 Detection Dataset", IJCV 129, 2021 (per-region overlap); upstream's main.py.
@@ -27,7 +27,7 @@ NEIGHBOURS = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 
 
 class UndefinedMetricError(ValueError):
-    """A metric needs normal and anomalous items, and one kind is not there."""
+    """A metric needs normal and anomalous items, and one kind is missing."""
 
 
 class SortedScores(NamedTuple):
@@ -51,7 +51,7 @@ def sort_scores(labels: np.ndarray, scores: np.ndarray, of: str = "images") -> S
     Args:
         labels: bool or 0 and 1 (1 = anomalous), any shape.
         scores: of labels' shape, higher = more anomalous.
-        of: what is scored, for the message.
+        of: what is scored, in error messages.
 
     Raises:
         UndefinedMetricError: if there are only normal or only anomalous items.
@@ -97,8 +97,8 @@ def roc_curve(scores: SortedScores) -> tuple[np.ndarray, np.ndarray]:
 def best_f1(scores: SortedScores) -> tuple[float, float]:
     """The best F1 over all thresholds, and the lowest threshold (score >= threshold) that has it.
 
-    Only the scores of anomalous items can be best: to lower a threshold further adds nothing but
-    false positives.
+    Only scores of anomalous items need to be tried: between two of them, a lower threshold adds
+    nothing but false positives.
     """
     true_positives, false_positives = _positives(scores)
     f1 = 2 * true_positives / (true_positives + false_positives + scores.anomalous.size)
@@ -137,7 +137,7 @@ def aupro(
         masks: (N, H, W) bool or 0 and 1 (1 = anomalous). A region is 8-connected within a mask.
         anomaly_maps: (N, H, W), higher = more anomalous.
         fpr_limit: in (0, 1].
-        pixels: sort_scores(masks, anomaly_maps), if it is at hand; saves sorting again.
+        pixels: sort_scores(masks, anomaly_maps), if already computed; it saves a second sort.
 
     Raises:
         UndefinedMetricError: if there are only normal or only anomalous pixels.
@@ -168,8 +168,8 @@ def aupro(
 def _areas_to_limit(normal: np.ndarray, scores: np.ndarray, fpr_limit: float) -> np.ndarray:
     """For each score alone, the area under its ROC curve up to fpr_limit, over fpr_limit.
 
-    With false positives for x, the curve of one score is 0 up to those above the score, 1 from
-    those that reach it on, and straight in between.
+    Over the number of false positives, the curve of one score is 0 up to the number of normal
+    scores above it, and 1 from the number of those at least as high. In between it is straight.
     """
     foot = normal.size - np.searchsorted(normal, scores, side="right")
     top = normal.size - np.searchsorted(normal, scores, side="left")

@@ -61,7 +61,7 @@ class TrainedModel:
 
 
 def model_bytes(padim: PaDiM, dtype: str = "float32") -> int:
-    """Size of the file in bytes, but for some kilobytes."""
+    """Size of the file in bytes, without some kilobytes of settings."""
     gaussians = padim.gaussians
     layer_features = [mean.shape[2] for mean in gaussians.means]
     return count_numbers(gaussians.grids, layer_features, padim.n_train) * DTYPES[dtype].itemsize
@@ -70,7 +70,7 @@ def model_bytes(padim: PaDiM, dtype: str = "float32") -> int:
 def class_bytes(
     arch: str, channels: Sequence[int], image_size: tuple[int, int], n_train: int
 ) -> int:
-    """Bytes that fitting keeps: the Gaussians, and in primal form held-out images' features."""
+    """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
     grids, features = chosen_layers(arch, channels, image_size)
     n_numbers = count_numbers(grids, features, n_train)
     if is_primal(n_train, features):
@@ -88,7 +88,7 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         dtype: a key of DTYPES, in which the numbers are kept.
 
     Raises:
-        ValueError: if dtype is another.
+        ValueError: if dtype is no key of DTYPES.
         OSError: if the file cannot be written.
     """
     if dtype not in DTYPES:
@@ -136,7 +136,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
 
     Raises:
         FileNotFoundError: if path is no file.
-        ValueError: if it is no such model, of another format or damaged.
+        ValueError: if the file is no such model, has another format or is damaged.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no file {path}; --model takes a .safetensors file of a run")

@@ -55,9 +55,9 @@ class PaDiM:
         return self
 
     def _keep_held_out(self, batches: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
-        """Pass the batches on, and keep their held-out images if held_out_maps will need them.
+        """Yield the batches, and keep their held-out images if held_out_maps will need them.
 
-        The dual form of the Gaussians has all images anyway.
+        The dual form of the Gaussians keeps all images anyway.
         """
         first = 0
         for layers in batches:
@@ -69,7 +69,7 @@ class PaDiM:
             del layers  # free this batch before the next one is made
 
     def _keep(self, layers: list[Tensor], images: list[int]) -> None:
-        """Keep these images of a batch."""
+        """Copy these images of a batch to the held-out features."""
         if self._held_out_features is None:
             # one piece for all: pieces made in between would fragment the memory
             shapes = [(len(self._held_out), *layer.shape[1:]) for layer in layers]
@@ -86,7 +86,7 @@ class PaDiM:
     def held_out_maps(self, size: Sequence[int]) -> np.ndarray:
         """Maps of the held-out training images, each by the Gaussians of all other images.
 
-        What was kept for this is freed: it can be called once after a fit.
+        The kept features are freed, so it can be called only once after a fit.
 
         Args:
             size: H and W of the images.

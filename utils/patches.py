@@ -1,4 +1,4 @@
-"""Patch positions: layers that lie on grids of their own, and the cells that share their patches.
+"""The patches of each layer's grid, and the cells of the finest grid.
 
 A patch of a coarse grid is repeated at several patches of the finest one, as nearest-neighbour
 resizing repeats it (upstream's unfold and fold, bit for bit). Patches of the finest grid that

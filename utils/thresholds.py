@@ -17,7 +17,7 @@ TARGET_FPR = 0.01
 
 @dataclass(frozen=True)
 class Thresholds:
-    """Where good ends; score >= threshold is anomalous.
+    """Thresholds of image scores and anomaly maps; score >= threshold is anomalous.
 
     Attributes:
         image: for image scores; a new good image reaches it with probability image_fpr.
@@ -86,5 +86,5 @@ def find_thresholds(anomaly_maps: np.ndarray, target_fpr: float) -> Thresholds |
 
 
 def _just_above(score: np.float32) -> float:
-    """The smallest float32 that score does not reach."""
+    """The next float32 above the score."""
     return float(np.nextafter(score, np.float32(inf)))

@@ -30,10 +30,10 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     _check_file(path)
     try:
-        # tar archives are of before 2018; torch would unpack one into a folder first
+        # torch.save wrote tar archives before 2018; torch would unpack one into a folder first
         if tarfile.is_tarfile(path):
             raise tarfile.TarError
-        # torch warns of kinds of tensors that check_state_dict refuses
+        # torch warns of kinds of tensors that select_tensors refuses
         with warnings.catch_warnings(action="ignore"):
             state_dict = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged bytes raise is not documented
@@ -81,7 +81,7 @@ def select_tensors(
         ValueError: if a tensor is missing, has another shape, is sparse, quantised, complex or on
             another device, or holds a value that is not finite.
     """
-    # older files lack the count of training batches, which is not used
+    # batch norm's count of training batches is not used, and older files lack it
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("batches_tracked")}
     if missing := [name for name in wanted if name not in state_dict]:
         raise ValueError(f"{source} do not fit {arch}: missing {_shorten(missing)}")
@@ -105,7 +105,7 @@ def select_tensors(
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether it holds real numbers, one after the other, on the CPU."""
+    """Whether a tensor holds plain real numbers on the CPU."""
     import torch
 
     plain = tensor.layout == torch.strided and not tensor.is_quantized

@@ -1,7 +1,7 @@
 """Faster imports: torch's compiler, which no network here needs, is left out.
 
-Importing it takes a second and 150 MB. Both torchvision and random initial values on the meta
-device would do it.
+Importing it takes a second and 150 MB. Two things would import it: torchvision, and random initial
+values on the meta device.
 """
 
 from __future__ import annotations

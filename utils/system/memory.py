@@ -8,12 +8,12 @@ import torch
 
 # Allowances, set by measurement so that a class does not exceed its estimate.
 BATCH_BYTES = 320  # per pixel of a batch: network, features, images decoded ahead
-LIBRARY_BYTES = 150_000_000  # what the libraries take later than the estimate is made
-# per pixel: of a kept test image its map and mask, then sorted for the metrics; of a held-out
-# training image its map, then sorted for the threshold; of a figure's image
+LIBRARY_BYTES = 150_000_000  # what the libraries take after the estimate is made
+# per pixel of a kept test image (its map and mask, and both sorted for the metrics), of a held-out
+# training image (its map, and the map sorted for the threshold) and of the image in a figure
 KEPT_BYTES, HELD_OUT_BYTES, DRAWN_BYTES = 13, 8, 3
-# a limit on this process's group, what of it is used, and what of that the system would give back,
-# in Linux's two versions of the interface
+# the limit on this process's control group, what of it is used, and what of that Linux would free;
+# the paths of both versions of control groups
 LIMITS = tuple(
     tuple(Path("/sys/fs/cgroup", name) for name in names)
     for names in (
