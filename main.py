@@ -47,7 +47,7 @@ def run_experiment(args: argparse.Namespace) -> None:
     with Processes.from_environment().joined() as processes:
         # whatever is wrong with the arguments or the folders is found before anything slow
         use_defaults(args)
-        channels = backbone.draw_channels(args.arch, args.seed, args.n_features)
+        channels = backbone.draw_channels(args.arch, args.seed, args.n_features, args.layers)
         preprocessing = Preprocessing(args.resize, args.crop)
         datasets = load_all(args.data_path, args.dataset, args.class_name, preprocessing)
         run = RunReport(args, datasets, choose_own(datasets, processes))
@@ -160,7 +160,7 @@ def load_extractor(
     gc.collect(1)  # torch's reader leaves a second copy of the weights in a cycle
     if processes.leads:
         print(f"{args.arch} on {device_name(device)}, {len(channels)} channels", flush=True)
-    return FeatureExtractor(network, device, args.precision, channels)
+    return FeatureExtractor(network, device, args.precision, channels, args.neighbourhood)
 
 
 def check_memory_of(

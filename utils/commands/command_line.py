@@ -10,8 +10,8 @@ from utils import backbone
 from utils.commands.options import (
     add_experiment_options,
     add_option,
-    at_least,
     figure_count,
+    number_or_all,
     rate,
 )
 from utils.system.processes import Processes
@@ -104,9 +104,9 @@ def make_experiment_parser(description: str) -> OneLineParser:
     add_option(
         parser,
         "n_features",
-        "channels to draw (default: the network's of the published results)",
-        type=at_least(1),
-        metavar="D",
+        "channels to draw, or all (default: as many as upstream; all if it has not this network)",
+        type=number_or_all,
+        metavar="D|all",
     )
     add_option(
         parser,

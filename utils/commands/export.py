@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from utils.commands.options import add_option
 from utils.detector import Detector
-from utils.features import select_channels
 from utils.gaussian import Gaussians
 from utils.model_file import TrainedModel, model_bytes
 from utils.padim import enlarging, image_scores
@@ -129,8 +128,7 @@ class ExportedModel(nn.Module):
     def __init__(self, detector: Detector) -> None:
         super().__init__()
         model = detector.model
-        self.stages = detector.extractor.stages
-        self.channels = model.channels
+        self.extractor = detector.extractor
         self.gaussians = model.padim.gaussians
         self.grid = self.gaussians.grids[0]
         self.cells = cells_on(self.gaussians.grids, CPU)
@@ -142,12 +140,12 @@ class ExportedModel(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Scores (B,) and anomaly maps (B, H, W) of normalised images (B, 3, H, W)."""
-        stem, *stages = self.stages
+        stem, *stages = self.extractor.stages
         output, layers = stem(images), []
         for stage in stages:
             output = stage(output)
             layers.append(output)
-        distances = measure(self.gaussians, self.cells, select_channels(layers, self.channels))
+        distances = measure(self.gaussians, self.cells, self.extractor.choose(layers))
         anomaly_maps = self.rows @ distances.mT.unflatten(1, self.grid) @ self.columns.mT
         return anomaly_maps.amax(dim=(1, 2)), anomaly_maps
 

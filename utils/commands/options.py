@@ -40,6 +40,22 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
         default=backbone.SEED,
         metavar="N",
     )
+    add_option(
+        parser,
+        "layers",
+        "layers of the network to draw channels from; the finest gives the patches (default: all)",
+        nargs="+",
+        choices=backbone.LAYERS,
+        default=list(backbone.LAYERS),
+    )
+    add_option(
+        parser,
+        "neighbourhood",
+        "average each layer's output over K x K positions, K odd (default: %(default)s)",
+        type=at_least(1),
+        default=1,
+        metavar="K",
+    )
     add_network_options(parser, backbone.BATCH_SIZE)
     add_option(
         parser,
@@ -139,6 +155,11 @@ def at_least(smallest: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def number_or_all(text: str) -> int | str:
+    """A type of option: "all", or a whole number from 1 on."""
+    return text if text == backbone.ALL else at_least(1)(text)
 
 
 def finite(text: str) -> float:

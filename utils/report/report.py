@@ -90,6 +90,7 @@ class ClassReport:
             class_name=self.train.class_name,
             arch=self.args.arch,
             channels=extractor.channels,
+            neighbourhood=extractor.neighbourhood,
             weights_sha256=extractor.weights_sha256,
             precision=extractor.precision,
             preprocessing=self.train.preprocessing,

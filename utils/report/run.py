@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 # the arguments that the results of a class depend on, besides the weights
 SETTINGS = (
     *("arch", "seed", "batch_size", "device", "dataset", "resize", "crop", "n_features"),
-    *("precision", "figures", "target_fpr", "save_models", "save_dtype"),
+    *("layers", "neighbourhood", "precision", "figures", "target_fpr", "save_models", "save_dtype"),
 )
 
 
