@@ -21,7 +21,15 @@ from datasets.images import (
     preprocessed_size,
     resized_size,
 )
-from utils.backbone import BACKBONES, BATCH_SIZE, PRECISIONS, SEED, draw_channels, load_network
+from utils.backbone import (
+    BACKBONES,
+    BATCH_SIZE,
+    LAYERS,
+    PRECISIONS,
+    SEED,
+    draw_channels,
+    load_network,
+)
 from utils.features import FeatureExtractor
 from utils.model_file import TrainedModel, load_model, save_model
 from utils.padim import PaDiM
@@ -195,7 +203,9 @@ def load_extractor(
         arch: a key of BACKBONES.
         weights: state dict file; None takes the published weights.
         device: as in choose_device.
-        precision, channels, neighbourhood: as in FeatureExtractor.
+        precision: as in FeatureExtractor.
+        channels: as in FeatureExtractor.
+        neighbourhood: as in FeatureExtractor.
 
     Raises:
         OSError: if the weights cannot be read or downloaded.
