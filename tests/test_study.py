@@ -33,7 +33,7 @@ from utils.commands.study_methods import (
     sum_maps,
     turn_and_crop,
 )
-from utils.detector import load_extractor
+from utils.features import load_extractor
 from utils.features import concatenate
 from utils.gaussian import fit_gaussians
 from utils.metrics import METRICS
