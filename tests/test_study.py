@@ -33,8 +33,7 @@ from utils.commands.study_methods import (
     sum_maps,
     turn_and_crop,
 )
-from utils.features import load_extractor
-from utils.features import concatenate
+from utils.features import concatenate, load_extractor
 from utils.gaussian import fit_gaussians
 from utils.metrics import METRICS
 from utils.padim import PaDiM
