@@ -10,7 +10,6 @@ Reference: Defard et al., arXiv 2011.08785; xiahaifeng1995/PaDiM-Anomaly-Detecti
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 from collections.abc import Sequence
 from itertools import chain
@@ -23,6 +22,7 @@ from datasets.loading import Loader
 from utils import backbone
 from utils.commands.command_line import parse_command_line
 from utils.report.run import RunReport
+from utils.system.device import device_name
 from utils.system.processes import Processes
 from utils.system.program import prepare_process, run_program
 
@@ -54,24 +54,43 @@ def run_experiment(args: argparse.Namespace) -> None:
 
         # images are decoded from now on, while what takes seconds to import is imported
         images = chain.from_iterable(run.unfinished)
-        with Loader(
-            images, args.batch_size, args.num_workers, show_progress=processes.leads
-        ) as loader:
-            extractor = load_extractor(args, channels, processes)
-            check_memory_of(args, run.unfinished, channels, extractor.device, processes)
-            records = run.records
-            try:
-                for train, test in run.unfinished:
-                    report = run.begin_class(train, test, processes.leads)
-                    records.append(run_class(args, train, test, loader, extractor, report))
-                records = chain.from_iterable(processes.gather(records))
-            finally:  # an interrupted run leaves the report on the classes that are finished
-                if processes.leads:
-                    tables = run.write(records, extractor, processes.size)
-        if processes.leads:
-            from utils.report.tables import to_text
+        shown = processes.leads
+        with Loader(images, args.batch_size, args.num_workers, show_progress=shown) as loader:
+            from utils.features import load_extractor
 
-            print("", *map(to_text, tables), f"results in {run.folder}", sep="\n\n")
+            # a frozen ImageNet network, and random channels of its layers, the same for all classes
+            names = args.arch, args.weights, args.device, args.precision
+            extractor = load_extractor(
+                *names, channels, args.neighbourhood, local_rank=processes.local_rank
+            )
+            if processes.leads:
+                on_device = f"{args.arch} on {device_name(extractor.device)}"
+                print(f"{on_device}, {len(channels)} channels", flush=True)
+            check_memory_of(args, run.unfinished, channels, extractor.device, processes)
+            run_classes(args, run, loader, extractor, processes)
+
+
+def run_classes(
+    args: argparse.Namespace,
+    run: RunReport,
+    loader: Loader,
+    extractor: FeatureExtractor,
+    processes: Processes,
+) -> None:
+    """Run the classes that no earlier run finished, and write the report on all."""
+    from utils.report.tables import to_text
+
+    records = run.records
+    try:
+        for train, test in run.unfinished:
+            report = run.begin_class(train, test, processes.leads)
+            records.append(run_class(args, train, test, loader, extractor, report))
+        records = chain.from_iterable(processes.gather(records))
+    finally:  # an interrupted run leaves the report on the classes that are finished
+        if processes.leads:
+            tables = run.write(records, extractor, processes.size)
+    if processes.leads:
+        print("", *map(to_text, tables), f"results in {run.folder}", sep="\n\n")
 
 
 def run_class(
@@ -146,21 +165,6 @@ def choose_own(datasets: Sequence[Splits], processes: Processes) -> list[Splits]
     if idle and processes.leads:
         print(f"{len(idle)} of {processes.size} processes have no class to run")
     return [datasets[i] for i in shares[processes.rank]]
-
-
-def load_extractor(
-    args: argparse.Namespace, channels: list[int], processes: Processes
-) -> FeatureExtractor:
-    """A frozen ImageNet network, and random channels of its layers, the same for all classes."""
-    from utils.features import FeatureExtractor
-    from utils.system.device import choose_device, device_name
-
-    device = choose_device(args.device, processes.local_rank)
-    network = backbone.load_network(args.arch, args.weights)
-    gc.collect(1)  # torch's reader leaves a second copy of the weights in a cycle
-    if processes.leads:
-        print(f"{args.arch} on {device_name(device)}, {len(channels)} channels", flush=True)
-    return FeatureExtractor(network, device, args.precision, channels, args.neighbourhood)
 
 
 def check_memory_of(

@@ -272,7 +272,14 @@ RESULTS = {
 # other files: the command, the message, and what spoils them
 AS_IT_IS = "run --resize=0 --crop=0"
 OTHER_WEIGHTS = "was made with other weights of resnet18 than weights.pth…give --weights"
+VISA = ("data/split_csv/1cls.csv", b"object,split,label,image,mask\n../x,train,normal,a,\n")
 OTHERS = {
+    "class outside": (
+        "run --dataset=visa",
+        "names the class '../x'; it must be a plain",
+        write,
+        *VISA,
+    ),
     "one pixel": (AS_IT_IS, "has 1x1 pixels for the network, which", draw, GOOD, BLACK[:1, :1]),
     "two sizes": (AS_IT_IS, "48x48 and 40x40 pixels; all images of", draw, GOOD, BLACK[:40, :40]),
     "loop": ("run --data_path=loop", "no folder loop; --data_path must", link, "loop", "loop"),

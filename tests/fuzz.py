@@ -56,12 +56,13 @@ class Outcome(NamedTuple):
     find: str
 
 
-def fuzz(name: str, seconds: float, seed: int, saved: Path) -> Outcome:
-    """Try inputs one after the other in a fork, until the time is over or one is a find.
+def fuzz(name: str, seconds: float, most: int, seed: int, saved: Path) -> Outcome:
+    """Try inputs one after the other in a fork, until one is a find.
 
     Args:
         name: a key of TARGETS.
-        seconds: how long.
+        seconds: after which it stops in any case.
+        most: the number of inputs after which it stops in any case.
         seed: of the inputs.
         saved: folder for the input that is a find.
     """
@@ -69,7 +70,7 @@ def fuzz(name: str, seconds: float, seed: int, saved: Path) -> Outcome:
     with tempfile.TemporaryDirectory() as scratch:
         target = TARGETS[name](Path(scratch))
         reading, writing = FORK.Pipe(duplex=False)
-        worker = FORK.Process(target=_work, args=(target, seed, counts, writing))
+        worker = FORK.Process(target=_work, args=(target, most, seed, counts, writing))
         worker.start()
         writing.close()
         worker.join(seconds)
@@ -93,12 +94,12 @@ def _explain(reading: Connection, status: int) -> str:
         return f"the process ended with status {status}"
 
 
-def _work(target: Target, seed: int, counts: list[int], writing: Connection) -> None:
-    """Try inputs until one is a find, which is sent."""
+def _work(target: Target, most: int, seed: int, counts: list[int], writing: Connection) -> None:
+    """Try inputs until one is a find; send what it is, or an empty text after the last input."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libtiff prints remarks on damaged images
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
-    while True:
+    while counts[0] < most:
         # the signal that comes when the time is over ends the process
         signal.setitimer(signal.ITIMER_PROF, SECONDS)
         signal.setitimer(signal.ITIMER_REAL, STUCK)
@@ -108,6 +109,7 @@ def _work(target: Target, seed: int, counts: list[int], writing: Connection) -> 
             return
         counts[0] += 1
         counts[2 if refused else 1] += 1
+    writing.send("")
 
 
 def try_input(target: Target, seed: int, number: int) -> tuple[str, bool]:
@@ -167,6 +169,7 @@ def main() -> None:
     )
     parser.add_argument("--target", choices=TARGETS, nargs="+", default=list(TARGETS))
     parser.add_argument("--seconds", type=float, default=10, help="for each target")
+    parser.add_argument("--inputs", type=int, default=sys.maxsize, help="at most, for each target")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--input", type=int, help="try only the input of this number")
     parser.add_argument("--saved", type=Path, default=Path(".fuzz"), help="folder for finds")
@@ -182,7 +185,7 @@ def main() -> None:
         return
     outcomes = {}
     for name in args.target:
-        outcomes[name] = fuzz(name, args.seconds, args.seed, args.saved)
+        outcomes[name] = fuzz(name, args.seconds, args.inputs, args.seed, args.saved)
         print(f"{name}: {outcomes[name]}", flush=True)
     if args.json:
         content = {name: outcome._asdict() for name, outcome in outcomes.items()}

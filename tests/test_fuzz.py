@@ -1,4 +1,4 @@
-"""The readers of files, fuzzed for seconds; and the fuzzer, which must notice a bad reader."""
+"""The readers of files, fuzzed with some inputs; and the fuzzer, which must see a bad reader."""
 
 import json
 import os
@@ -28,14 +28,15 @@ def audited():
 
 def test_readers_take_or_refuse_whatever_they_get(tmp_path):
     path = tmp_path / "outcomes.json"
-    command = [sys.executable, "-m", "tests.fuzz", "--seconds", "1", "--json", path]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    command = [sys.executable, "-m", "tests.fuzz", "--inputs", "400", "--seconds", "600"]
+    done = subprocess.run([*command, "--json", path], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     outcomes = json.loads(path.read_text())
     assert outcomes.keys() == TARGETS.keys()
     for outcome in outcomes.values():
         assert outcome["find"] == ""
-        assert min(outcome["tried"], outcome["refused"]) > 5
+        assert outcome["read"] + outcome["refused"] == outcome["tried"] == 400
+        assert min(outcome["read"], outcome["refused"]) > 0
 
 
 def test_same_number_gives_the_same_damage(tmp_path):
@@ -108,7 +109,7 @@ def test_what_no_reader_may_do_is_a_find(tmp_path, monkeypatch, reader, what):
     monkeypatch.setattr(fuzz, "MEMORY", 100_000_000)
     one = Target("one", tmp_path / "file", lambda rng: b"content", [reader])
     monkeypatch.setitem(fuzz.TARGETS, "one", lambda scratch: one)
-    outcome = fuzz.fuzz("one", 60, 0, tmp_path / "finds")
+    outcome = fuzz.fuzz("one", 60, 9, 0, tmp_path / "finds")
     assert outcome[:3] == (0, 0, 0)
     assert f"input 0 with seed 0: {what}" in outcome.find
     assert (tmp_path / "finds" / "one-0-0").read_bytes() == b"content"
@@ -124,7 +125,7 @@ def test_reader_that_reads_or_refuses_is_no_find(tmp_path, monkeypatch):
     readers = [Path.read_bytes, reject_every_other]
     one = Target("one", tmp_path / "file", lambda rng: rng.randbytes(8), readers)
     monkeypatch.setitem(fuzz.TARGETS, "one", lambda scratch: one)
-    outcome = fuzz.fuzz("one", 1, 0, tmp_path / "finds")
-    assert outcome.find == ""
-    assert min(outcome.read, outcome.refused) > 10
-    assert outcome.read + outcome.refused in (outcome.tried, outcome.tried + 1)
+    outcome = fuzz.fuzz("one", 60, 40, 0, tmp_path / "finds")
+    assert (outcome.tried, outcome.find) == (40, "")
+    assert outcome.read + outcome.refused == 40
+    assert min(outcome.read, outcome.refused) > 5

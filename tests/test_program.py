@@ -93,8 +93,10 @@ def python(code, **settings):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="the system has no /dev/full")
 def test_output_that_cannot_be_written_is_named_once():
     code = "run_program('main.py', lambda _: print('finished'), None)"
+    # as for a user: buffered, so that the error comes only at the end
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
-        done = python(code, stdout=full, stderr=subprocess.PIPE)
+        done = python(code, env=environment, stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("main.py: error: cannot write to standard output: No space left")

@@ -25,14 +25,15 @@ from utils.commands.study_methods import (
     Move,
     RotatedDataset,
     Setup,
+    choose,
     draw_move,
     principal_axes,
     project,
     study_layers,
+    sum_maps,
     turn_and_crop,
 )
-from utils.detector import load_extractor
-from utils.features import concatenate
+from utils.features import concatenate, load_extractor
 from utils.gaussian import fit_gaussians
 from utils.metrics import METRICS
 from utils.padim import PaDiM
@@ -156,7 +157,6 @@ def test_network_without_draws_has_no_study_of_them(run, drawn_tree, tmp_path):
 def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
     setup, features = images
     rows = {row["method"]: row for row in study_layers(setup, features)}
-    labels = np.concatenate([labels for _, _, labels, _ in features.unseen])
     masks = np.concatenate([masks for *_, masks in features.unseen])
     total = 0
     for number, n_channels in enumerate((64, 128, 256)):
@@ -170,8 +170,16 @@ def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
         total = total + maps
     row = rows["layers 1+2+3"]
     assert row["pixel_auroc"] == pytest.approx(naive_auroc(masks, total), abs=1e-6)
-    scores = total.max(axis=(1, 2))
-    assert row["image_auroc"] == pytest.approx(naive_auroc(labels, scores), abs=1e-6)
+
+
+def test_image_score_of_summed_maps_is_their_maximum(images):
+    _, features = images
+    scored = features.score(choose(range(64)))
+    one, other = np.zeros((2, 8, 4, 4))
+    one[:, 0, 0], other[:, 0, 0], other[:, 2, 2] = 3, 1, 5
+    summed = sum_maps(scored, [one, other])
+    assert summed.image_scores.tolist() == [5] * 8  # 3 + 1 and 0 + 5, not 3 + 5
+    np.testing.assert_array_equal(summed.anomaly_maps, one + other)
 
 
 def test_principal_axes_are_those_of_all_patches(layers):

@@ -7,7 +7,7 @@ Reference: Defard et al., arXiv 2011.08785.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,16 +21,8 @@ from datasets.images import (
     preprocessed_size,
     resized_size,
 )
-from utils.backbone import (
-    BACKBONES,
-    BATCH_SIZE,
-    LAYERS,
-    PRECISIONS,
-    SEED,
-    draw_channels,
-    load_network,
-)
-from utils.features import FeatureExtractor
+from utils.backbone import BACKBONES, BATCH_SIZE, LAYERS, PRECISIONS, SEED, draw_channels
+from utils.features import FeatureExtractor, load_extractor
 from utils.model_file import TrainedModel, load_model, save_model
 from utils.padim import PaDiM
 from utils.system.device import choose_device
@@ -127,10 +119,8 @@ class Detector:
             ValueError: if the file is damaged or was made with other weights.
         """
         model = load_model(Path(path), choose_device(device))
-        extractor = load_extractor(
-            *(model.arch, weights, device, model.precision),
-            *(model.channels, model.neighbourhood),
-        )
+        settings = model.precision, model.channels, model.neighbourhood
+        extractor = load_extractor(model.arch, weights, device, *settings)
         if extractor.weights_sha256 != model.weights_sha256:
             given = "the published weights" if weights is None else weights
             raise ValueError(
@@ -187,33 +177,6 @@ class Detector:
                 f"{width}x{height}; this model takes {columns}x{rows}{' or more' if crop else ''}"
             )
         return prepare(image, self.model.preprocessing, name)
-
-
-def load_extractor(
-    arch: str,
-    weights: Path | str | None,
-    device: str,
-    precision: str = "float32",
-    channels: Sequence[int] | None = None,
-    neighbourhood: int = 1,
-) -> FeatureExtractor:
-    """The extractor of a network, from the names of network, weights and device.
-
-    Args:
-        arch: a key of BACKBONES.
-        weights: state dict file; None takes the published weights.
-        device: as in choose_device.
-        precision: as in FeatureExtractor.
-        channels: as in FeatureExtractor.
-        neighbourhood: as in FeatureExtractor.
-
-    Raises:
-        OSError: if the weights cannot be read or downloaded.
-        ValueError: if the device does not exist or the weights do not fit the network.
-    """
-    chosen = choose_device(device)
-    network = load_network(arch, None if weights is None else Path(weights))
-    return FeatureExtractor(network, chosen, precision, channels, neighbourhood)
 
 
 def _check_settings(

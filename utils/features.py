@@ -3,8 +3,10 @@
 Reference: Defard et al., arXiv 2011.08785, section III-A; upstream's main.py.
 """
 
+import gc
 from collections.abc import Sequence
 from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,7 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from utils.backbone import PRECISIONS, Network
+from utils.backbone import PRECISIONS, Network, load_network
+from utils.system.device import choose_device
 
 # how many images a CPU thread takes at once: as many as fit its cache, fewer in layer1, whose maps
 # are the largest. On two cores 8 images at once are 20 % faster than a batch of 32. Speed only
@@ -136,6 +139,36 @@ def average_neighbours(layer: Tensor, neighbourhood: int) -> Tensor:
         return layer
     half = neighbourhood // 2
     return F.avg_pool2d(layer, neighbourhood, 1, half, count_include_pad=False)
+
+
+def load_extractor(
+    arch: str,
+    weights: Path | str | None,
+    device: str,
+    precision: str = "float32",
+    channels: Sequence[int] | None = None,
+    neighbourhood: int = 1,
+    local_rank: int = 0,
+) -> FeatureExtractor:
+    """The extractor of a network, from the names of network, weights and device.
+
+    Args:
+        arch: a key of BACKBONES.
+        weights: state dict file; None takes the published weights.
+        device: as in choose_device.
+        precision: as in FeatureExtractor.
+        channels: as in FeatureExtractor.
+        neighbourhood: as in FeatureExtractor.
+        local_rank: as in choose_device.
+
+    Raises:
+        OSError: if the weights cannot be read or downloaded.
+        ValueError: if the device does not exist or the weights do not fit the network.
+    """
+    chosen = choose_device(device, local_rank)
+    network = load_network(arch, None if weights is None else Path(weights))
+    gc.collect(1)  # torch's reader leaves a second copy of the weights in a cycle
+    return FeatureExtractor(network, chosen, precision, channels, neighbourhood)
 
 
 def fold_batch_norm(module: nn.Module) -> None:

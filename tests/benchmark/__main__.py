@@ -14,6 +14,7 @@ CPU, one at a time: leave the machine alone meanwhile.
 import argparse
 import os
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from psutil import virtual_memory
 from tqdm import tqdm
 
 from datasets.demo import make_demo
@@ -153,16 +155,13 @@ def describe_settings(setup: Setup, words: Sequence[str]) -> str:
 
 def describe_machine() -> str:
     """Processor, number of cores, load, memory and versions."""
-    name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = [line.partition(":") for line in info.read_text().splitlines()]
-        name = next((value.strip() for key, _, value in lines if key.strip() == "model name"), name)
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     return (
-        f"{name}, {count_cores()} cores, load {os.getloadavg()[0]:.1f} before, "
-        f"{memory / 2**30:.0f} GiB, Python {platform.python_version()}, {versions}"
+        f"{model[1] if model else platform.machine()}, {count_cores()} cores, "
+        f"load {os.getloadavg()[0]:.1f} before, {virtual_memory().total / 2**30:.0f} GiB, "
+        f"Python {platform.python_version()}, {versions}"
     )
 
 

@@ -183,7 +183,7 @@ def choose_studies(args: argparse.Namespace, preprocessing: Preprocessing) -> li
 def make_setup(args: argparse.Namespace) -> Setup:
     """The network and the seeds of all studies."""
     from utils.commands.study_methods import Setup
-    from utils.detector import load_extractor
+    from utils.features import load_extractor
 
     extractor = load_extractor(args.arch, args.weights, args.device, args.precision)
     print(f"{args.arch} on {device_name(extractor.device)}")
