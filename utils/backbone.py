@@ -44,7 +44,7 @@ class Backbone:
 
     Attributes:
         layer_channels: channels of layer1, layer2 and layer3.
-        n_features: channels drawn from their concatenation by default; None takes all.
+        n_features: channels drawn from their concatenation by default.
         mean, std: of RGB values in [0, 1], as the weights were trained.
         build: makes the network without weights, cut off after layer3.
         split: cuts that network into stem, layer1, layer2 and layer3.
@@ -52,7 +52,7 @@ class Backbone:
     """
 
     layer_channels: tuple[int, int, int]
-    n_features: int | None
+    n_features: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
     build: Callable[[], nn.Module]
@@ -102,7 +102,7 @@ def draw_channels(
         pool += range(first, first + n_channels) if name in layers else ()
         first += n_channels
     count = backbone.n_features if n_features is None else n_features
-    if count in (None, ALL):
+    if count == ALL:
         return pool
     if not 0 < count <= len(pool):
         raise ValueError(
@@ -177,7 +177,7 @@ def _resnet(
     """A network of torchvision's ResNet family."""
     return Backbone(
         layer_channels=layer_channels,
-        n_features=n_features,
+        n_features=n_features or sum(layer_channels),
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         build=partial(_build_resnet, arch),
@@ -225,7 +225,7 @@ def _efficientnet_lite(
     """An EfficientNet-Lite; the layers end with the blocks of the numbers in taps."""
     return Backbone(
         layer_channels=layer_channels,
-        n_features=None,
+        n_features=sum(layer_channels),
         mean=(127 / 255,) * 3,  # its package: (255 x - 127) / 128
         std=(128 / 255,) * 3,
         build=partial(_build_efficientnet_lite, version, taps[-1] + 1),

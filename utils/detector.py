@@ -7,7 +7,7 @@ Reference: Defard et al., arXiv 2011.08785.
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
