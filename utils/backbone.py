@@ -82,7 +82,7 @@ def draw_channels(
     Args:
         arch: a key of BACKBONES.
         seed: of the draw.
-        n_features: how many, or ALL; None takes the backbone's.
+        n_features: how many, or ALL; None takes the backbone's, or all if there are fewer.
         layers: those of LAYERS to draw from. The channels are numbered over all layers.
 
     Raises:
@@ -101,7 +101,7 @@ def draw_channels(
     for name, n_channels in zip(LAYERS, backbone.layer_channels, strict=True):
         pool += range(first, first + n_channels) if name in layers else ()
         first += n_channels
-    count = backbone.n_features if n_features is None else n_features
+    count = min(backbone.n_features, len(pool)) if n_features is None else n_features
     if count == ALL:
         return pool
     if not 0 < count <= len(pool):
