@@ -94,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
     )
-    add("save_path", "for results", type=Path, default=Path("results/measured/benchmark"))
+    add("save_path", "for results", type=Path, default=Path("results/benchmark"))
     add("repeats", "runs of each command", type=at_least(1), default=3, metavar="N")
     add("naive_repeats", "of the naive reference", type=at_least(0), default=1, metavar="N")
     add_counts("n_train", "numbers of training images", [500, 1000, 5000])
