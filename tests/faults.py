@@ -4,7 +4,6 @@ Importing torch takes seconds and the tests need dozens of runs. So a server pro
 everything once, and is forked for each run.
 """
 
-import csv
 import multiprocessing
 import os
 import random
@@ -26,28 +25,12 @@ import main
 
 ROOT = Path(__file__).resolve().parent.parent
 # files that hold times or the date
-TIMED = ("metrics.json", "tables.md", "index.html")
 
 
 def run_main(*words: object) -> None:
     """Run the command line in this process."""
     with patch.object(sys, "argv", ["main.py", *map(str, words)]):
         main.main()
-
-
-def outputs(folder: Path) -> dict[str, Any]:
-    """The files in the folder of a run by name: their bytes, or None if they hold times.
-
-    Of metrics.csv it gives the rows without the columns of seconds.
-    """
-    found = {}
-    for path in sorted(filter(Path.is_file, folder.rglob("*"))):
-        timed = path.name in TIMED or path.parent.name == "classes"
-        found[str(path.relative_to(folder))] = None if timed else path.read_bytes()
-    with (folder / "metrics.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    found["metrics.csv"] = [{k: v for k, v in r.items() if "seconds" not in k} for r in rows]
-    return found
 
 
 class Ended(NamedTuple):

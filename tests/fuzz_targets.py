@@ -23,7 +23,7 @@ from datasets.images import Preprocessing, load_image, load_mask, preprocessed_s
 from datasets.layouts import VISA_COLUMNS, VISA_SPLIT, list_visa, list_visa_classes
 from tests.damage import Evil, damage_bytes, damage_csv, damage_json
 from tests.faults import ROOT, run_main
-from utils.backbone import BACKBONES, Backbone, load_network
+from utils.backbone import BACKBONES, Backbone, chosen_layers, load_network
 from utils.commands.tables import read_tables
 from utils.model_file import KEY, load_model
 from utils.report.finished import read_record
@@ -173,10 +173,8 @@ def _read_model(path: Path) -> None:
     thresholds = model.thresholds.image, model.thresholds.pixel, *model.thresholds.good_scores
     assert np.isfinite(np.array(thresholds, dtype=float)).all(), "thresholds"
     height, width = model.image_size
-    layers = {
-        f"layer{i + 1}": torch.zeros(1, n, -(-height // (4 << i)), -(-width // (4 << i)))
-        for i, n in enumerate(BACKBONES[model.arch].layer_channels)
-    }
+    chosen = zip(*chosen_layers(model.arch, model.channels, model.image_size), strict=True)
+    layers = [torch.zeros(1, d, *grid) for grid, d in chosen]
     maps = model.padim.anomaly_maps(layers, model.image_size)
     assert maps.shape == (1, height, width)
     assert maps.isfinite().all(), "maps"

@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 
 from datasets.images import Preprocessing
-from tests.bolts import SMALL, defective, good_images
 from tests.conftest import write_image
+from tests.helpers import SMALL, defective, good_images
 from utils.backbone import draw_channels
 from utils.detector import Detector
 

@@ -11,7 +11,8 @@ import re
 import pytest
 import torch
 
-from tests.faults import outputs, run_main
+from tests.faults import run_main
+from tests.helpers import outputs
 
 AUROC = 1e-6
 SCORES = 1e-4

@@ -8,7 +8,7 @@ import onnxruntime
 import pytest
 
 from datasets.images import Preprocessing
-from tests.bolts import good_images
+from tests.helpers import good_images
 from utils.backbone import IMAGENET_MEAN, IMAGENET_STD
 from utils.commands import export
 from utils.detector import Detector

@@ -10,7 +10,8 @@ import sys
 import pytest
 from PIL import Image
 
-from tests.faults import Server, draw_moments, mount, outputs, small_disk
+from tests.faults import Server, draw_moments, mount, small_disk
+from tests.helpers import outputs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs fork and prlimit")
 N_KILLS, N_REFUSALS = (int(n) for n in os.environ.get("PADIM_FAULTS", "3,1").split(","))

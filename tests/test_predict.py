@@ -10,8 +10,8 @@ from PIL import Image
 
 from datasets.images import Preprocessing, crop_box
 from datasets.loading import Loader
-from tests.bolts import SMALL, defective, good_images
 from tests.conftest import write_image
+from tests.helpers import SMALL, defective, good_images
 from utils.commands import predict
 from utils.commands.predict import COLUMNS, find_images, find_peak
 from utils.detector import Detector

@@ -1,6 +1,6 @@
 import json
+from argparse import Namespace
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,11 +13,14 @@ from tests.records import (
     make_result,
     make_scored_class,
 )
+from utils.padim import PaDiM
 from utils.report import report
 from utils.report.finished import read_record
-from utils.report.report import ClassReport, write_report
+from utils.report.report import ClassReport, explain_no_model, write_report
 from utils.report.results import read_run
 from utils.thresholds import find_thresholds
+
+ARGS = Namespace(seed=7, arch="resnet18", save_models="all", save_dtype="float16")
 
 
 @pytest.fixture
@@ -30,18 +33,35 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def class_report(tmp_path, clock):
-    return ClassReport(tmp_path, make_dataset("train"), make_dataset(), 7, "ab")
+    return ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "ab")
 
 
 def good_maps(n=4):
     return np.random.default_rng(1).random((n, 8, 8), dtype=np.float32)
 
 
-def test_a_finished_class_leaves_its_record_and_all_files(class_report, tmp_path, capsys):
-    (tmp_path / "models").mkdir()
-    (tmp_path / "models/bolt.safetensors").touch()
+@pytest.fixture
+def saved(monkeypatch):
+    """What is saved instead of models: their paths and dtypes."""
+    calls = []
+
+    def save(path, model, dtype):
+        path.parent.mkdir()
+        path.touch()
+        calls.append((path, dtype))
+
+    monkeypatch.setattr(report, "save_model", save)
+    monkeypatch.setattr(report, "model_bytes", lambda *_: 3_000_000)
+    monkeypatch.setattr(report, "make_fingerprint", lambda *_: "ef")
+    return calls
+
+
+def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, tmp_path, capsys):
     _, scored, evaluation = make_scored_class(drawn=[0, 3])
-    class_report.add_file(Path("models", "bolt.safetensors"))
+    thresholds = find_thresholds(good_maps(), 0.01)
+    extractor = Namespace(channels=[1], weights_sha256="cd", precision="float32")
+    class_report.save_model(PaDiM(), thresholds, extractor)
+    assert saved == [(tmp_path / "models/bolt.safetensors", "float16")]
     record = class_report.finish(scored, evaluation, None)
     figures = ["figures/bolt/crack_000.png", "figures/bolt/good_003.png"]
     assert record.files == ["models/bolt.safetensors", *figures]
@@ -57,14 +77,32 @@ def test_a_finished_class_leaves_its_record_and_all_files(class_report, tmp_path
     assert record.pixel_threshold == evaluation.pixel_threshold
     assert record.image_curve.auroc == evaluation.image_curve.auroc
     assert repr(read_record(tmp_path, "bolt", "ab")) == repr(record)
-    assert len(capsys.readouterr().out.strip().splitlines()) == 3  # without thresholds
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == 4  # without thresholds
+    assert lines[-1] == f"model: {tmp_path / 'models/bolt.safetensors'} (3 MB)"
+
+
+@pytest.mark.parametrize(
+    ("when", "n_bytes", "n_held_out", "reason"),
+    [
+        ("none", 600e6, 0, None),
+        ("all", 600e6, 4, None),
+        ("auto", 500e6, 4, None),
+        ("auto", 501e6, 4, "it takes 501 MB; --save_models all saves it"),
+        ("all", 1e6, 0, "a threshold needs at least 3 training images"),
+    ],
+)
+def test_reason_for_saving_no_model(monkeypatch, when, n_bytes, n_held_out, reason):
+    monkeypatch.setattr(report, "model_bytes", lambda *_: n_bytes)
+    thresholds = find_thresholds(good_maps(n_held_out), 0.01)
+    assert explain_no_model(PaDiM(), thresholds, when, "float32") == reason
 
 
 def test_a_class_that_is_begun_is_no_longer_finished(class_report, tmp_path):
     _, scored, evaluation = make_scored_class()
     class_report.finish(scored, evaluation, None)
     assert read_record(tmp_path, "bolt", "ab") is not None
-    ClassReport(tmp_path, make_dataset("train"), make_dataset(), 7, "cd")
+    ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "cd")
     assert read_record(tmp_path, "bolt", "ab") is None
 
 

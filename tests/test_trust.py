@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from tests.trust import FOLDER, count_cases, to_markdown
+from tests.faults import ROOT
+from tests.trust import count_cases, to_markdown
 
 CONTENT = {
     "command": "python -m tests.trust --seconds 5",
@@ -21,8 +22,8 @@ CONTENT = {
 
 
 def test_table_in_the_results_is_that_of_the_measured_counts():
-    content = json.loads((FOLDER / "trust.json").read_text())
-    assert (FOLDER / "trust.md").read_text() == to_markdown(content)
+    content = json.loads((ROOT / "results/measured" / "trust.json").read_text())
+    assert (ROOT / "results/measured" / "trust.md").read_text() == to_markdown(content)
 
 
 def test_table_has_a_row_of_counts_for_each_kind():

@@ -2,7 +2,8 @@
 
     python -m tests.trust --seconds 600
 
-It writes results/measured/trust.json and trust.md; the exit status is 1 if anything failed.
+It writes trust.json and trust.md into results/; with --save_path results/measured these are the
+committed ones. The exit status is 1 if anything failed.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from tests.faults import ROOT
 from tests.fuzz_targets import TARGETS
 from utils.system.files import replacing
 
-FOLDER = ROOT / "results/measured"
 # what is measured: its words in the table, and those with which pytest runs it
 TESTS = {
     "bad_inputs": ("bad inputs", ["-m", "bad_input"]),
@@ -101,10 +101,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--seconds", type=float, default=600, help="of each fuzzer")
-    content = measure(parser.parse_args().seconds)
+    parser.add_argument("--save_path", type=Path, default=ROOT / "results", help="for the files")
+    args = parser.parse_args()
+    content = measure(args.seconds)
     texts = {"trust.json": json.dumps(content, indent=2) + "\n", "trust.md": to_markdown(content)}
     for name, text in texts.items():
-        with replacing(FOLDER / name) as path:
+        with replacing(args.save_path / name) as path:
             path.write_text(text, encoding="utf-8")
     print(texts["trust.md"])
     failed = any(content[name]["passed"] < content[name]["tried"] for name in TESTS)

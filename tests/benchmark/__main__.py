@@ -80,7 +80,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("parts", "what to measure", nargs="+", choices=JOBS, default=list(JOBS))
     add("data_path", "folder in MVTec AD's layout, instead of the demo set", type=Path)
     add("class_name", "classes (default: all of the folder)", nargs="+", metavar="NAME")
-    add("arch", f"networks (default: {DEMO_ARCH})", nargs="+", choices=BACKBONES)
+    add(
+        "arch",
+        f"networks (default: {DEMO_ARCH} on the demo set, else {SCALED_ARCH})",
+        nargs="+",
+        choices=BACKBONES,
+    )
     add(
         "weights",
         "state dicts of the first networks; the others get random weights, which take as long",
@@ -89,7 +94,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
     )
-    add("save_path", "for results", type=Path, default=Path("results/measured/benchmark"))
+    add("save_path", "for results", type=Path, default=Path("results/benchmark"))
     add("repeats", "runs of each command", type=at_least(1), default=3, metavar="N")
     add("naive_repeats", "of the naive reference", type=at_least(0), default=1, metavar="N")
     add_counts("n_train", "numbers of training images", [500, 1000, 5000])
@@ -105,7 +110,7 @@ def prepare(args: argparse.Namespace, temporary: Path) -> Setup:
     Raises:
         OSError, ValueError: if the arguments do not fit the data.
     """
-    args.arch = args.arch or [DEMO_ARCH]
+    args.arch = args.arch or [DEMO_ARCH if args.data_path is None else SCALED_ARCH]
     data_path = make_demo() if args.data_path is None else args.data_path.resolve()
     found = sorted(path.parent.parent.name for path in data_path.glob("*/train/good"))
     unknown = sorted(set(args.class_name or found) - set(found))

@@ -121,7 +121,7 @@ class ClassReport:
         record = self._make_record(scored, evaluation, thresholds, figures)
         write_record(self.folder, record)
         # one call: the lines of several processes do not mix
-        print("", *summarise(record, thresholds), *self._notes, sep="\n", flush=True)
+        print("\n".join(["", *summarise(record, thresholds), *self._notes]), flush=True)
         return record
 
     def _make_record(
