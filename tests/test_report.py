@@ -59,7 +59,7 @@ def saved(monkeypatch):
 def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, tmp_path, capsys):
     _, scored, evaluation = make_scored_class(drawn=[0, 3])
     thresholds = find_thresholds(good_maps(), 0.01)
-    extractor = Namespace(channels=[1], weights_sha256="cd", precision="float32")
+    extractor = Namespace(channels=[1], neighbourhood=1, weights_sha256="cd", precision="float32")
     class_report.save_model(PaDiM(), thresholds, extractor)
     assert saved == [(tmp_path / "models/bolt.safetensors", "float16")]
     record = class_report.finish(scored, evaluation, None)
