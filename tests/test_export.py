@@ -32,7 +32,7 @@ def fit(weights, n, **settings):
 
 @pytest.fixture(scope="module")
 def detectors(weights):
-    return {"dual": fit(weights, 3), "primal": fit(weights, 9)}
+    return {"dual": fit(weights, 3, neighbourhood=3), "primal": fit(weights, 9)}
 
 
 def command(detector, weights):
