@@ -311,7 +311,7 @@ ARGUMENTS = {
     "run --n_features=0": "'0' is not a whole number >= 1",
     "run --n_features=449": "--n_features 449 cannot be drawn from the 448 channels",
     "run --n_features=most": "'most' is not a whole number >= 1",
-    "run --neighbourhood=2": "--neighbourhood 2 has no centre; give an odd number",
+    "run --neighbourhood=2": "'2' is not an odd whole number",
     "run --layers=layer4": "invalid choice: 'layer4' (choose from",
     "run --layers layer2 layer1": "--layers layer2 layer1 is no choice of layer1, layer2, layer3",
     f"run --batch_size={'9' * 5000}": "invalid parse value: '999",

@@ -110,6 +110,14 @@ def make_experiment_parser(description: str) -> OneLineParser:
     )
     add_option(
         parser,
+        "layers",
+        "layers of the network to draw channels from; the finest gives the patches (default: all)",
+        nargs="+",
+        choices=backbone.LAYERS,
+        default=list(backbone.LAYERS),
+    )
+    add_option(
+        parser,
         "target_fpr",
         "rate of false alarms at which the thresholds are set (default: %(default)s)",
         type=rate,

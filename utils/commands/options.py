@@ -42,17 +42,9 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     )
     add_option(
         parser,
-        "layers",
-        "layers of the network to draw channels from; the finest gives the patches (default: all)",
-        nargs="+",
-        choices=backbone.LAYERS,
-        default=list(backbone.LAYERS),
-    )
-    add_option(
-        parser,
         "neighbourhood",
         "average each layer's output over K x K positions, K odd (default: %(default)s)",
-        type=at_least(1),
+        type=odd,
         default=1,
         metavar="K",
     )
@@ -155,6 +147,13 @@ def at_least(smallest: int) -> Callable[[str], int]:
         return int(text)
 
     return parse
+
+
+def odd(text: str) -> int:
+    """A type of option: odd whole numbers."""
+    if not text.isdecimal() or int(text) % 2 == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an odd whole number")
+    return int(text)
 
 
 def number_or_all(text: str) -> int | str:

@@ -185,7 +185,8 @@ def make_setup(args: argparse.Namespace) -> Setup:
     from utils.commands.study_methods import Setup
     from utils.features import load_extractor
 
-    extractor = load_extractor(args.arch, args.weights, args.device, args.precision)
+    names = args.arch, args.weights, args.device, args.precision
+    extractor = load_extractor(*names, neighbourhood=args.neighbourhood)
     print(f"{args.arch} on {device_name(extractor.device)}")
     return Setup(
         arch=args.arch,
