@@ -3,15 +3,13 @@
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 
+import psutil
 from safetensors import SafetensorError
-
-START = time.time()  # of this process; what is older in a temporary folder was left by a killed one
 
 
 @contextmanager
@@ -43,9 +41,10 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def _remove_leftovers(hidden: Path) -> None:
+    """Remove what processes that no longer run have left."""
     if hidden.is_dir():
         for folder in hidden.iterdir():
-            if folder.stat().st_mtime < START:
+            if not psutil.pid_exists(int(folder.name)):
                 rmtree(folder, ignore_errors=True)
 
 
