@@ -85,7 +85,7 @@ def test_other_weights_are_refused(detector, weights, tmp_path):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"arch": "resnet19"}, "unknown arch 'resnet19'; choose from resnet18, wide_resnet50_2"),
+        ({"arch": "resnet19"}, "unknown arch 'resnet19'; choose from resnet18, resnet34"),
         ({"precision": "int8"}, "unknown precision 'int8'; choose from float32"),
         ({"target_fpr": 0.0}, r"target_fpr 0\.0 is no rate; give one between 0 and 1"),
         ({"target_fpr": 1}, "target_fpr 1 is no rate"),
