@@ -22,6 +22,7 @@ from utils.report.results import (
 # what the tables and the page show of a run's settings
 SETTINGS = {
     "arch": "resnet18",
+    "arguments": {},
     "data": "mvtec_ad",
     "command": "python main.py --arch resnet18",
     "weights_sha256": "f" * 64,

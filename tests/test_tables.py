@@ -38,8 +38,8 @@ def published():
     return read_published(ROOT / PUBLISHED)
 
 
-def run_of(*results, arch="resnet18"):
-    return Run(SETTINGS | {"arch": arch}, list(results))
+def run_of(*results, **settings):
+    return Run(SETTINGS | settings, list(results))
 
 
 def cells(table):
@@ -268,3 +268,19 @@ def test_committed_tables_are_what_the_committed_results_say():
     readme, front = (path.read_text() for path in (results / "README.md", ROOT / "README.md"))
     assert readme == fill_in(readme, all_tables(results))
     assert front == fill_in(front, glance(results), GLANCE_START, GLANCE_END)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "model"),
+    [
+        ({"n_features": None, "layers": ["layer1", "layer2", "layer3"], "neighbourhood": 1}, ""),
+        ({"n_features": "all", "neighbourhood": 3}, ", all channels, 3 × 3 neighbourhood"),
+        ({"n_features": 50, "layers": ["layer2", "layer3"]}, ", 50 channels, layer2 + layer3"),
+    ],
+)
+def test_settings_other_than_the_published_ones_are_named(arguments, model, published):
+    run = run_of(make_result("bottle"), arguments=arguments)
+    assert metrics_table(run).title == f"resnet18{model} on mvtec_ad"
+    assert len(run_tables(run)) == (1 if model else 3)
+    sources = [row[0].partition(", ")[2] for row in glance_rows(run, published)]
+    assert sources == ([] if model else ["published by upstream"]) + [f"{model}, measured here"[2:]]

@@ -20,6 +20,7 @@ from utils.report.tables import (
     ROOT,
     Published,
     Table,
+    describe_model,
     format_value,
     mean_of,
     read_published,
@@ -118,8 +119,11 @@ def glance_rows(run: Run, published: Published) -> list[list[str]]:
     if not names:
         return []
     means = [mean_of(run, metric, names) for metric in COMPARED]
-    measured_row = [f"{arch}, measured here", *map(format_value, means), describe_classes(names)]
-    return [*published_rows(arch, names, published), measured_row]
+    model = describe_model(run.settings)
+    measured_row = [f"{model}, measured here", *map(format_value, means), describe_classes(names)]
+    # what is published was measured with the defaults
+    rows = published_rows(arch, names, published) if model == arch else []
+    return [*rows, measured_row]
 
 
 def published_rows(arch: str, names: Sequence[str], published: Published) -> list[list[str]]:

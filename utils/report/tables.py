@@ -5,9 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from datasets import demo, mvtec
+from utils.backbone import LAYERS
 from utils.report.results import METRICS, Run
 from utils.system.files import replacing
 
@@ -64,10 +65,15 @@ class Group(NamedTuple):
 def run_tables(run: Run) -> list[Table]:
     """The table of a run's metrics and, for classes of MVTec AD, those beside published values.
 
+    What is published was measured with the defaults, so a run with other settings has the first
+    table alone.
+
     Raises:
         OSError, ValueError: as read_published.
     """
     tables = [metrics_table(run)]
+    if describe_model(run.settings) != run.settings["arch"]:
+        return tables
     if not any(result.class_name in mvtec.CLASS_NAMES for result in run.results):
         return tables
     published = read_published(ROOT / PUBLISHED)
@@ -91,7 +97,7 @@ def metrics_table(run: Run) -> Table:
         for group in groups
     ]
     notes = [f"{result.class_name}: {note}" for result in run.results for note in result.notes]
-    title = f"{run.settings['arch']} on {run.settings['data']}"
+    title = f"{describe_model(run.settings)} on {run.settings['data']}"
     return Table(title, ["class", *METRICS.values()], rows, [describe_source(run), *notes])
 
 
@@ -126,6 +132,20 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
         )
     title = f"{arch}: {METRICS[metric]}, published and measured here"
     return Table(title, ["class", *columns], rows, notes)
+
+
+def describe_model(settings: Mapping[str, Any]) -> str:
+    """The network of a run, and what differs from the defaults of the method."""
+    arguments = settings["arguments"]
+    parts = [settings["arch"]]
+    if arguments.get("n_features") is not None:
+        parts.append(f"{arguments['n_features']} channels")
+    layers = arguments.get("layers", LAYERS)
+    if len(layers) < len(LAYERS):
+        parts.append(" + ".join(layers))
+    if arguments.get("neighbourhood", 1) > 1:
+        parts.append("{0} × {0} neighbourhood".format(arguments["neighbourhood"]))
+    return ", ".join(parts)
 
 
 def mean_of(run: Run, metric: str, class_names: Iterable[str]) -> float | None:
