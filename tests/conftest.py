@@ -34,6 +34,11 @@ TREE_SIZES = {"bolt": (48, 48), "weave": (64, 40)}
 TREE_N_TRAIN, TREE_N_GOOD, TREE_N_DEFECT = 5, 2, 3
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest test: at the end, one of two processes would wait for it."""
+    items.sort(key=lambda item: item.path.name != "test_reference.py")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def single_thread() -> None:
     """Compute with one thread: on a busy machine two threads wait for each other."""
