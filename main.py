@@ -159,7 +159,7 @@ def use_defaults(args: argparse.Namespace) -> None:
 
 
 def choose_own(datasets: Sequence[Splits], processes: Processes) -> list[Splits]:
-    """The classes of this process: the largest first to whichever has the fewest images."""
+    """The classes of this process. The largest go first, each to the one with the fewest images."""
     shares = processes.share([len(train) + len(test) for train, test in datasets])
     idle = [rank for rank, share in enumerate(shares) if not share]
     if idle and processes.leads:

@@ -31,7 +31,7 @@ SETTINGS = (
 
 
 class RunReport:
-    """What a run leaves in its folder, and finds there of an earlier run.
+    """The report of a run, and the classes that an earlier run into its folder finished.
 
     Args:
         args: of the experiment.

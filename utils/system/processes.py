@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=2 main.py --arch resnet18 --data_path mvtec_ad
 
 Each process runs whole classes, and has its share of its machine's cores and GPUs. At the end the
-process of rank 0, the leader, collects the records of all classes and writes what is said of all.
+process of rank 0, the leader, collects the records of all classes and writes the report on them.
 
 Reference: torch.distributed (gloo).
 """
@@ -50,11 +50,11 @@ class Processes(NamedTuple):
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes what is said of all classes."""
+        """Whether this process is the leader, which writes the report on all classes."""
         return self.rank == 0
 
     def share(self, costs: Sequence[float]) -> list[list[int]]:
-        """Which tasks each process takes, by rank: the longest first to whoever has least.
+        """The tasks of each process. The longest go first, each to the process with the least work.
 
         Args:
             costs: of all tasks. The same costs are shared out in the same way in all processes.
