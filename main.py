@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from utils.evaluation import ScoredImages
     from utils.features import FeatureExtractor
     from utils.report.report import ClassReport
-    from utils.report.results import ClassRecord
     from utils.thresholds import Thresholds
 
 
@@ -50,7 +49,7 @@ def run_experiment(args: argparse.Namespace) -> None:
         channels = backbone.draw_channels(args.arch, args.seed, args.n_features, args.layers)
         preprocessing = Preprocessing(args.resize, args.crop)
         datasets = load_all(args.data_path, args.dataset, args.class_name, preprocessing)
-        run = RunReport(args, datasets, choose_own(datasets, processes))
+        run = RunReport(args, choose_own(datasets, processes), processes.leads)
 
         # images are decoded from now on, while what takes seconds to import is imported
         images = chain.from_iterable(run.unfinished)
@@ -80,15 +79,13 @@ def run_classes(
     """Run the classes that no earlier run finished, and write the report on all."""
     from utils.report.tables import to_text
 
-    records = run.records
     try:
         for train, test in run.unfinished:
-            report = run.begin_class(train, test, processes.leads)
-            records.append(run_class(args, train, test, loader, extractor, report))
-        records = chain.from_iterable(processes.gather(records))
+            run_class(args, train, test, loader, extractor, run.begin_class(train, test))
+        processes.wait()
     finally:  # an interrupted run leaves the report on the classes that are finished
         if processes.leads:
-            tables = run.write(records, extractor, processes.size)
+            tables = run.write(extractor, processes.size)
     if processes.leads:
         print("", *map(to_text, tables), f"results in {run.folder}", sep="\n\n")
 
@@ -100,7 +97,7 @@ def run_class(
     loader: Loader,
     extractor: FeatureExtractor,
     report: ClassReport,
-) -> ClassRecord:
+) -> None:
     """PaDiM on one class: fit to good images, score the test images, evaluate, draw."""
     from utils.evaluation import evaluate
 
@@ -109,7 +106,7 @@ def run_class(
     report.begin("metrics")
     evaluation = evaluate(scored, test.has_masks)
     # a localisation figure for each image, and the file by which the class counts as finished
-    return report.finish(scored, evaluation, thresholds)
+    report.finish(scored, evaluation, thresholds)
 
 
 def fit_and_score(

@@ -91,7 +91,8 @@ def metrics(folder: Path) -> list[dict[str, str]]:
 def outputs(folder: Path) -> dict[str, Any]:
     """The content of all files of a run by name, without what differs between equal runs.
 
-    This is the command, the times, the date, the memory and the number of processes.
+    This is the command, the place of the data, the times, the date, the memory and the number of
+    processes.
     """
     found = {}
     for path in sorted(filter(Path.is_file, folder.rglob("*"))):
@@ -105,7 +106,7 @@ def outputs(folder: Path) -> dict[str, Any]:
                 del content["settings"][name]
         elif path.parent.name == "classes":
             content = json.loads(path.read_text())["record"]
-            del content["result"]["seconds"]
+            del content["result"]["seconds"], content["settings_sha256"]
         elif path.suffix in (".html", ".md"):
             # the lines with the command also have the date and the memory
             content = [line for line in path.read_text().splitlines() if "main.py" not in line]

@@ -53,6 +53,7 @@ def make_record(class_name="bolt", images=(), threshold=5.0, **changes):
     figures = [image.figure for image in images if image.figure is not None]
     record = ClassRecord(
         fingerprint="ab" * 32,
+        settings_sha256="cd" * 32,
         result=make_result(class_name),
         thresholds=ClassThresholds(class_name, 5, 0.01, 0.1, 3.0, 2.0, None, 2.5, 0.0, 1.0),
         image_threshold=threshold,

@@ -11,6 +11,7 @@ from utils.report.finished import (
     fingerprint_class,
     make_fingerprint,
     read_record,
+    read_records,
     write_record,
 )
 from utils.report.report import write_report
@@ -29,37 +30,49 @@ def record(tmp_path):
 
 
 def test_a_finished_class_is_found_again(record, tmp_path):
-    found = read_record(tmp_path, "bolt", record.fingerprint)
+    found = read_record(tmp_path, "bolt")
     assert repr(found) == repr(record)
     write_report(tmp_path, SETTINGS, [found])
 
 
 def test_the_file_is_plain_json(record, tmp_path):
     content = json.loads((tmp_path / "classes/bolt.json").read_text())
-    assert content["format"] == 3
+    assert content["format"] == 4
     assert content["record"]["images"][0]["score"] == 6.5
 
 
-def test_other_classes_fingerprints_and_discarded_classes_are_not_finished(
-    record, tmp_path, capsys
-):
-    assert read_record(tmp_path, "nut", record.fingerprint) is None
-    assert read_record(tmp_path, "bolt", "cd" * 32) is None
+def test_other_classes_and_discarded_classes_are_not_finished(record, tmp_path, capsys):
+    assert read_record(tmp_path, "nut") is None
     discard_record(tmp_path, "bolt")
     discard_record(tmp_path, "nut")
-    assert read_record(tmp_path, "bolt", record.fingerprint) is None
+    assert read_record(tmp_path, "bolt") is None
+    assert capsys.readouterr().out == ""
+
+
+def test_records_of_the_same_settings_are_found_sorted_and_others_left_alone(
+    record, tmp_path, capsys
+):
+    for name, settings in (("anchor", record.settings_sha256), ("clip", "ef" * 32)):
+        write_record(tmp_path, make_record(name, settings_sha256=settings))
+    (tmp_path / "classes/damaged.json").write_bytes(b"{")
+    (tmp_path / "classes/old.json").write_bytes(b"{}")
+    found = read_records(tmp_path, record.settings_sha256)
+    assert [record.result.class_name for record in found] == ["anchor", "bolt"]
+    (tmp_path / record.files[0]).unlink()
+    found = read_records(tmp_path, record.settings_sha256)
+    assert [record.result.class_name for record in found] == ["anchor"]
     assert capsys.readouterr().out == ""
 
 
 def test_a_class_of_which_a_file_is_gone_is_not_finished(record, tmp_path):
     (tmp_path / record.files[0]).unlink()
-    assert read_record(tmp_path, "bolt", record.fingerprint) is None
+    assert read_record(tmp_path, "bolt") is None
 
 
 @pytest.mark.parametrize("old", ['{"fingerprint": "ab", "sha256": "cd", "content": "{}"}', "{}"])
 def test_a_record_of_another_version_is_named(record, tmp_path, capsys, old):
     (tmp_path / "classes/bolt.json").write_text(old)
-    assert read_record(tmp_path, "bolt", record.fingerprint) is None
+    assert read_record(tmp_path, "bolt") is None
     (line,) = capsys.readouterr().out.splitlines()
     assert line.endswith("classes/bolt.json was written by another version: bolt is fitted again")
 
@@ -67,7 +80,7 @@ def test_a_record_of_another_version_is_named(record, tmp_path, capsys, old):
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 3', b"\xff\xfe", b"[" * 100_000])
 def test_a_file_that_is_no_record_is_named(record, tmp_path, capsys, content):
     (tmp_path / "classes/bolt.json").write_bytes(content)
-    assert read_record(tmp_path, "bolt", record.fingerprint) is None
+    assert read_record(tmp_path, "bolt") is None
     (line,) = capsys.readouterr().out.splitlines()
     assert "classes/bolt.json is damaged (" in line
     assert line.endswith("): bolt is fitted again")
@@ -78,7 +91,7 @@ def test_a_changed_record_is_named(record, tmp_path, capsys):
     content = json.loads(path.read_text())
     content["record"]["images"][0]["score"] += 1e-6
     path.write_text(json.dumps(content))
-    assert read_record(tmp_path, "bolt", record.fingerprint) is None
+    assert read_record(tmp_path, "bolt") is None
     assert "is damaged (ValueError): bolt is fitted again" in capsys.readouterr().out
 
 

@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 
 import pytest
@@ -65,7 +66,7 @@ def test_torchrun_is_recognised_by_all_its_variables(monkeypatch):
 
 def test_process_alone_exchanges_nothing():
     with Processes().joined() as processes:
-        assert processes.gather("value") == ["value"]
+        processes.wait()
         assert not distributed.is_initialized()
 
 
@@ -110,20 +111,24 @@ def receive(pipe):
         return ended
 
 
-def gather_ranks():
+def leave_a_file(folder):
+    """Leave a file, the last rank last; return how many there are after all have."""
     with Processes.from_environment().joined() as processes:
-        return processes.gather(f"rank {processes.rank}")
+        time.sleep(0.2 * processes.rank)
+        (folder / f"{processes.rank}").touch()
+        processes.wait()
+        return len(list(folder.iterdir()))
 
 
-def test_leader_alone_gets_the_values_in_order_of_rank():
-    assert fork(3, gather_ranks) == [["rank 0", "rank 1", "rank 2"], [], []]
+def test_all_processes_wait_for_each_other(tmp_path):
+    assert fork(3, leave_a_file, tmp_path) == [3, 3, 3]
 
 
 def fail(failing):
     with Processes.from_environment().joined() as processes:
         if processes.rank in failing:
             raise ValueError("bad image")
-        processes.gather(None)
+        processes.wait()
 
 
 @pytest.mark.parametrize("failing", [[0], [1, 2]])
@@ -176,7 +181,7 @@ def be_ended_while_writing(path):
         if not processes.leads:
             os.kill(os.getpid(), signal.SIGKILL)
         try:
-            processes.gather(None)
+            processes.wait()
         finally:
             signal.raise_signal(signal.SIGTERM)
             path.touch()

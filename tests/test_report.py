@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from tests.helpers import read_csv
 from tests.records import (
     SETTINGS,
     make_dataset,
@@ -33,7 +34,13 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def class_report(tmp_path, clock):
-    return ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "ab")
+    return ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "ab", "ef")
+
+
+def finish(class_report, *arguments):
+    """Finish the class; the record that this leaves."""
+    class_report.finish(*arguments)
+    return read_record(class_report.folder, "bolt")
 
 
 def good_maps(n=4):
@@ -62,7 +69,7 @@ def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, t
     extractor = Namespace(channels=[1], neighbourhood=1, weights_sha256="cd", precision="float32")
     class_report.save_model(PaDiM(), thresholds, extractor)
     assert saved == [(tmp_path / "models/bolt.safetensors", "float16")]
-    record = class_report.finish(scored, evaluation, None)
+    record = finish(class_report, scored, evaluation, None)
     figures = ["figures/bolt/crack_000.png", "figures/bolt/good_003.png"]
     assert record.files == ["models/bolt.safetensors", *figures]
     assert all((tmp_path / name).is_file() for name in record.files)
@@ -76,7 +83,9 @@ def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, t
     assert record.image_threshold == evaluation.image_threshold
     assert record.pixel_threshold == evaluation.pixel_threshold
     assert record.image_curve.auroc == evaluation.image_curve.auroc
-    assert repr(read_record(tmp_path, "bolt", "ab")) == repr(record)
+    assert (record.fingerprint, record.settings_sha256) == ("ab", "ef")
+    (row,) = read_csv(tmp_path / "metrics.csv")
+    assert float(row["image_auroc"]) == evaluation.metrics["image_auroc"]
     lines = capsys.readouterr().out.strip().splitlines()
     assert len(lines) == 4  # without thresholds
     assert lines[-1] == f"model: {tmp_path / 'models/bolt.safetensors'} (3 MB)"
@@ -101,9 +110,9 @@ def test_reason_for_saving_no_model(monkeypatch, when, n_bytes, n_held_out, reas
 def test_a_class_that_is_begun_is_no_longer_finished(class_report, tmp_path):
     _, scored, evaluation = make_scored_class()
     class_report.finish(scored, evaluation, None)
-    assert read_record(tmp_path, "bolt", "ab") is not None
-    ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "cd")
-    assert read_record(tmp_path, "bolt", "ab") is None
+    assert read_record(tmp_path, "bolt") is not None
+    ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "cd", "ef")
+    assert read_record(tmp_path, "bolt") is None
 
 
 def test_seconds_count_to_the_stage_that_was_begun_last(class_report, clock, monkeypatch):
@@ -117,14 +126,14 @@ def test_seconds_count_to_the_stage_that_was_begun_last(class_report, clock, mon
         class_report.begin(stage)
         clock[0] += seconds
     _, scored, evaluation = make_scored_class()
-    record = class_report.finish(scored, evaluation, None)
+    record = finish(class_report, scored, evaluation, None)
     assert record.result.seconds == {"fit": 5, "score": 2, "metrics": 8, "figures": 16}
 
 
 def test_thresholds_are_compared_with_the_test_images(class_report):
     _, scored, evaluation = make_scored_class()
     thresholds = replace(find_thresholds(good_maps(), 0.01), image=float(scored.image_scores[3]))
-    found = class_report.finish(scored, evaluation, thresholds).thresholds
+    found = finish(class_report, scored, evaluation, thresholds).thresholds
     assert found.n_held_out == 4
     assert (found.target_fpr, found.image_fpr) == (0.01, 0.2)
     assert found.image_threshold == thresholds.image
@@ -141,7 +150,7 @@ def test_rates_of_images_that_are_not_there_are_left_out(class_report):
     _, scored, evaluation = make_scored_class()
     unlabelled = scored._replace(labels=np.full(5, -1))
     thresholds = find_thresholds(good_maps(), 0.01)
-    found = class_report.finish(unlabelled, evaluation, thresholds).thresholds
+    found = finish(class_report, unlabelled, evaluation, thresholds).thresholds
     assert (found.test_fpr, found.test_tpr) == (None, None)
 
 

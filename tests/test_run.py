@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.helpers import call, experiment_options, outputs, read_csv, write_image
+from utils.report.figures import Figures
 from utils.report.run import SETTINGS
 
 FINISHED = "{} is finished with these images and settings (--force fits it again)"
@@ -55,16 +56,60 @@ def test_run_goes_on_with_the_class_that_is_not_finished(run, command, results_f
     assert outputs(results_folder) == before
 
 
-def test_class_of_an_earlier_run_is_left_out_of_the_report_but_stays_finished(
-    run, command, results_folder
-):
+def test_runs_of_single_classes_leave_a_report_of_all(run, command, results_folder, tmp_path):
     before = outputs(results_folder)
-    done = run(*command, "--class_name", "weave")
-    assert FINISHED.format("weave") in done.stdout
-    assert [row["class_name"] for row in outputs(results_folder)["metrics.csv"]] == ["weave"]
-    done = run(*command, "--class_name", "weave", "bolt")
-    assert fitted(done) == []
-    assert outputs(results_folder)["metrics.csv"] == before["metrics.csv"][::-1]
+    moved = [*command, "--save_path", tmp_path / "array"]
+    for name in ("weave", "bolt"):
+        assert name in fitted(run(*moved, "--class_name", name))
+    assert outputs(tmp_path / "array/resnet18") == before
+
+
+def test_classes_of_other_settings_and_other_data_are_not_in_the_report(
+    run, command, results_folder, tree
+):
+    run(*command, "--class_name", "weave", "--seed", "7")
+    assert class_names(results_folder) == ["weave"]
+    other = shutil.copytree(tree, tree.with_name("other"))
+    (other / "bolt").rename(other / "nut")
+    run(*command, "--data_path", other, "--class_name", "nut")
+    assert class_names(results_folder) == ["nut"]
+
+
+def test_class_whose_images_have_changed_is_not_in_the_report_of_an_interrupted_run(
+    run, command, results_folder, tree, monkeypatch
+):
+    for name in ("bolt", "weave"):
+        os.utime(tree / name / "train/good/000.png", ns=(1, 1))
+    monkeypatch.setattr("utils.report.report.draw_figures", interrupt_at_weave)
+    assert run(*command).returncode == 130
+    assert class_names(results_folder) == ["bolt"]
+
+
+def interrupt_at_weave(folder, test, *_):
+    if test.class_name == "weave":
+        raise KeyboardInterrupt
+    return Figures({}, ["image"], None)
+
+
+def test_a_row_of_metrics_is_there_when_its_class_is_finished(
+    run, command, results_folder, monkeypatch
+):
+    (results_folder / "classes/weave.json").unlink()
+    seen = []
+
+    def look(*_):
+        seen.append(class_names(results_folder))
+        return Figures({}, ["image"], None)
+
+    monkeypatch.setattr("utils.report.report.draw_figures", look)
+    run(*command)
+    run(*command, "--force")
+    assert seen == [["bolt"], [], ["bolt"]]
+
+
+def class_names(folder):
+    path = folder / "metrics.csv"
+    return [row["class_name"] for row in read_csv(path)] if path.exists() else []
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from utils.report.results import (
 )
 from utils.system.files import replacing
 
-FORMAT = 3
+FORMAT = 4
 FOLDER = "classes"
 # what reading a file with wrong content raises
 DAMAGE = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
@@ -66,33 +67,56 @@ def write_record(folder: Path, record: ClassRecord) -> None:
         path.write_text(json.dumps(content), encoding="utf-8")
 
 
-def read_record(folder: Path, class_name: str, fingerprint: str) -> ClassRecord | None:
-    """The record of a class that an earlier run finished with this fingerprint.
+def read_record(folder: Path, class_name: str) -> ClassRecord | None:
+    """The record of a class that an earlier run finished; None if there is none.
 
-    It is None if there is no record, if the fingerprint is another, or if a file of the class is
-    gone. It is also None, and a line is printed, if the record is damaged or of another version.
+    It is also None if a file of the class is gone or, and then a line is printed, if the record is
+    damaged or of another version.
     """
     path = _path(folder, class_name)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.get("format") != FORMAT:
-            print(f"{path} was written by another version: {class_name} is fitted again")
-            return None
-        if content["sha256"] != _sha256(json.dumps(content["record"])):
-            raise ValueError("its content was changed")
-        record = _from_json(content["record"])
-    except FileNotFoundError:
+        return _read(path, folder)
+    except ValueError as error:
+        print(f"{path} {error}: {class_name} is fitted again")
         return None
-    except DAMAGE as error:
-        print(f"{path} is damaged ({type(error).__name__}): {class_name} is fitted again")
-        return None
-    there = all((folder / name).is_file() for name in record.files)
-    return record if there and record.fingerprint == fingerprint else None
+
+
+def read_records(folder: Path, settings_sha256: str) -> list[ClassRecord]:
+    """The records of all classes that any run finished with these settings, sorted by class."""
+    found = []
+    for path in (folder / FOLDER).glob("*.json"):
+        with suppress(ValueError):  # a record that cannot be used counts as none
+            record = _read(path, folder)
+            if record is not None and record.settings_sha256 == settings_sha256:
+                found.append(record)
+    return sorted(found, key=lambda record: record.result.class_name)
 
 
 def discard_record(folder: Path, class_name: str) -> None:
     """Make a class unfinished, before its files are replaced one by one."""
     _path(folder, class_name).unlink(missing_ok=True)
+
+
+def _read(path: Path, folder: Path) -> ClassRecord | None:
+    """The record in a file; None if the file or one of those that it names is gone.
+
+    Raises:
+        ValueError: if the record cannot be used; the message says why.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        written = content.get("format")
+        if written == FORMAT:
+            if content["sha256"] != _sha256(json.dumps(content["record"])):
+                raise ValueError("its content was changed")
+            record = _from_json(content["record"])
+    except FileNotFoundError:
+        return None
+    except DAMAGE as error:
+        raise ValueError(f"is damaged ({type(error).__name__})") from error
+    if written != FORMAT:
+        raise ValueError("was written by another version")
+    return record if all((folder / name).is_file() for name in record.files) else None
 
 
 def _path(folder: Path, class_name: str) -> Path:

@@ -23,6 +23,7 @@ from utils.report.results import (
     ClassThresholds,
     ImageResult,
     Run,
+    append_metrics,
     write_run,
     write_scores,
     write_thresholds,
@@ -44,7 +45,7 @@ class ClassReport:
         folder: of the run.
         train, test: the images of the class.
         args: of the experiment.
-        fingerprint: of everything that the results of the class depend on.
+        fingerprint, settings_sha256: as in ClassRecord.
         show_progress: whether a terminal shows a progress bar.
     """
 
@@ -55,6 +56,7 @@ class ClassReport:
         test: ImageDataset,
         args: argparse.Namespace,
         fingerprint: str,
+        settings_sha256: str,
         show_progress: bool = True,
     ) -> None:
         discard_record(folder, test.class_name)
@@ -63,6 +65,7 @@ class ClassReport:
         self.test = test
         self.args = args
         self.fingerprint = fingerprint
+        self.settings_sha256 = settings_sha256
         self.show_progress = show_progress
         self._files: list[str] = []
         self._notes: list[str] = []
@@ -107,7 +110,7 @@ class ClassReport:
 
     def finish(
         self, scored: ScoredImages, evaluation: Evaluation, thresholds: Thresholds | None
-    ) -> ClassRecord:
+    ) -> None:
         """Draw the figures, print a summary and make the class a finished one.
 
         Args:
@@ -120,9 +123,9 @@ class ClassReport:
         self.begin(None)
         record = self._make_record(scored, evaluation, thresholds, figures)
         write_record(self.folder, record)
+        append_metrics(self.folder, record.result)
         # one call: the lines of several processes do not mix
         print("\n".join(["", *summarise(record, thresholds), *self._notes]), flush=True)
-        return record
 
     def _make_record(
         self,
@@ -134,6 +137,7 @@ class ClassReport:
         name = self.test.class_name
         return ClassRecord(
             fingerprint=self.fingerprint,
+            settings_sha256=self.settings_sha256,
             result=ClassResult(
                 class_name=name,
                 seed=self.args.seed,

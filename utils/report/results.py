@@ -98,6 +98,8 @@ class ClassRecord:
 
     Attributes:
         fingerprint: of everything that the results depend on.
+        settings_sha256: of the settings and the place of the data; classes that have the same
+            belong into one report.
         result: the metrics.
         thresholds: from good training images; None if there were too few.
         image_threshold, pixel_threshold: of the best F1 on the test images; None if undefined.
@@ -109,6 +111,7 @@ class ClassRecord:
     """
 
     fingerprint: str
+    settings_sha256: str
     result: ClassResult
     thresholds: ClassThresholds | None
     image_threshold: float | None
@@ -123,11 +126,24 @@ class ClassRecord:
 
 def write_run(folder: Path, run: Run) -> None:
     """Write metrics.csv, a row per class, unrounded, and metrics.json, which also has settings."""
-    rows = [_metrics_row(result) for result in run.results]
-    _write_csv(folder / "metrics.csv", list(rows[0]), [row.values() for row in rows])
+    write_metrics(folder, run.results)
     content = {"format": FORMAT, **asdict(run)}
     with replacing(folder / "metrics.json") as path:
         path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
+
+
+def write_metrics(folder: Path, results: Sequence[ClassResult]) -> None:
+    """Write metrics.csv: a row per class, unrounded."""
+    rows = [_metrics_row(result) for result in results]
+    _write_csv(folder / "metrics.csv", list(rows[0]), [row.values() for row in rows])
+
+
+def append_metrics(folder: Path, result: ClassResult) -> None:
+    """Add the row of a class to metrics.csv, while other classes are not finished."""
+    row, path = _metrics_row(result), folder / "metrics.csv"
+    is_new = not path.exists()
+    with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows([row, row.values()] if is_new else [row.values()])
 
 
 def write_scores(folder: Path, records: Sequence[ClassRecord]) -> None:

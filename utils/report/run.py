@@ -5,15 +5,23 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.dataset import ImageDataset, Splits
 from utils.backbone import channels_sha256
-from utils.report.finished import fingerprint_class, read_record
-from utils.report.results import ClassRecord
+from utils.report.finished import (
+    discard_record,
+    fingerprint_class,
+    make_fingerprint,
+    read_record,
+    read_records,
+    write_record,
+)
+from utils.report.results import write_metrics
 from utils.system.device import describe_versions, device_name, peak_memory_bytes
 from utils.system.files import make_folder
 from utils.weights import file_sha256
@@ -35,55 +43,79 @@ class RunReport:
 
     Args:
         args: of the experiment.
-        datasets: of all classes, in the order of the report.
-        own: those that this process runs.
+        own: the classes that this process runs.
+        leads: whether this process writes the report.
 
     Attributes:
         folder: of the run.
-        records: of the classes that an earlier run finished with these images and settings.
-        unfinished: the datasets of the other classes.
+        unfinished: the datasets of the classes that no earlier run has finished with these images
+            and settings.
     """
 
-    def __init__(
-        self, args: argparse.Namespace, datasets: Sequence[Splits], own: Sequence[Splits]
-    ) -> None:
+    def __init__(self, args: argparse.Namespace, own: Sequence[Splits], leads: bool = True) -> None:
         self.args = args
-        self.class_names = [test.class_name for _, test in datasets]
+        self.leads = leads
         self.folder: Path = make_folder(args.save_path / args.arch)
-        self.records: list[ClassRecord] = []
         self.unfinished: list[Splits] = []
         self._fingerprints: dict[str, str] = {}
         settings = fingerprint_settings(args)
+        place = {"data_path": args.data_path.resolve()}
+        self._settings_sha256 = make_fingerprint(settings | place, args.data_path, [])
         for train, test in own:
-            name = test.class_name
             fingerprint = fingerprint_class(settings, args.data_path, train, test)
-            self._fingerprints[name] = fingerprint
-            record = None if args.force else read_record(self.folder, name, fingerprint)
-            if record is None:
+            self._fingerprints[test.class_name] = fingerprint
+            if not self._is_finished(test.class_name, fingerprint):
                 self.unfinished.append((train, test))
-            else:
-                self.records.append(record)
-                print(f"{name} is finished with these images and settings (--force fits it again)")
+        if leads:
+            self._begin_metrics()
 
-    def begin_class(
-        self, train: ImageDataset, test: ImageDataset, show_progress: bool
-    ) -> ClassReport:
+    def _is_finished(self, class_name: str, fingerprint: str) -> bool:
+        """Whether a class need not run; if it must, its record leaves the report of this run."""
+        record = read_record(self.folder, class_name)
+        if record is None:
+            return False
+        if record.fingerprint == fingerprint and not self.args.force:
+            print(
+                f"{class_name} is finished with these images and settings (--force fits it again)"
+            )
+            if record.settings_sha256 != self._settings_sha256:  # the images were moved
+                write_record(self.folder, replace(record, settings_sha256=self._settings_sha256))
+            return True
+        if record.settings_sha256 == self._settings_sha256:
+            discard_record(self.folder, class_name)
+        return False
+
+    def _begin_metrics(self) -> None:
+        """Write metrics.csv of the finished classes; the others' rows are added one by one."""
+        results = [record.result for record in read_records(self.folder, self._settings_sha256)]
+        if results:
+            write_metrics(self.folder, results)
+        else:
+            (self.folder / "metrics.csv").unlink(missing_ok=True)
+
+    def begin_class(self, train: ImageDataset, test: ImageDataset) -> ClassReport:
         """The report of a class that is run now."""
         from utils.report.report import ClassReport
 
-        fingerprint = self._fingerprints[test.class_name]
-        return ClassReport(self.folder, train, test, self.args, fingerprint, show_progress)
+        hashes = self._fingerprints[test.class_name], self._settings_sha256
+        return ClassReport(self.folder, train, test, self.args, *hashes, self.leads)
 
-    def write(
-        self, records: Iterable[ClassRecord], extractor: FeatureExtractor, n_processes: int
-    ) -> list[Table]:
-        """Write the report on these classes, in the order of the datasets; return its tables."""
+    def write(self, extractor: FeatureExtractor, n_processes: int) -> list[Table]:
+        """Write the report on all classes that are finished with these settings.
+
+        These may be classes of other runs into the folder too, which may go on at the same time.
+
+        Returns:
+            The tables.
+        """
         from utils.report.report import write_report
 
         settings = describe_run(self.args, extractor, n_processes)
-        by_name = {record.result.class_name: record for record in records}
-        ordered = [by_name[name] for name in self.class_names if name in by_name]
-        return write_report(self.folder, settings, ordered)
+        written, records = None, read_records(self.folder, self._settings_sha256)
+        while len(records) != written:  # again if another run has finished a class meanwhile
+            tables, written = write_report(self.folder, settings, records), len(records)
+            records = read_records(self.folder, self._settings_sha256)
+        return tables
 
 
 def fingerprint_settings(args: argparse.Namespace) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 
     torchrun --nproc_per_node=2 main.py --arch resnet18 --data_path mvtec_ad
 
-Each process runs whole classes, and has its share of its machine's cores and GPUs. At the end the
-process of rank 0, the leader, collects the records of all classes and writes the report on them.
+Each process runs whole classes, and has its share of its machine's cores and GPUs. All write into
+one folder. At the end the process of rank 0, the leader, writes the report on all classes there.
 
 Reference: torch.distributed (gloo).
 """
@@ -99,20 +99,18 @@ class Processes(NamedTuple):
                 sys.exit(1)
             raise
 
-    def gather(self, value: Any) -> list[Any]:
-        """The values of all processes in order of rank, in the leader; an empty list in others.
+    def wait(self) -> None:
+        """Wait until all processes have come here.
 
         Raises:
             ConnectionError: if another process has ended.
         """
         if self.size == 1:
-            return [value]
+            return
         import torch.distributed as dist
 
-        values = [None] * self.size if self.leads else None
         with _reporting_loss():
-            dist.gather_object(value, values)
-        return values or []
+            dist.barrier()
 
     def _divide_cores(self) -> None:
         """Give torch this process's share of the machine's cores, unless the user chose."""
