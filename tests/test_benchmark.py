@@ -167,14 +167,19 @@ def test_whole_commands_are_compared_by_medians():
     assert cells(table)["peak memory, GB"] == ["1.00", "4.00", "4.0"]
     assert cells(table)["fit, s"] == ["1.00", "8.00", "8.0"]
     assert cells(table)["figures, s"] == ["–", "–", "–"]
+    rows += make_rows("GPU bytes", suite={0: 3 * GIGABYTE})
+    (table,) = tables.whole_tables({"whole": rows})
+    assert cells(table)["memory of the GPU, GB"] == ["3.00", "–", "–"]
 
 
-def test_network_and_gaussians_have_a_table_each():
-    found = {"network": 20, "fit": 0.5, "score": 0.25, "per image, network": 0.012}
+def test_limit_network_and_gaussians_have_a_table_each():
+    found = {"decoding": 4, "network": 20, "fit": 0.5, "score": 0.25, "per image, network": 0.012}
     found["per image, ONNX Runtime"] = 0.01
     rows = [row for k, v in found.items() for row in make_rows(f"seconds {k}", alone={0: v})]
     naive = make_rows("seconds fit", naive={0: 10}) + make_rows("seconds distances", naive={0: 30})
-    network, gaussians = tables.alone_tables({"alone": rows, "whole": naive})
+    whole = [*naive, *make_rows("seconds", suite={0: 30})]
+    limit, network, gaussians = tables.alone_tables({"alone": rows, "whole": whole})
+    assert cells(limit)["resnet18"] == ["4.00", "20.0", "24.0", "30.0", "1.25"]
     assert cells(network)["resnet18"] == ["12.0", "10.0", "1.20"]
     assert cells(gaussians)["resnet18: network, s"] == ["20.0", "–", "–"]
     assert cells(gaussians)["resnet18: fit, s"] == ["0.50", "10.0", "20.0"]

@@ -3,12 +3,13 @@
     python -m tests.benchmark
     python -m tests.benchmark --data_path mvtec_ad --class_name bottle --arch resnet18
 
-Parts: whole (the whole command and tests/naive_pipeline.py in turn), alone (the network and the
-Gaussians, and ONNX Runtime), scaling (more and more training images), processes (torchrun, on
-several classes), workers (threads that decode images). Each part writes its raw numbers to
+Parts: whole (the whole command and tests/naive_pipeline.py in turn), alone (decoding, the network
+and the Gaussians, and ONNX Runtime), scaling (more and more training images), processes (torchrun,
+on several classes), workers (threads that decode images). Each part writes its raw numbers to
 <part>.csv and what they were measured with to <part>.txt. benchmark.md has the tables of all parts
-and scaling.png the figure. Without --data_path the demo set is measured. All commands run on the
-CPU, one at a time: leave the machine alone meanwhile.
+and scaling.png the figure. Without --data_path the demo set is measured. The suite runs on
+--device, the naive reference and ONNX Runtime on the CPU. One command runs at a time: leave the
+machine alone meanwhile.
 """
 
 import argparse
@@ -94,6 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=[],
         metavar="FILE",
     )
+    add("device", "of the suite: cpu, or cuda", default="cpu", metavar="NAME")
     add("save_path", "for results", type=Path, default=Path("results/benchmark"))
     add("repeats", "runs of each command", type=at_least(1), default=3, metavar="N")
     add("naive_repeats", "of the naive reference", type=at_least(0), default=1, metavar="N")

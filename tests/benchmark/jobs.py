@@ -43,7 +43,7 @@ def whole_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
     """The suite's whole command, and then the naive reference's."""
     for arch in setup.args.arch:
         options = data_options(setup, arch)
-        yield Job(arch, SUITE, suite(options))
+        yield Job(arch, SUITE, suite(setup, options))
         # the first run says enough where it takes minutes
         if repeat < setup.args.naive_repeats and (arch != SLOW or repeat == 0):
             yield Job(arch, NAIVE, module("naive_pipeline", *options, "--save_path", FOLDER))
@@ -52,7 +52,8 @@ def whole_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
 def alone_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
     """The suite's network and Gaussians alone, and ONNX Runtime."""
     for arch in setup.args.arch:
-        yield Job(arch, ALONE, module("benchmark.alone", *data_options(setup, arch)))
+        device = ("--device", setup.args.device)
+        yield Job(arch, ALONE, module("benchmark.alone", *data_options(setup, arch), *device))
 
 
 def scaling_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
@@ -61,7 +62,7 @@ def scaling_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
         data = ("--data_path", str(write_noise(setup.temporary / "noise", n)))
         options = [*data, "--class_name", "noise", *network_options(setup, SCALED_ARCH)]
         options += ["--figures", "none"]
-        yield Job(SCALED_ARCH, SUITE, suite([*options, "--save_models", "none"]), IMAGES, n)
+        yield Job(SCALED_ARCH, SUITE, suite(setup, [*options, "--save_models", "none"]), IMAGES, n)
         if n <= setup.args.naive_up_to:
             naive = module("naive_pipeline", *options, "--save_path", FOLDER)
             yield Job(SCALED_ARCH, NAIVE, naive, IMAGES, n)
@@ -72,7 +73,7 @@ def processes_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
     for arch in setup.args.arch:
         for count in setup.args.processes:
             launcher = (*TORCHRUN, f"--nproc_per_node={count}") if count > 1 else ()
-            command = suite(data_options(setup, arch), launcher)
+            command = suite(setup, data_options(setup, arch), launcher)
             yield Job(arch, SUITE, command, PROCESSES, count)
 
 
@@ -80,7 +81,8 @@ def workers_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
     """The suite's whole command with some numbers of threads that decode images."""
     for arch in setup.args.arch:
         for count in setup.args.workers:
-            command = suite([*data_options(setup, arch), "--num_workers", str(count)])
+            options = [*data_options(setup, arch), "--num_workers", str(count)]
+            command = suite(setup, options)
             yield Job(arch, SUITE, command, THREADS, count)
 
 
@@ -93,10 +95,10 @@ JOBS = {
 }
 
 
-def suite(options: Sequence[str], launcher: Sequence[str] = ()) -> list[str]:
-    """main.py's command, on the CPU as all that it is compared with."""
+def suite(setup: Setup, options: Sequence[str], launcher: Sequence[str] = ()) -> list[str]:
+    """main.py's command."""
     main = [sys.executable, *launcher, str(ROOT / "main.py")]
-    return [*main, *options, "--device", "cpu", "--save_path", FOLDER]
+    return [*main, *options, "--device", setup.args.device, "--save_path", FOLDER]
 
 
 def module(name: str, *options: str) -> list[str]:

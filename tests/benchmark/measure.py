@@ -109,7 +109,9 @@ def read_output(folder: Path) -> dict[str, float | str]:
     """The numbers of a run: in the suite's metrics.csv, or in the last line of stdout as JSON."""
     paths = list(folder.glob("*/metrics.csv"))
     if paths:
-        return read_metrics(paths[0])
+        settings = json.loads(paths[0].with_suffix(".json").read_text())["settings"]
+        gpu = settings["peak_memory_bytes"].get("cuda")
+        return read_metrics(paths[0]) | ({} if gpu is None else {"GPU bytes": gpu})
     found = json.loads((folder / "stdout").read_text().splitlines()[-1])
     numbers = {f"seconds {stage}": value for stage, value in found["seconds"].items()}
     classes = found.get("rocauc", {}).values()

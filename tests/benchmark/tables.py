@@ -51,6 +51,9 @@ def whole_tables(parts: dict[str, Rows]) -> list[Table]:
         lines = [["whole command, s", *compare(rows, arch, ["seconds"], ["seconds"])]]
         peaks = [value(rows, arch, method, "peak bytes") for method in (SUITE, NAIVE)]
         lines.append(["peak memory, GB", *map(gigabytes, peaks), ratio(*peaks)])
+        on_gpu = value(rows, arch, SUITE, "GPU bytes")
+        if on_gpu is not None:
+            lines.append(["memory of the GPU, GB", gigabytes(on_gpu), DASH, DASH])
         for stage, naive in STAGES.items():
             names = [f"seconds {name}" for name in naive]
             lines.append([f"{stage}, s", *compare(rows, arch, [f"seconds {stage}"], names)])
@@ -69,13 +72,20 @@ WHOLE_NOTE = (
 
 
 def alone_tables(parts: dict[str, Rows]) -> list[Table]:
-    """The network beside ONNX Runtime, and the Gaussians beside the naive reference's."""
-    rows, networks, gaussians = parts["alone"], [], []
+    """The limit, the network beside ONNX Runtime, the Gaussians beside the naive reference's."""
+    rows, limits, networks, gaussians = parts["alone"], [], [], []
     for arch in archs(rows):
         names = ("network", "ONNX Runtime")
         ours, theirs = (value(rows, arch, ALONE, f"seconds per image, {name}") for name in names)
         networks.append([arch, *map(milliseconds, (ours, theirs)), ratio(theirs, ours, digits=2)])
-        network = seconds(value(rows, arch, ALONE, "seconds network"))
+        decoding, bare = (
+            value(rows, arch, ALONE, f"seconds {stage}") for stage in ("decoding", "network")
+        )
+        limit = None if None in (decoding, bare) else decoding + bare
+        whole = value(parts["whole"], arch, SUITE, "seconds")
+        cells = [*map(seconds, (decoding, bare, limit, whole)), ratio(limit, whole, digits=2)]
+        limits.append([arch, *cells])
+        network = seconds(bare)
         gaussians.append([f"{arch}: network, s", network, DASH, DASH])
         for stage, naive in (("fit", "fit"), ("score", "distances")):
             times = value(rows, arch, ALONE, f"seconds {stage}")
@@ -88,7 +98,13 @@ def alone_tables(parts: dict[str, Rows]) -> list[Table]:
         "The images are in memory. The naive reference's seconds are those of its covariances, and "
         "of its inverses and distances, in the whole command."
     )
+    limit_columns = ["", "decoding, s", "network, s", "limit, s", "whole command, s", "ratio"]
+    limit_note = (
+        "The limit: all images decoded on all cores, and then the bare network on all of them. The "
+        "whole command also starts, fits, scores, evaluates and draws every figure."
+    )
     return [
+        Table("the whole command and its limit", limit_columns, limits, [limit_note]),
         Table("the network and ONNX Runtime", columns, networks, notes(rows, layers)),
         Table("the network and the Gaussians alone", COLUMNS, gaussians, [images]),
     ]
