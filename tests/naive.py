@@ -64,3 +64,25 @@ def naive_aupro(masks: np.ndarray, maps: np.ndarray, fpr_limit: float) -> float:
     end = next(i for i, rate in enumerate(fpr) if rate >= fpr_limit)
     at_limit = np.interp(fpr_limit, fpr[end - 1 : end + 1], pro[end - 1 : end + 1])
     return np.trapezoid([*pro[:end], at_limit], [*fpr[:end], fpr_limit]) / fpr_limit
+
+
+def naive_aupimo(
+    normal: np.ndarray, anomalous: np.ndarray, bounds: tuple[float, float], n: int = 20_001
+) -> float:
+    """The PIMO curve of an image from threshold to threshold, integrated numerically.
+
+    Args:
+        normal: scores of all pixels of normal images.
+        anomalous: scores of the image's anomalous pixels.
+        bounds: of the false positive rate.
+        n: rates at which the curve is looked at.
+    """
+    thresholds = np.unique([*normal, *anomalous])[::-1]
+    fpr = np.array([0, *(np.mean(normal >= threshold) for threshold in thresholds)])
+    tpr = np.array([0, *(np.mean(anomalous >= threshold) for threshold in thresholds)])
+    rates = np.geomspace(*bounds, n)
+    # at a rate with several thresholds the curve is vertical
+    right = np.searchsorted(fpr, rates).clip(1, len(fpr) - 1)
+    share = (rates - fpr[right - 1]) / (fpr[right] - fpr[right - 1])
+    overlap = tpr[right - 1] + share * (tpr[right] - tpr[right - 1])
+    return np.trapezoid(overlap, np.log(rates)) / np.log(bounds[1] / bounds[0])

@@ -12,7 +12,7 @@ from utils.padim import PaDiM, image_scores
 
 GRIDS, SIZE, N = [(8, 8), (4, 4)], (32, 48), 5
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1")
-PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1", "aupro")
+PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1", "aupro", "aupimo")
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +122,9 @@ def test_all_metrics_are_given_of_images_with_labels_and_masks(marked):
         for found_rates, rates in zip(curve[:2], metrics.roc_curve(parts), strict=True):
             np.testing.assert_array_equal(found_rates, rates)
     assert found.metrics["aupro"] == metrics.aupro(marked.masks, marked.anomaly_maps)
+    of_images = metrics.aupimo(marked.labels, marked.masks, marked.anomaly_maps)
+    np.testing.assert_array_equal(found.aupimo, of_images)
+    assert found.metrics["aupimo"] == of_images[marked.labels == 1].mean()
 
 
 @pytest.mark.parametrize("labels", ["both kinds", "good alone", "anomalous alone", "none"])
@@ -138,8 +141,11 @@ def test_metrics_that_are_not_defined_are_none_and_noted(marked, labels, masks):
         (IMAGE_METRICS, found.image_curve, found.image_threshold, has_image_metrics),
         (PIXEL_METRICS, found.pixel_curve, found.pixel_threshold, has_pixel_metrics),
     ):
-        values = [curve, threshold, *(found.metrics[name] for name in names)]
+        values = [found.metrics[name] for name in names if name != "aupimo"]
+        values += [curve, threshold]
         assert [value is not None for value in values] == [given] * len(values)
+    has_aupimo = has_pixel_metrics and labels in ("both kinds", "good alone")
+    assert (found.metrics["aupimo"] is not None) == (found.aupimo is not None) == has_aupimo
     reasons = {
         "good alone": "image metrics: needs both normal and anomalous images; got 6 normal and 0",
         "anomalous alone": "image metrics: needs both normal and anomalous images; got 0 normal",
@@ -149,6 +155,8 @@ def test_metrics_that_are_not_defined_are_none_and_noted(marked, labels, masks):
     expected = [] if has_image_metrics else [reasons[labels]]
     if not has_pixel_metrics:
         expected.append("pixel metrics need masks" if masks == "none" else reasons[masks])
+    elif not has_aupimo:
+        expected.append("AUPIMO: needs normal images; got none")
     assert len(found.notes) == len(expected)
     assert all(map(str.startswith, found.notes, expected))
 

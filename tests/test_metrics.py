@@ -5,11 +5,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
-from tests.naive import naive_aupro
+from tests.naive import naive_aupimo, naive_aupro
 from utils import metrics
 from utils.metrics import (
     SortedScores,
     UndefinedMetricError,
+    aupimo,
     aupro,
     auroc,
     average_precision,
@@ -270,6 +271,81 @@ def test_limit_outside_0_to_1_is_refused(fpr_limit):
 def test_aupro_is_that_of_the_naive_reference(scored, fpr_limit):
     expected = naive_aupro(*scored, fpr_limit)
     assert aupro(*scored, fpr_limit) == pytest.approx(expected, abs=1e-9)
+
+
+# aupimo: a normal image of ten pixels, and two images with the anomalous pixels in their masks
+
+NORMAL = [9, 8, 7, 6, 5, 4, 3, 2, 1, 0]
+TENTH = (0.1, 1)  # a decade, as the rates of 1 to 10 of ten pixels
+
+
+def one_image(scores, mask=None):
+    """A normal image, and one of the given scores and mask."""
+    scores = [*scores, *[0] * (10 - len(scores))]
+    mask = [1] * 10 if mask is None else [*mask, *[0] * (10 - len(mask))]
+    masks, maps = np.array([[[0] * 10], [mask]]), np.array([[NORMAL], [scores]], dtype=np.float32)
+    return np.array([0, 1]), masks, maps
+
+
+@pytest.mark.parametrize(
+    ("scores", "mask", "expected"),
+    [
+        # found before any normal pixel, and after all
+        ([10] * 10, None, 1),
+        ([-1] * 10, None, 0),
+        # one false positive is the lower bound
+        ([8.5] * 10, None, 1),
+        # found after 2 and after 5 false positives; the mean of both
+        ([7.5] * 10, None, 1 - np.log10(2)),
+        ([4.5] * 10, None, 1 - np.log10(5)),
+        ([7.5, 4.5], [1, 1], 1 - (np.log10(2) + np.log10(5)) / 2),
+        # normal pixels of the image itself are no false positives
+        ([7.5, 99, 99], [1, 0, 0], 1 - np.log10(2)),
+        # tied with the third: a ramp from 2 to 3, of z - 2
+        ([7] * 10, None, (1 - 2 * np.log(1.5) + np.log(10 / 3)) / np.log(10)),
+    ],
+)
+def test_aupimo_is_the_one_worked_out_by_hand(scores, mask, expected):
+    labels, masks, maps = one_image(scores, mask)
+    before = maps.copy()
+    found = aupimo(labels, masks, maps, TENTH)
+    assert np.isnan(found[0])
+    assert found[1] == pytest.approx(expected, abs=1e-12)
+    np.testing.assert_array_equal(maps, before)
+
+
+def test_aupimo_is_taken_between_1e_5_and_1e_4_unless_bounds_are_given():
+    rng = np.random.default_rng(0)
+    normal = rng.permutation(10.0**6 - np.arange(10**6)).reshape(1, 1000, 1000)
+    anomalous = np.zeros_like(normal)
+    anomalous[0, 0, :2] = 10**6 - 30 + 0.5, 10**6 - 200  # after 30 of 10 to 100, and after them
+    masks = anomalous > 0
+    maps = np.concatenate([normal, anomalous])
+    found = aupimo(np.array([0, 1]), np.concatenate([masks * False, masks]), maps)
+    assert found[1] == pytest.approx((1 - np.log10(3)) / 2, abs=1e-12)
+
+
+def test_images_without_anomalous_pixels_have_no_aupimo_and_some_image_must_be_normal():
+    labels, masks, maps = one_image([10] * 10)
+    masks[1] = 0
+    assert np.isnan(aupimo(labels, masks, maps)).all()
+    with pytest.raises(UndefinedMetricError, match="needs normal images; got none"):
+        aupimo(np.array([1, -1]), masks, maps)
+
+
+@on_many_examples
+@given(
+    arrays(np.float32, st.tuples(st.just(4), st.just(1), st.integers(1, 12)), elements=TIED | ANY),
+    st.sampled_from([(0.1, 1.0), (0.25, 0.5), (0.01, 0.3)]),
+)
+def test_aupimo_is_that_of_the_naive_reference(maps, bounds):
+    labels = np.array([0, 1, 0, 1])
+    masks = (np.arange(maps.size).reshape(maps.shape) % 3 < 2) & (labels == 1)[:, None, None]
+    found = aupimo(labels, masks, maps, bounds)
+    for i in (1, 3):
+        if masks[i].any():
+            expected = naive_aupimo(maps[labels == 0].ravel(), maps[i][masks[i]], bounds)
+            assert found[i] == pytest.approx(expected, abs=1e-3)
 
 
 def test_pixels_sorted_before_are_not_sorted_again(monkeypatch):

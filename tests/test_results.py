@@ -1,5 +1,6 @@
 import csv
 import json
+from dataclasses import replace
 from os import fsdecode
 
 import pytest
@@ -21,7 +22,7 @@ def test_metrics_csv_has_an_unrounded_row_per_class(tmp_path):
     brick, grass = read_rows(tmp_path / "metrics.csv")
     assert ",".join(brick) == (
         "class_name,seed,n_train,n_test,image_auroc,image_ap,image_f1,pixel_auroc,pixel_ap,"
-        "pixel_f1,aupro,seconds_fit,seconds_score,seconds_metrics,seconds_figures"
+        "pixel_f1,aupro,aupimo,seconds_fit,seconds_score,seconds_metrics,seconds_figures"
     )
     assert [brick["class_name"], brick["seed"], brick["n_train"]] == ["brick", "1024", "10"]
     assert float(brick["image_auroc"]) == 1 / 3
@@ -31,13 +32,14 @@ def test_metrics_csv_has_an_unrounded_row_per_class(tmp_path):
 
 def test_scores_csv_has_a_row_per_image_of_all_classes(tmp_path):
     first = make_record("bolt", [make_image("a.png", "dent", 1 / 3), make_image("b.png")])
+    first.images[0] = replace(first.images[0], aupimo=0.25)
     second = make_record("nut", [make_image("c.png", "unlabelled", 2.0, label=-1)])
     write_scores(tmp_path, [first, second])
     assert (tmp_path / "scores.csv").read_text().splitlines() == [
-        "class_name,image,defect_type,label,score",
-        "bolt,a.png,dent,1,0.3333333333333333",
-        "bolt,b.png,good,0,1.0",
-        "nut,c.png,unlabelled,-1,2.0",
+        "class_name,image,defect_type,label,score,aupimo",
+        "bolt,a.png,dent,1,0.3333333333333333,0.25",
+        "bolt,b.png,good,0,1.0,",
+        "nut,c.png,unlabelled,-1,2.0,",
     ]
 
 
@@ -78,7 +80,7 @@ def damage(tmp_path):
 
 def test_another_format_is_refused(damage):
     path = damage(lambda content: content.update(format=99))
-    with pytest.raises(ValueError, match=r"metrics.json has format 99, this version reads 1"):
+    with pytest.raises(ValueError, match=r"metrics.json has format 99, this version reads 2"):
         read_run(path)
 
 

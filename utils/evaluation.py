@@ -47,7 +47,8 @@ class Evaluation(NamedTuple):
 
     A curve, a threshold or a metric (by the names in metrics.METRICS) that is not defined is None,
     and notes says why. The thresholds are those of the best F1 on these very test images: oracles
-    for the figures, not thresholds to deploy.
+    for the figures, not thresholds to deploy. aupimo has that of each image, NaN where an image has
+    no anomalous pixel; it is None if it is not defined at all.
     """
 
     image_curve: RocCurve | None
@@ -56,6 +57,7 @@ class Evaluation(NamedTuple):
     pixel_threshold: float | None
     metrics: Mapping[str, float | None]
     notes: list[str]
+    aupimo: np.ndarray | None = None
 
 
 def choose_drawn(n_images: int, figures: int | None) -> list[int]:
@@ -117,7 +119,7 @@ def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
     """
     notes: list[str] = []
     values = dict.fromkeys(metrics.METRICS)
-    images = pixels = None
+    images = pixels = of_images = None
     if (scored.labels == UNLABELLED).any():
         notes.append(
             "image metrics need labels; the test images are not in good/ and defect folders"
@@ -130,9 +132,15 @@ def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
         notes.append("pixel metrics need masks; there is no ground_truth folder")
     if pixels is not None:
         values["aupro"] = metrics.aupro(scored.masks, scored.anomaly_maps, pixels=pixels)
+        try:
+            of_images = metrics.aupimo(scored.labels, scored.masks, scored.anomaly_maps)
+            values["aupimo"] = float(np.nanmean(of_images))
+        except UndefinedMetricError as error:
+            notes.append(f"AUPIMO: {error}")
     image_curve, image_threshold = _evaluate_level(images, "image", values)
     pixel_curve, pixel_threshold = _evaluate_level(pixels, "pixel", values)
-    return Evaluation(image_curve, pixel_curve, image_threshold, pixel_threshold, values, notes)
+    thresholds = image_threshold, pixel_threshold
+    return Evaluation(image_curve, pixel_curve, *thresholds, values, notes, of_images)
 
 
 def _sort(

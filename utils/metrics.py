@@ -4,7 +4,8 @@ Every metric comes from one sort of the normal and one of the anomalous scores, 
 with ties. Scores are never rescaled.
 
 Reference: Fawcett, "An introduction to ROC analysis", 2006; Bergmann et al., "The MVTec Anomaly
-Detection Dataset", IJCV 129, 2021 (per-region overlap); upstream's main.py.
+Detection Dataset", IJCV 129, 2021 (per-region overlap); Bertoldo et al., "AUPIMO", arXiv 2401.01984
+(per-image overlap); upstream's main.py.
 """
 
 from typing import NamedTuple
@@ -20,8 +21,10 @@ METRICS = {
     "pixel_ap": "pixel AP",
     "pixel_f1": "pixel F1",
     "aupro": "AUPRO",
+    "aupimo": "AUPIMO",
 }
-FPR_LIMIT = 0.3  # Bergmann et al., 2021
+FPR_LIMIT = 0.3  # of AUPRO: Bergmann et al., 2021
+FPR_BOUNDS = (1e-5, 1e-4)  # of AUPIMO: Bertoldo et al., 2024
 # pixels that touch at an edge or a corner are one region; those of two images never are
 NEIGHBOURS = np.array([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))])
 
@@ -165,14 +168,66 @@ def aupro(
     return float(area_of_region.mean())
 
 
-def _areas_to_limit(normal: np.ndarray, scores: np.ndarray, fpr_limit: float) -> np.ndarray:
-    """For each score alone, the area under its ROC curve up to fpr_limit, over fpr_limit.
+def aupimo(
+    labels: np.ndarray,
+    masks: np.ndarray,
+    anomaly_maps: np.ndarray,
+    bounds: tuple[float, float] = FPR_BOUNDS,
+) -> np.ndarray:
+    """Area under the per-image overlap (PIMO) curve of each image (Bertoldo et al., 2024).
+
+    The curve is the share of an image's anomalous pixels that score at least the threshold, drawn
+    against the logarithm of the false positive rate over the pixels of normal images alone. The
+    area between two such rates is given as a share of the largest possible one. As in aupro, it is
+    the mean of the areas of the image's anomalous pixels.
+
+    Args:
+        labels: (N,), 0 for normal images.
+        masks: (N, H, W) bool or 0 and 1 (1 = anomalous).
+        anomaly_maps: (N, H, W), higher = more anomalous, none of them NaN.
+        bounds: the false positive rates between which the area is taken.
+
+    Returns:
+        (N,) float64; NaN for images without anomalous pixels. The metric of a class is the mean of
+        the others.
+
+    Raises:
+        UndefinedMetricError: if there is no normal image.
+    """
+    normal = anomaly_maps[labels == 0].ravel()
+    if not normal.size:
+        raise UndefinedMetricError("needs normal images; got none")
+    low, high = (rate * normal.size for rate in bounds)  # in false positives
+    # only as many of the highest normal scores matter as there may be false positives
+    most = min(int(high) + 1, normal.size)
+    normal.partition(normal.size - most)
+    highest = np.sort(normal[normal >= normal[normal.size - most]])
+
+    anomalous = masks.astype(bool)
+    foot, top = _ramps(highest, anomaly_maps[anomalous])
+    start, end = np.clip(foot, low, high), np.clip(top, low, high)
+    # a straight ramp in the rate: the integral of (z - foot) / (top - foot) / z
+    under_ramp = (end - start - foot * np.log(end / start)) / np.maximum(top - foot, 1)
+    areas = (under_ramp + np.log(high / end)) / np.log(high / low)
+    counts = anomalous.sum(axis=(1, 2))
+    sums = np.bincount(np.repeat(np.arange(len(masks)), counts), areas, minlength=len(masks))
+    return np.divide(sums, counts, out=np.full(len(masks), np.nan), where=counts > 0)
+
+
+def _ramps(normal: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each score alone, where its ROC curve leaves 0 and where it reaches 1.
 
     Over the number of false positives, the curve of one score is 0 up to the number of normal
     scores above it, and 1 from the number of those at least as high. In between it is straight.
     """
     foot = normal.size - np.searchsorted(normal, scores, side="right")
     top = normal.size - np.searchsorted(normal, scores, side="left")
+    return foot, top
+
+
+def _areas_to_limit(normal: np.ndarray, scores: np.ndarray, fpr_limit: float) -> np.ndarray:
+    """For each score alone, the area under its ROC curve up to fpr_limit, over fpr_limit."""
+    foot, top = _ramps(normal, scores)
     limit = fpr_limit * normal.size
     climbed = np.clip(limit, foot, top) - foot
     # without a tie there is no ramp: climbed is 0

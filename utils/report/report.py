@@ -6,6 +6,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import numpy as np
+
 from datasets.dataset import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
 from utils.features import FeatureExtractor
@@ -152,7 +154,7 @@ class ClassReport:
             pixel_threshold=evaluation.pixel_threshold,
             image_curve=_thin(evaluation.image_curve),
             pixel_curve=_thin(evaluation.pixel_curve),
-            images=_describe_images(self.test, scored, figures),
+            images=_describe_images(self.test, scored, figures, evaluation.aupimo),
             panels=figures.panels,
             figure_size=figures.size,
             files=[*self._files, *figures.paths.values()],
@@ -253,7 +255,7 @@ def write_report(
 
 
 def _describe_images(
-    test: ImageDataset, scored: ScoredImages, figures: Figures
+    test: ImageDataset, scored: ScoredImages, figures: Figures, aupimo: np.ndarray | None
 ) -> list[ImageResult]:
     return [
         ImageResult(
@@ -262,6 +264,7 @@ def _describe_images(
             label=sample.label,
             score=float(score),
             figure=figures.paths.get(i),
+            aupimo=None if aupimo is None or np.isnan(aupimo[i]) else float(aupimo[i]),
         )
         for i, (sample, score) in enumerate(zip(test.samples, scored.image_scores, strict=True))
     ]

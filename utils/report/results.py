@@ -10,7 +10,7 @@ from typing import Any
 from utils.metrics import METRICS, RocCurve
 from utils.system.files import replacing
 
-FORMAT = 1  # of metrics.json
+FORMAT = 2  # of metrics.json
 STAGES = ("fit", "score", "metrics", "figures")
 
 
@@ -55,6 +55,7 @@ class ImageResult:
         score: raw image score.
         figure: path of its localisation figure relative to the run's folder, with slashes; None
             if it has none.
+        aupimo: of the image; None where it is undefined.
     """
 
     image: str
@@ -62,6 +63,7 @@ class ImageResult:
     label: int
     score: float
     figure: str | None
+    aupimo: float | None = None
 
 
 @dataclass(frozen=True)
@@ -147,14 +149,14 @@ def append_metrics(folder: Path, result: ClassResult) -> None:
 
 
 def write_scores(folder: Path, records: Sequence[ClassRecord]) -> None:
-    """Write scores.csv: a row per test image with its raw, unrounded score."""
-    columns = ["class_name", "image", "defect_type", "label", "score"]
+    """Write scores.csv: a row per test image with its raw, unrounded score and its AUPIMO."""
+    columns = ["image", "defect_type", "label", "score", "aupimo"]
     rows = [
-        [record.result.class_name, image.image, image.defect_type, image.label, image.score]
+        [record.result.class_name, *(getattr(image, name) for name in columns)]
         for record in records
         for image in record.images
     ]
-    _write_csv(folder / "scores.csv", columns, rows)
+    _write_csv(folder / "scores.csv", ["class_name", *columns], rows)
 
 
 def write_thresholds(folder: Path, records: Sequence[ClassRecord]) -> None:
