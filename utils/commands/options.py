@@ -42,6 +42,21 @@ def add_experiment_options(parser: argparse.ArgumentParser) -> None:
     )
     add_option(
         parser,
+        "n_features",
+        "channels to draw, or all (default: as many as upstream; all if it has not this network)",
+        type=number_or_all,
+        metavar="D|all",
+    )
+    add_option(
+        parser,
+        "layers",
+        "layers of the network to draw channels from; the finest gives the patches (default: all)",
+        nargs="+",
+        choices=backbone.LAYERS,
+        default=list(backbone.LAYERS),
+    )
+    add_option(
+        parser,
         "neighbourhood",
         "average each layer's output over K x K positions, K odd (default: %(default)s)",
         type=odd,

@@ -1,10 +1,10 @@
-"""The paper's own studies on any classes: layers, dimensions, draws, cost and rotation.
+"""Studies on any classes: the paper's own, and what makes the method better or smaller.
 
     python main.py study --arch resnet18 --data_path mvtec_ad --class_name bottle transistor
     python main.py study --study draws --seeds 10 --arch resnet18 --data_path mvtec_ad
 
-Under results/studies/<arch>/ each study leaves its numbers (<study>.csv) and a table (<study>.md);
-studies.png shows the metrics of all studies but cost.
+Under results/studies/<arch>/ each study leaves its numbers (<study>.csv) and a table (<study>.md).
+studies.png shows the metrics, size.png those of smaller and smaller models.
 
 Reference: Defard et al., arXiv 2011.08785, section V.
 """
@@ -12,7 +12,6 @@ Reference: Defard et al., arXiv 2011.08785, section V.
 from __future__ import annotations
 
 import argparse
-import csv
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,8 @@ from datetime import date
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean, stdev
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tqdm import tqdm
 
@@ -31,8 +29,16 @@ from datasets.images import DEFAULT, Preprocessing
 from datasets.loading import load_batches
 from utils import backbone
 from utils.commands.options import add_experiment_options, add_option, at_least
-from utils.report.results import METRICS
-from utils.report.tables import COMPARED, DASH, Table, to_markdown, to_text
+from utils.commands.study_tables import (
+    Row,
+    accuracy_table,
+    cost_table,
+    plot_sizes,
+    plot_studies,
+    size_table,
+    write_csv,
+)
+from utils.report.tables import Table, to_markdown, to_text
 from utils.system.device import device_name
 from utils.system.files import make_folder, replacing
 
@@ -40,10 +46,7 @@ if TYPE_CHECKING:
     from utils.commands.study_methods import ClassFeatures, Setup
 
 SEEDS = 5  # paper, section V-C: versions of Rd-MVTec AD (and 10 draws of channels, section V-A)
-FIGURE = "studies.png"
-MEGABYTE = 10**6
-
-Row = Mapping[str, Any]
+FIGURE, SIZE_FIGURE = "studies.png", "size.png"
 
 
 class Study(NamedTuple):
@@ -91,6 +94,33 @@ STUDIES = {
             "distances.",
         ],
     ),
+    "neighbourhood": Study(
+        "features averaged over neighbouring positions",
+        [
+            "K × K: each layer's output is averaged over K × K of its own positions, at the border "
+            "over those that exist, as --neighbourhood K does; with the main run's channels (Rdn) "
+            "and with all.",
+        ],
+    ),
+    "networks": Study(
+        "the networks at hand",
+        [
+            "The network of --arch, and all whose published weights are installed or were "
+            "downloaded before; each with the channels that it draws by default (Rdn) and with "
+            "all, without and with an average over 3 × 3 positions.",
+        ],
+    ),
+    "size": Study(
+        "smaller models",
+        [
+            "All features averaged over 3 × 3 positions. Half, quarter: of the channels of each "
+            "layer, drawn at random, or projected onto random orthogonal axes or onto the "
+            "layer's principal components in the training images (all patches together). Each "
+            "model was rounded to float16, as --save_dtype float16 saves it, unless the row says "
+            "float32. Map: distances, enlarging and smoothing of one image, median. Efficient: no "
+            "other method has a higher image ROCAUC in as few megabytes.",
+        ],
+    ),
     "rotation": Study(
         "aligned and randomly rotated images",
         [
@@ -101,6 +131,9 @@ STUDIES = {
         ],
     ),
 }
+
+
+TABLES = {"cost": cost_table, "size": size_table}  # the others have accuracy_table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -174,10 +207,16 @@ def choose_studies(args: argparse.Namespace, preprocessing: Preprocessing) -> li
             "leave these out or choose other studies"
         )
     network = backbone.BACKBONES[args.arch]
-    if "draws" in names and network.n_features == sum(network.layer_channels):
-        print(f"no study of draws: {args.arch} uses all of its {network.n_features} channels")
+    n_drawn = len(draw(args, args.seed))
+    if "draws" in names and n_drawn == sum(network.layer_channels):
+        print(f"no study of draws: {args.arch} uses all of its {n_drawn} channels")
         names.remove("draws")
     return names
+
+
+def draw(args: argparse.Namespace, seed: int) -> list[int]:
+    """The channels that a run with these arguments and another seed draws."""
+    return backbone.draw_channels(args.arch, seed, args.n_features, args.layers)
 
 
 def make_setup(args: argparse.Namespace) -> Setup:
@@ -185,24 +224,27 @@ def make_setup(args: argparse.Namespace) -> Setup:
     from utils.commands.study_methods import Setup
     from utils.features import load_extractor
 
-    names = args.arch, args.weights, args.device, args.precision
-    extractor = load_extractor(*names, neighbourhood=args.neighbourhood)
+    extractor = load_extractor(args.arch, args.weights, args.device, args.precision)
     print(f"{args.arch} on {device_name(extractor.device)}")
+    seeds = range(args.seed, args.seed + args.seeds)
     return Setup(
         arch=args.arch,
         extractor=extractor,
         load=partial(load_batches, batch_size=args.batch_size, num_workers=args.num_workers),
-        seeds=range(args.seed, args.seed + args.seeds),
+        draws={seed: draw(args, seed) for seed in seeds},
+        neighbourhood=args.neighbourhood,
     )
 
 
 def make_study(name: str, setup: Setup, images: ClassFeatures) -> list[Row]:
     """The rows of a study of one class; prints the seconds that it took."""
     from utils.commands.study_methods import METHODS
+    from utils.commands.study_size import study_size
 
+    methods = METHODS | {"size": study_size}
     start = perf_counter()
     title = f"{images.test.class_name} {name}"
-    rows = list(tqdm(METHODS[name](setup, images), title, unit="model", disable=None))
+    rows = list(tqdm(methods[name](setup, images), title, unit="model", disable=None))
     print(f"{name}: {perf_counter() - start:.0f} s", flush=True)
     return rows
 
@@ -233,146 +275,11 @@ def write_studies(
     for name, of_study in rows.items():
         write_csv(folder / f"{name}.csv", of_study)
         title = f"{args.arch} on {data}: {STUDIES[name].title}"
-        make_table = cost_table if name == "cost" else accuracy_table
+        make_table = TABLES.get(name, accuracy_table)
         tables.append(make_table(title, of_study, [*STUDIES[name].notes, origin]))
         with replacing(folder / f"{name}.md") as path:
             path.write_text(to_markdown(tables[-1]), encoding="utf-8", errors="backslashreplace")
     plot_studies(folder / FIGURE, rows, f"PaDiM, {args.arch}, {data}")
+    if "size" in rows:
+        plot_sizes(folder / SIZE_FIGURE, rows["size"], f"PaDiM, {args.arch}, {data}")
     return tables
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of the same columns, unrounded."""
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def accuracy_table(title: str, rows: Sequence[Row], notes: Sequence[str]) -> Table:
-    """The metrics of each class and method, and of the mean of several classes."""
-    metrics = [metric for metric in METRICS if metric in rows[0]]
-    cells = [
-        [
-            f"{class_name}, {method}",
-            str(of_seeds[0]["n_features"]),
-            *(format_spread([row[metric] for row in of_seeds]) for metric in metrics),
-        ]
-        for class_name, methods in group_rows(rows).items()
-        for method, of_seeds in methods.items()
-    ]
-    columns = ["class, method", "dimensions", *(METRICS[metric] for metric in metrics)]
-    return Table(title, columns, cells, notes)
-
-
-def group_rows(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """By class and method the rows of all seeds; last the means over classes, if several."""
-    groups: dict[str, dict[str, list[Row]]] = {}
-    for row in rows:
-        groups.setdefault(row["class_name"], {}).setdefault(row["method"], []).append(row)
-    if len(groups) > 1:
-        classes = list(groups.values())
-        groups[f"mean of {len(groups)} classes"] = {
-            method: list(map(mean_row, zip(*(c[method] for c in classes), strict=True)))
-            for method in classes[0]
-        }
-    return groups
-
-
-def mean_row(rows: Sequence[Row]) -> Row:
-    """The first row with means over all rows for metrics; None where one lacks the metric."""
-    means = dict(rows[0])
-    for metric in METRICS.keys() & means.keys():
-        values = [row[metric] for row in rows]
-        means[metric] = None if None in values else fmean(values)
-    return means
-
-
-def format_spread(values: Sequence[float | None]) -> str:
-    """Mean ± standard deviation of several values; a dash if one is undefined."""
-    if None in values:
-        return DASH
-    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{fmean(values):.3f}{spread}"
-
-
-def cost_table(title: str, rows: Sequence[Row], notes: Sequence[str]) -> Table:
-    """Milliseconds and megabytes of each class and method."""
-    columns = [
-        *("class, method", "dimensions", "training images", "form"),
-        *("network, ms", "map, ms", "image, ms", "network, MB", "Gaussians, MB", "model, MB"),
-    ]
-    cells = []
-    for row in rows:
-        seconds = [row["network_seconds"], row["map_seconds"]]
-        sizes = [row["network_bytes"], row["gaussians_bytes"]]
-        cells.append(
-            [
-                f"{row['class_name']}, {row['method']}",
-                *(str(row[name]) for name in ("n_features", "n_train", "form")),
-                *(f"{1000 * value:.1f}" for value in (*seconds, sum(seconds))),
-                *(f"{value / MEGABYTE:.1f}" for value in (*sizes, sum(sizes))),
-            ]
-        )
-    return Table(title, columns, cells, notes)
-
-
-def plot_studies(path: Path, rows: Mapping[str, Sequence[Row]], title: str) -> None:
-    """Draw the metrics of all studies but cost: a dot per class, the mean also in figures.
-
-    Args:
-        path: of the PNG file; without any such study none is written.
-        rows: by study.
-        title: of the figure.
-    """
-    from matplotlib.figure import Figure
-
-    studies = {name: group_rows(rows[name]) for name in rows if name != "cost"}
-    if not studies:
-        return
-    groups = list(next(iter(studies.values())))
-    counts = [len(study[groups[0]]) for study in studies.values()]  # of methods
-    figure = Figure(figsize=(15, 1.8 + 0.9 * len(counts) + 0.36 * sum(counts)))
-    figure.set_layout_engine("constrained")
-    # a metric has the same scale in all studies, so that they can be compared
-    grid = figure.subplots(
-        *(len(studies), len(COMPARED)), sharex="col", squeeze=False, height_ratios=counts
-    )
-    for line, (name, study) in zip(grid, studies.items(), strict=True):
-        for axes, metric in zip(line, COMPARED, strict=True):
-            _plot_panel(axes, study, metric)
-            labels = list(study[groups[0]]) if axes is line[0] else []
-            axes.set_yticks(range(len(study[groups[0]])), labels)
-            axes.set_title(f"{name}: {METRICS[metric]}", loc="left")
-    figure.suptitle(
-        f"{title}. Dots: mean over seeds; lines: their range; figures: {groups[-1]}. Axes are cut."
-    )
-    handles, labels = grid[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-
-
-def _plot_panel(axes: Any, study: Mapping[str, Mapping[str, Sequence[Row]]], metric: str) -> None:
-    """Draw a line per method, the first on top, with the last group in figures at the right."""
-    for number, (group, methods) in enumerate(study.items()):
-        last = number == len(study) - 1
-        is_mean = last and number > 0
-        # ten colours, each with two shapes
-        marker = "D" if is_mean else "o" if number < 10 else "s"
-        style = {"color": "black" if is_mean else f"C{number}", "marker": marker}
-        values = [[row[metric] for row in of_seeds] for of_seeds in methods.values()]
-        defined = {y: of_seeds for y, of_seeds in enumerate(values) if None not in of_seeds}
-        axes.plot(list(map(fmean, defined.values())), list(defined), ls="", label=group, **style)
-        for y, of_seeds in defined.items():
-            axes.hlines(y, min(of_seeds), max(of_seeds), color=style["color"])
-            if last:
-                place = axes.get_yaxis_transform()
-                axes.text(1.01, y, f"{fmean(of_seeds):.3f}", transform=place, va="center")
-    axes.set(ylim=(len(methods) - 0.5, -0.5))
-    axes.tick_params(left=False, labelbottom=True)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)

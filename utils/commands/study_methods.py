@@ -1,4 +1,4 @@
-"""The paper's studies, measured: layers, channels, cost, and images that are not aligned.
+"""The studies of layers, channels, neighbourhoods, networks, cost, and images not aligned.
 
 Each study is a generator that yields the rows of its CSV file.
 
@@ -7,7 +7,7 @@ Reference: Defard et al., arXiv 2011.08785, sections IV-A (Rd-MVTec AD) and V.
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -22,13 +22,21 @@ from datasets.dataset import ImageDataset
 from datasets.images import CROP, RESIZE, Preprocessing
 from utils.backbone import BACKBONES, Backbone, draw_channels
 from utils.evaluation import ScoredImages, evaluate, score_images
-from utils.features import FeatureExtractor, concatenate, select_channels
+from utils.features import (
+    FeatureExtractor,
+    average_neighbours,
+    concatenate,
+    load_extractor,
+    select_channels,
+)
 from utils.metrics import METRICS
 from utils.model_file import model_bytes
 from utils.padim import PaDiM, image_scores
 from utils.report.tables import COMPARED
 
 DIMENSIONS = (100, 200)  # paper, table II
+NEIGHBOURHOODS = (1, 3, 5)
+BEST_NEIGHBOURHOOD = 3  # on four classes of MVTec AD, by the study of neighbourhoods
 MAX_ANGLE = 10  # degrees (paper, section IV-A)
 MARGIN = 24  # pixels; a corner of the 256-pixel square turned by 10 degrees looks 21 beyond it
 SQUARE = Preprocessing(RESIZE, RESIZE)
@@ -46,16 +54,18 @@ class Setup:
 
     Attributes:
         arch: a key of BACKBONES.
-        extractor: of all channels of that network.
+        extractor: of all channels of that network, without an average over neighbours.
         load: yields the batches of a data set.
-        seeds: of the draws of channels and of the random versions of the images. A study that
-            needs one draw of channels takes the first.
+        draws: of channels, by seed. A study that needs one takes the first. The seeds are also
+            those of the random versions of the images.
+        neighbourhood: over which features are averaged, unless a study varies it.
     """
 
     arch: str
     extractor: FeatureExtractor
     load: Callable[[Any], Iterable[list[np.ndarray]]]
-    seeds: Sequence[int]
+    draws: Mapping[int, list[int]]
+    neighbourhood: int = 1
 
     @property
     def backbone(self) -> Backbone:
@@ -66,6 +76,11 @@ class Setup:
     def n_channels(self) -> int:
         """The number of channels of the three layers together."""
         return sum(self.backbone.layer_channels)
+
+    @property
+    def first_draw(self) -> tuple[int, list[int]]:
+        """The first seed and its draw of channels."""
+        return next(iter(self.draws.items()))
 
 
 class ClassFeatures:
@@ -89,10 +104,15 @@ class ClassFeatures:
             layers = setup.extractor(images)
             return layers if channels is None else select_channels(layers, channels)
 
-        self.train, self.test = train, test
+        self.setup, self.train, self.test = setup, train, test
         self.good = [extract(images) for images, _, _ in setup.load(train)]
         self.unseen = [(extract(images), images, *truth) for images, *truth in setup.load(test)]
-        self._measured: dict[tuple[int, ...], Metrics] = {}
+        self._measured: dict[tuple, Metrics] = {}
+
+    def choose(self, channels: Sequence[int], neighbourhood: int | None = None) -> Transform:
+        """A function that selects channels and averages them, by default as the setup says."""
+        size = self.setup.neighbourhood if neighbourhood is None else neighbourhood
+        return partial(choose, channels=channels, neighbourhood=size)
 
     def fit(self, transform: Transform) -> PaDiM:
         """PaDiM fitted to the transformed features of the training images."""
@@ -108,11 +128,12 @@ class ClassFeatures:
         """The metrics of the scored test images; None where one is undefined."""
         return evaluate(scored, self.test.has_masks).metrics
 
-    def measure(self, channels: Sequence[int]) -> Metrics:
-        """The metrics of PaDiM on these channels; the same channels are evaluated only once."""
-        key = tuple(channels)
+    def measure(self, channels: Sequence[int], neighbourhood: int | None = None) -> Metrics:
+        """The metrics of PaDiM on what choose selects; the same is evaluated only once."""
+        transform = self.choose(channels, neighbourhood)
+        key = (*channels, transform.keywords["neighbourhood"])
         if key not in self._measured:
-            self._measured[key] = self.evaluate(self.score(choose(channels)))
+            self._measured[key] = self.evaluate(self.score(transform))
         return self._measured[key]
 
     def row(
@@ -133,9 +154,10 @@ class ClassFeatures:
         }
 
 
-def choose(channels: Sequence[int]) -> Transform:
-    """A function that selects these channels of features."""
-    return partial(select_channels, channels=channels)
+def choose(layers: Features, channels: Sequence[int], neighbourhood: int = 1) -> Features:
+    """The channels of all layers, averaged over neighbouring positions."""
+    chosen = select_channels(layers, channels)
+    return [average_neighbours(layer, neighbourhood) for layer in chosen]
 
 
 def study_layers(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
@@ -147,16 +169,17 @@ def study_layers(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
     """
     maps, first = [], 0
     for number, n_channels in enumerate(setup.backbone.layer_channels, start=1):
-        scored = images.score(choose(range(first, first + n_channels)))
+        scored = images.score(images.choose(range(first, first + n_channels)))
         yield images.row(f"layer {number}", n_channels, None, images.evaluate(scored))
         maps.append(scored.anomaly_maps)
         first += n_channels
     summed = images.evaluate(sum_maps(scored, maps))
     yield images.row("layers 1+2+3", first, None, summed)
     yield images.row("concatenation", first, None, images.measure(range(first)))
-    n_features, seed = setup.backbone.n_features, setup.seeds[0]
+    seed, channels = setup.first_draw
+    n_features = len(channels)
     if n_features < first:
-        metrics = images.measure(draw_channels(setup.arch, seed))
+        metrics = images.measure(channels)
         yield images.row(f"concatenation, Rd{n_features}", n_features, seed, metrics)
 
 
@@ -170,14 +193,18 @@ def study_dimensions(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
     """Random channels against principal components (section V-A, table II)."""
     total = setup.n_channels
     yield images.row("all channels", total, None, images.measure(range(total)))
-    axes = principal_axes(images.good)
-    for n_features in sorted({*DIMENSIONS, setup.backbone.n_features}):
+    averaged = images.choose(range(total))
+    axes = principal_axes(map(averaged, images.good))
+    n_drawn = len(setup.first_draw[1])
+    for n_features in sorted({*DIMENSIONS, n_drawn}):
         if n_features >= total:
             continue
-        for seed in setup.seeds:
-            metrics = images.measure(draw_channels(setup.arch, seed, n_features))
-            yield images.row(f"Rd{n_features}", n_features, seed, metrics)
-        scored = images.score(partial(project, axes=axes[:, :n_features]))
+        for seed, channels in setup.draws.items():
+            if n_features != n_drawn:
+                channels = draw_channels(setup.arch, seed, n_features)
+            yield images.row(f"Rd{n_features}", n_features, seed, images.measure(channels))
+        components = axes[:, :n_features]
+        scored = images.score(lambda layers, axes=components: project(averaged(layers), axes))
         yield images.row(f"PCA{n_features}", n_features, None, images.evaluate(scored))
 
 
@@ -214,10 +241,47 @@ def project(layers: Features, axes: Tensor) -> Features:
 
 def study_draws(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
     """All metrics of the main run for several draws of channels, a row for each seed."""
-    n_features = setup.backbone.n_features
-    for seed in setup.seeds:
-        metrics = images.measure(draw_channels(setup.arch, seed))
-        yield images.row(f"Rd{n_features}", n_features, seed, metrics, METRICS)
+    for seed, channels in setup.draws.items():
+        n_features = len(channels)
+        yield images.row(f"Rd{n_features}", n_features, seed, images.measure(channels), METRICS)
+
+
+def study_neighbourhood(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
+    """Features averaged over larger and larger neighbourhoods, of random and of all channels."""
+    for method, seed, channels in chosen_channels(setup):
+        for neighbourhood in NEIGHBOURHOODS:
+            metrics = images.measure(channels, neighbourhood)
+            title = f"{method}, {neighbourhood} × {neighbourhood}"
+            yield images.row(title, len(channels), seed, metrics)
+
+
+def study_networks(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
+    """The network of the setup, and the others whose weights are at hand."""
+    yield from _study_network(setup, images)
+    for arch, network in BACKBONES.items():
+        if arch != setup.arch and network.has_weights():
+            extractor = load_extractor(
+                arch, None, str(setup.extractor.device), setup.extractor.precision
+            )
+            draws = {seed: draw_channels(arch, seed) for seed in setup.draws}
+            other = replace(setup, arch=arch, extractor=extractor, draws=draws)
+            yield from _study_network(other, ClassFeatures(other, images.train, images.test))
+
+
+def _study_network(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
+    for method, seed, channels in chosen_channels(setup):
+        for neighbourhood in (1, BEST_NEIGHBOURHOOD):
+            metrics = images.measure(channels, neighbourhood)
+            title = f"{setup.arch}, {method}, {neighbourhood} × {neighbourhood}"
+            yield images.row(title, len(channels), seed, metrics)
+
+
+def chosen_channels(setup: Setup) -> Iterator[tuple[str, int | None, Sequence[int]]]:
+    """Title, seed and channels of the first draw, unless it has all, and of all channels."""
+    seed, channels = setup.first_draw
+    if len(channels) < setup.n_channels:
+        yield f"Rd{len(channels)}", seed, channels
+    yield "all channels", None, range(setup.n_channels)
 
 
 def study_cost(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
@@ -227,13 +291,10 @@ def study_cost(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
     enlarging and smoothing). Bytes are those of the tensors kept.
     """
     pixels = np.concatenate([batch for _, batch, *_ in images.unseen])
-    methods = {"all channels": range(setup.n_channels)}
-    n_features = setup.backbone.n_features
-    if n_features < setup.n_channels:
-        methods = {f"Rd{n_features}": draw_channels(setup.arch, setup.seeds[0])} | methods
-    for method, channels in methods.items():
-        model = images.fit(choose(channels))
-        network_seconds, map_seconds = time_inference(setup.extractor, model, channels, pixels)
+    for method, _, channels in chosen_channels(setup):
+        transform = images.choose(channels)
+        model = images.fit(transform)
+        network_seconds, map_seconds = time_inference(setup.extractor, model, transform, pixels)
         yield {
             "class_name": images.test.class_name,
             "method": method,
@@ -249,14 +310,14 @@ def study_cost(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
 
 
 def time_inference(
-    extractor: FeatureExtractor, model: PaDiM, channels: Sequence[int], pixels: np.ndarray
+    extractor: FeatureExtractor, model: PaDiM, transform: Transform, pixels: np.ndarray
 ) -> tuple[float, float]:
     """Median seconds of the network and of the anomaly map for one image at a time.
 
     Args:
         extractor: of all channels.
-        model: fitted to the channels.
-        channels: indices into the concatenated layers.
+        model: fitted to transformed features.
+        transform: of features.
         pixels: (N, 3, H, W) uint8; taken in turn, the first WARM_UP untimed.
     """
     timed = []
@@ -265,7 +326,7 @@ def time_inference(
         start = _synchronised_time(extractor.device)
         layers = extractor(image)
         between = _synchronised_time(extractor.device)
-        model.anomaly_maps(select_channels(layers, channels), image.shape[2:])
+        model.anomaly_maps(transform(layers), image.shape[2:])
         timed.append((between - start, _synchronised_time(extractor.device) - between))
     network_seconds, map_seconds = zip(*timed[WARM_UP:], strict=True)
     return median(network_seconds), median(map_seconds)
@@ -284,10 +345,10 @@ def study_rotation(setup: Setup, images: ClassFeatures) -> Iterator[Row]:
     One model is fitted and tested for each seed, on a random version of the images. All models
     have the channels of the first draw.
     """
-    channels = draw_channels(setup.arch, setup.seeds[0])
+    _, channels = setup.first_draw
     n_features = len(channels)
     yield images.row("aligned", n_features, None, images.measure(channels))
-    for seed in setup.seeds:
+    for seed in setup.draws:
         train, test = RotatedDataset(images.train, seed), RotatedDataset(images.test, seed)
         # only the chosen channels are kept, so all of them are measured
         metrics = ClassFeatures(setup, train, test, channels).measure(range(n_features))
@@ -367,6 +428,8 @@ METHODS = {
     "layers": study_layers,
     "dimensions": study_dimensions,
     "draws": study_draws,
+    "neighbourhood": study_neighbourhood,
+    "networks": study_networks,
     "cost": study_cost,
     "rotation": study_rotation,
 }

@@ -1,0 +1,220 @@
+"""Tables and plots of the studies' rows."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from utils.report.results import METRICS
+from utils.report.tables import COMPARED, DASH, Table
+from utils.system.files import replacing
+
+MEGABYTE = 10**6
+OWN_PLOT = ("cost", "size")  # studies that are not drawn as the others are
+
+Row = Mapping[str, Any]
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of the same columns, unrounded."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def accuracy_table(title: str, rows: Sequence[Row], notes: Sequence[str]) -> Table:
+    """The metrics of each class and method, and of the mean of several classes."""
+    metrics = [metric for metric in METRICS if metric in rows[0]]
+    cells = [
+        [
+            f"{class_name}, {method}",
+            str(of_seeds[0]["n_features"]),
+            *(format_spread([row[metric] for row in of_seeds]) for metric in metrics),
+        ]
+        for class_name, methods in group_rows(rows).items()
+        for method, of_seeds in methods.items()
+    ]
+    columns = ["class, method", "dimensions", *(METRICS[metric] for metric in metrics)]
+    return Table(title, columns, cells, notes)
+
+
+def group_rows(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """By class and method the rows of all seeds; last the means over classes, if several."""
+    groups: dict[str, dict[str, list[Row]]] = {}
+    for row in rows:
+        groups.setdefault(row["class_name"], {}).setdefault(row["method"], []).append(row)
+    if len(groups) > 1:
+        classes = list(groups.values())
+        groups[f"mean of {len(groups)} classes"] = {
+            method: list(map(mean_row, zip(*(c[method] for c in classes), strict=True)))
+            for method in classes[0]
+        }
+    return groups
+
+
+def mean_row(rows: Sequence[Row]) -> Row:
+    """The first row with means over all rows for what was measured; None where one lacks it."""
+    means = dict(rows[0])
+    for metric in (*METRICS, "model_bytes", "map_seconds"):
+        if metric not in means:
+            continue
+        values = [row[metric] for row in rows]
+        means[metric] = None if None in values else fmean(values)
+    return means
+
+
+def format_spread(values: Sequence[float | None]) -> str:
+    """Mean ± standard deviation of several values; a dash if one is undefined."""
+    if None in values:
+        return DASH
+    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
+    return f"{fmean(values):.3f}{spread}"
+
+
+def cost_table(title: str, rows: Sequence[Row], notes: Sequence[str]) -> Table:
+    """Milliseconds and megabytes of each class and method."""
+    columns = [
+        *("class, method", "dimensions", "training images", "form"),
+        *("network, ms", "map, ms", "image, ms", "network, MB", "Gaussians, MB", "model, MB"),
+    ]
+    cells = []
+    for row in rows:
+        seconds = [row["network_seconds"], row["map_seconds"]]
+        sizes = [row["network_bytes"], row["gaussians_bytes"]]
+        cells.append(
+            [
+                f"{row['class_name']}, {row['method']}",
+                *(str(row[name]) for name in ("n_features", "n_train", "form")),
+                *(f"{1000 * value:.1f}" for value in (*seconds, sum(seconds))),
+                *(f"{value / MEGABYTE:.1f}" for value in (*sizes, sum(sizes))),
+            ]
+        )
+    return Table(title, columns, cells, notes)
+
+
+def size_table(title: str, rows: Sequence[Row], notes: Sequence[str]) -> Table:
+    """Megabytes, milliseconds and metrics of each class and method, and of their means."""
+    columns = ["class, method", "dimensions", "model, MB", "map, ms"]
+    columns += [*(METRICS[metric] for metric in COMPARED), "efficient"]
+    cells = []
+    for group, methods in group_rows(rows).items():
+        of_methods = [of_seeds[0] for of_seeds in methods.values()]
+        cells += [
+            [
+                f"{group}, {row['method']}",
+                str(row["n_features"]),
+                f"{row['model_bytes'] / MEGABYTE:.1f}",
+                f"{1000 * row['map_seconds']:.1f}",
+                *(format_spread([row[metric]]) for metric in COMPARED),
+                "yes" if is_efficient(row, of_methods, "image_auroc") else "",
+            ]
+            for row in of_methods
+        ]
+    return Table(title, columns, cells, notes)
+
+
+def is_efficient(row: Row, rows: Sequence[Row], metric: str, cost: str = "model_bytes") -> bool:
+    """Whether no other row costs at most as much and has a higher metric, or the same for less."""
+
+    def beats(other: Row) -> bool:
+        not_worse = other[metric] >= row[metric] and other[cost] <= row[cost]
+        return not_worse and (other[metric], other[cost]) != (row[metric], row[cost])
+
+    return not any(map(beats, rows))
+
+
+def plot_sizes(path: Path, rows: Sequence[Row], title: str) -> None:
+    """Draw image ROCAUC and AUPRO against megabytes and milliseconds, means over classes.
+
+    The efficient methods are joined by a line.
+    """
+    from matplotlib.figure import Figure
+
+    of_methods = [of_seeds[0] for of_seeds in list(group_rows(rows).values())[-1].values()]
+    figure = Figure(figsize=(14, 10), layout="constrained")
+    costs = {"model_bytes": ("model, MB", MEGABYTE), "map_seconds": ("map of an image, ms", 1e-3)}
+    panels = [(metric, cost) for metric in ("image_auroc", "aupro") for cost in costs]
+    for axes, (metric, cost) in zip(figure.subplots(2, 2).flat, panels, strict=True):
+        label, unit = costs[cost]
+        shown = sorted(
+            (row for row in of_methods if row[metric] is not None), key=lambda row: row[cost]
+        )
+        best = [row for row in shown if is_efficient(row, shown, metric, cost)]
+        axes.plot([row[cost] / unit for row in best], [row[metric] for row in best], "o-")
+        for row in shown:
+            place = row[cost] / unit, row[metric]
+            axes.plot(*place, "o", color="C0" if row in best else "0.6")
+            axes.annotate(
+                row["method"], place, xytext=(4, 4), textcoords="offset points", fontsize=8
+            )
+        axes.set(xscale="log", xlabel=label, ylabel=METRICS[metric])
+        axes.grid(color="0.9")
+        axes.margins(x=0.25)
+    figure.suptitle(f"{title}: size and time against accuracy; the efficient ones are joined")
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def plot_studies(path: Path, rows: Mapping[str, Sequence[Row]], title: str) -> None:
+    """Draw the metrics of the studies: a dot per class, the mean also in figures.
+
+    Args:
+        path: of the PNG file; without any study none is written.
+        rows: by study; those of OWN_PLOT are left out.
+        title: of the figure.
+    """
+    from matplotlib.figure import Figure
+
+    studies = {name: group_rows(rows[name]) for name in rows if name not in OWN_PLOT}
+    if not studies:
+        return
+    groups = list(next(iter(studies.values())))
+    counts = [len(study[groups[0]]) for study in studies.values()]  # of methods
+    figure = Figure(figsize=(15, 1.8 + 0.9 * len(counts) + 0.36 * sum(counts)))
+    figure.set_layout_engine("constrained")
+    # a metric has the same scale in all studies, so that they can be compared
+    grid = figure.subplots(
+        *(len(studies), len(COMPARED)), sharex="col", squeeze=False, height_ratios=counts
+    )
+    for line, (name, study) in zip(grid, studies.items(), strict=True):
+        for axes, metric in zip(line, COMPARED, strict=True):
+            _plot_panel(axes, study, metric)
+            labels = list(study[groups[0]]) if axes is line[0] else []
+            axes.set_yticks(range(len(study[groups[0]])), labels)
+            axes.set_title(f"{name}: {METRICS[metric]}", loc="left")
+    figure.suptitle(
+        f"{title}. Dots: mean over seeds; lines: their range; figures: {groups[-1]}. Axes are cut."
+    )
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=100)
+
+
+def _plot_panel(axes: Any, study: Mapping[str, Mapping[str, Sequence[Row]]], metric: str) -> None:
+    """Draw a line per method, the first on top, with the last group in figures at the right."""
+    for number, (group, methods) in enumerate(study.items()):
+        last = number == len(study) - 1
+        is_mean = last and number > 0
+        # ten colours, each with two shapes
+        marker = "D" if is_mean else "o" if number < 10 else "s"
+        style = {"color": "black" if is_mean else f"C{number}", "marker": marker}
+        values = [[row[metric] for row in of_seeds] for of_seeds in methods.values()]
+        defined = {y: of_seeds for y, of_seeds in enumerate(values) if None not in of_seeds}
+        axes.plot(list(map(fmean, defined.values())), list(defined), ls="", label=group, **style)
+        for y, of_seeds in defined.items():
+            axes.hlines(y, min(of_seeds), max(of_seeds), color=style["color"])
+            if last:
+                place = axes.get_yaxis_transform()
+                axes.text(1.01, y, f"{fmean(of_seeds):.3f}", transform=place, va="center")
+    axes.set(ylim=(len(methods) - 0.5, -0.5))
+    axes.tick_params(left=False, labelbottom=True)
+    axes.grid(color="0.9")
+    axes.set_axisbelow(True)
