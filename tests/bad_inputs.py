@@ -266,6 +266,7 @@ RESULTS = {
     "published, no text": ("published.csv is damaged", write, PUBLISHED, b"\xff\xfe"),
     "published, no number": ("published.csv is damaged", swap, PUBLISHED, b"0.984", b"nan"),
     "published missing": ("published.csv", remove, PUBLISHED),
+    "peers missing": ("peers.csv", remove, PUBLISHED.replace("published", "peers")),
     "a study, no text": (NO_TEXT, write, STUDY, b"\xff\xfe"),
     "README without markers": ("README.md has lost the lines", write, "README.md", b"text"),
 }

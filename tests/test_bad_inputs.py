@@ -23,7 +23,6 @@ from PIL import Image
 from tests.bad_inputs import (
     COMMANDS,
     FOUND,
-    PUBLISHED,
     REFUSED,
     ROOT,
     SMALL_FILES,
@@ -75,7 +74,12 @@ def place(tmp_path, drawn_tree, weights, model, monkeypatch):
     Image.fromarray(noise(3, side=1)).save("new/good.png")
     Path("weights.pth").symlink_to(weights)
     shutil.copy(model, "bolt.safetensors")
-    for pattern in ("README.md", "results/README.md", PUBLISHED, "results/**/metrics.json"):
+    for pattern in (
+        "README.md",
+        "results/README.md",
+        "results/**/*.csv",
+        "results/**/metrics.json",
+    ):
         for path in ROOT.glob(pattern):
             write(path.relative_to(ROOT), path.read_bytes())
     write(STUDY, b"a table\n")

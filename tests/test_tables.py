@@ -20,10 +20,13 @@ from utils.commands.tables import (
 )
 from utils.report.results import Run, write_run
 from utils.report.tables import (
+    AUPIMO_AUTHORS,
+    PEERS,
     PUBLISHED,
     Table,
     comparison_table,
     metrics_table,
+    read_all_published,
     read_published,
     run_tables,
     to_markdown,
@@ -35,7 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(scope="module")
 def published():
-    return read_published(ROOT / PUBLISHED)
+    return read_all_published()
 
 
 def run_of(*results, **settings):
@@ -74,7 +77,7 @@ def test_other_classes_have_one_mean_and_a_single_class_has_none():
 def test_a_mean_needs_the_metric_of_every_class():
     results = [make_result("bottle", aupro=None), make_result("screw")]
     table = cells(metrics_table(run_of(*results)))
-    assert [row[-1] for row in table.values()] == ["–", "0.500", "–"]
+    assert [row[-2] for row in table.values()] == ["–", "0.500", "–"]
 
 
 def test_notes_name_the_source_of_the_numbers_and_the_notes_of_the_classes():
@@ -92,11 +95,11 @@ def test_comparison_shows_measured_classes_alone_and_counts_the_others(published
     run = run_of(make_result("bottle", image_auroc=0.9905), make_result("grass"))
     table = comparison_table(run, "image_auroc", published)
     # the paper has no class alone
-    assert list(table.columns) == ["class", "ours", "upstream", "Δ"]
+    assert list(table.columns) == ["class", "ours", "upstream", "Δ", "anomalib"]
     # 0.9905 - 0.996
-    assert cells(table) == {"bottle": ["0.991", "0.996", "−0.005"]}
+    assert cells(table) == {"bottle": ["0.991", "0.996", "−0.005", "0.994"]}
     assert table.notes[-1].startswith("Not measured here: 14 of the 15 classes;")
-    assert PUBLISHED.as_posix() in table.notes[-1]
+    assert PUBLISHED.parent.as_posix() in table.notes[-1]
 
 
 def test_comparison_of_all_classes_has_upstreams_rows_and_the_papers_means(published):
@@ -105,9 +108,10 @@ def test_comparison_of_all_classes_has_upstreams_rows_and_the_papers_means(publi
     assert [row[0] for row in table.rows] == [
         *(*mvtec.TEXTURES, "mean of textures", *mvtec.OBJECTS, "mean of objects", "mean of all")
     ]
-    assert list(table.columns) == ["class", "ours", "paper"]
-    assert cells(table)["mean of all"] == ["0.900", "0.901"]
-    assert len(table.notes) == 1
+    assert list(table.columns) == ["class", "ours", "paper", "anomalib"]
+    assert cells(table)["mean of all"][:2] == ["0.900", "0.901"]
+    assert cells(table)["bottle"][1:] == ["–", "0.947"]
+    assert table.notes[1:] == [AUPIMO_AUTHORS]
 
 
 def test_caveats_stand_below_the_rows_that_they_are_about(published):
@@ -128,12 +132,11 @@ def test_upstreams_mean_of_textures_is_what_the_caveat_says(published):
 
 
 def test_only_what_is_published_is_compared():
-    # AUPRO is published as a mean alone
-    assert len(run_tables(run_of(make_result("bottle")))) == 3
+    assert len(run_tables(run_of(make_result("bottle")))) == 5
     assert len(run_tables(run_of(make_result("brick")))) == 1
     assert len(run_tables(run_of(make_result("bottle"), arch="efficientnet_lite0"))) == 1
     # without masks there are no pixel metrics
-    unmarked = make_result("bottle", pixel_auroc=None, aupro=None)
+    unmarked = make_result("bottle", pixel_auroc=None, aupro=None, aupimo=None)
     assert len(run_tables(run_of(unmarked))) == 2
 
 
@@ -203,7 +206,8 @@ def root(tmp_path, monkeypatch):
         (measured / name).parent.mkdir(parents=True, exist_ok=True)
         (measured / name).write_text(f"text of {name}\n")
     (measured / "benchmark/scaling.png").touch()
-    (measured / "published.csv").write_bytes((ROOT / PUBLISHED).read_bytes())
+    for path in (PUBLISHED, PEERS):
+        (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     (tmp_path / "results" / "README.md").write_text(f"before\n{START}old\n{END}after\n")
     (tmp_path / "README.md").write_text(f"before\n{GLANCE_START}old\n{GLANCE_END}after\n")
     monkeypatch.setattr("utils.commands.tables.ROOT", tmp_path)
@@ -218,7 +222,7 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, 
     assert capsys.readouterr().out.splitlines() == list(map(str, written))
     assert not (root / "results" / "mine" / "tables.md").exists()
     measured, all_of_them, at_a_glance = (path.read_text() for path in written)
-    assert measured.count("| bottle |") == 3
+    assert measured.count("| bottle |") == 5
     # of runs only the measured ones; half-written files of killed processes are left out
     assert all_of_them == (
         f"before\n{START}\n{measured}\ntext of studies/r/a.md\n\ntext of benchmark/benchmark.md\n\n"
@@ -281,6 +285,6 @@ def test_committed_tables_are_what_the_committed_results_say():
 def test_settings_other_than_the_published_ones_are_named(arguments, model, published):
     run = run_of(make_result("bottle"), arguments=arguments)
     assert metrics_table(run).title == f"resnet18{model} on mvtec_ad"
-    assert len(run_tables(run)) == (1 if model else 3)
+    assert len(run_tables(run)) == (1 if model else 5)
     sources = [row[0].partition(", ")[2] for row in glance_rows(run, published)]
     assert sources == ([] if model else ["published by upstream"]) + [f"{model}, measured here"[2:]]

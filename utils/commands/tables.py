@@ -16,14 +16,13 @@ from utils import backbone
 from utils.report.results import METRICS, Run, damaged, read_run
 from utils.report.tables import (
     COMPARED,
-    PUBLISHED,
     ROOT,
     Published,
     Table,
     describe_model,
     format_value,
     mean_of,
-    read_published,
+    read_all_published,
     run_tables,
     to_markdown,
     write_tables,
@@ -93,9 +92,9 @@ def glance(results: Path) -> str:
     Published networks that were not measured here come last, with the means over all classes.
 
     Raises:
-        OSError, ValueError: as read_run and read_published.
+        OSError, ValueError: as read_run and read_all_published.
     """
-    published = read_published(ROOT / PUBLISHED)
+    published = read_all_published()
     runs = [read_run(path) for path in sorted((results / "measured").rglob("metrics.json"))]
     rows = [row for run in runs for row in glance_rows(run, published)]
     measured = {run.settings["arch"] for run in runs}
@@ -146,7 +145,7 @@ def read_tables(path: Path) -> list[Table]:
     """The tables of the run that wrote this metrics.json.
 
     Raises:
-        OSError, ValueError: as read_run and read_published.
+        OSError, ValueError: as read_run and read_all_published.
     """
     run = read_run(path)
     try:

@@ -13,8 +13,20 @@ from utils.report.results import METRICS, Run
 from utils.system.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
-PUBLISHED = Path("results", "measured", "published.csv")  # below ROOT
+PUBLISHED = Path("results", "measured", "published.csv")  # upstream's and the paper's, below ROOT
+PEERS = PUBLISHED.with_name("peers.csv")  # of other implementations
 COMPARED = ("image_auroc", "pixel_auroc", "aupro")
+# columns of published values, and their source by metric
+SOURCES = {
+    "upstream": dict.fromkeys(COMPARED, "upstream"),
+    "paper": dict.fromkeys(COMPARED, "paper"),
+    "anomalib": {
+        "image_auroc": "anomalib",
+        "pixel_auroc": "anomalib",
+        "aupro": "aupimo",
+        "aupimo": "aupimo",
+    },
+}
 DASH = "–"  # stands in a cell without a value
 # remarks on published values, by metric and arch, then by the row that they are about
 CAVEATS = {
@@ -35,7 +47,12 @@ CAVEATS = {
     },
 }
 
-# the value by source ("upstream" or "paper"), arch, metric, and class or mean
+AUPIMO_AUTHORS = (
+    "anomalib: its PaDiM as the authors of AUPIMO measured it (jpcbertoldo/aupimo); the size of "
+    "their images is not recorded."
+)
+
+# the value by source, arch, metric, and class or mean
 Published = Mapping[tuple[str, str, str, str], float]
 
 
@@ -76,8 +93,8 @@ def run_tables(run: Run) -> list[Table]:
         return tables
     if not any(result.class_name in mvtec.CLASS_NAMES for result in run.results):
         return tables
-    published = read_published(ROOT / PUBLISHED)
-    tables += [comparison_table(run, metric, published) for metric in COMPARED]
+    published = read_all_published()
+    tables += [comparison_table(run, metric, published) for metric in (*COMPARED, "aupimo")]
     return [table for table in tables if table.rows and len(table.columns) > 2]
 
 
@@ -112,11 +129,11 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
     measured = {group: mean_of(run, metric, group.class_names) for group in mvtec_groups()}
     groups = [group for group, value in measured.items() if value is not None]
     columns = {"ours": [format_value(measured[group]) for group in groups]}
-    for source in ("upstream", "paper"):
-        values = [published.get((source, arch, metric, group.key)) for group in groups]
+    for title, sources in SOURCES.items():
+        values = [published.get((sources.get(metric), arch, metric, group.key)) for group in groups]
         if values != [None] * len(groups):
-            columns[source] = [format_value(value) for value in values]
-            if source == "upstream":
+            columns[title] = [format_value(value) for value in values]
+            if title == "upstream":
                 columns["Δ"] = [
                     format_value(None if value is None else measured[group] - value, sign=True)
                     for group, value in zip(groups, values, strict=True)
@@ -124,11 +141,13 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
     rows = [[group.title, *cells] for group, *cells in zip(groups, *columns.values(), strict=True)]
     notes = [f"Ours: seed {run.results[0].seed} of the run above."]
     notes += [caveats[group.key] for group in groups if group.key in caveats]
+    if "anomalib" in columns and SOURCES["anomalib"][metric] == "aupimo":
+        notes.append(AUPIMO_AUTHORS)
     n_missing = len(mvtec.CLASS_NAMES) - sum(len(group.class_names) == 1 for group in groups)
     if n_missing:
         notes.append(
             f"Not measured here: {n_missing} of the {len(mvtec.CLASS_NAMES)} classes; what is "
-            f"published of them is in {PUBLISHED.as_posix()}."
+            f"published of them is in {PUBLISHED.parent.as_posix()}."
         )
     title = f"{arch}: {METRICS[metric]}, published and measured here"
     return Table(title, ["class", *columns], rows, notes)
@@ -173,8 +192,17 @@ def describe_source(run: Run) -> str:
     )
 
 
+def read_all_published() -> Published:
+    """The published values of all sources.
+
+    Raises:
+        OSError, ValueError: as read_published.
+    """
+    return {**read_published(ROOT / PUBLISHED), **read_published(ROOT / PEERS)}
+
+
 def read_published(path: Path) -> Published:
-    """The published values.
+    """The published values in a file.
 
     Raises:
         OSError: if the file cannot be read.
