@@ -26,6 +26,11 @@ from tests.helpers import (  # some tests import build_network and write_image f
     write_random_weights,
 )
 
+# The tests are about the CPU, also in the processes that they start. gpu_cases.py is about GPUs.
+GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
+if "PADIM_GPU_CASES" not in os.environ:
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 TREE_CLASSES = ("bolt", "weave")
 TREE_DEFECT_TYPES = ("crack", "stain")

@@ -1,0 +1,154 @@
+"""What must hold on a GPU. test_gpu.py runs this file in a process that sees the GPUs.
+
+All other tests are about the CPU: conftest.py hides the GPUs from them.
+"""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.images import Preprocessing
+from tests.helpers import call, experiment_options, metrics, read_csv
+from tests.samples import draw_images
+from utils.backbone import BATCH_SIZE, draw_channels, load_network
+from utils.detector import Detector
+from utils.features import FeatureExtractor
+from utils.model_file import class_bytes
+from utils.padim import PaDiM
+from utils.system import memory
+from utils.system.device import choose_device
+from utils.system.memory import Work, device_bytes
+
+SIZE = (64, 48)
+
+
+@pytest.fixture(scope="module")
+def ends(drawn_tree, random_weights, tmp_path_factory):
+    """A function that runs the experiment on a device; the folder of its results."""
+    weights = random_weights("resnet18")
+
+    def run(device, *options):
+        folder = tmp_path_factory.mktemp(device)
+        words = experiment_options(drawn_tree, weights, folder)
+        done = call(*words, "--device", device, *options)
+        assert done.returncode == 0, done.stderr
+        return folder / "resnet18"
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def both(ends):
+    """The folders of a run on the CPU and of one on the GPU."""
+    return ends("cpu"), ends("cuda")
+
+
+def scores(folder):
+    return np.array([float(row["score"]) for row in read_csv(folder / "scores.csv")])
+
+
+@pytest.mark.parametrize("n", [20, 120], ids=["dual", "primal"])
+def test_features_maps_and_held_out_maps_agree(random_weights, n):
+    images = draw_images(n + 3, 3, *SIZE)
+    maps, layers = [], []
+    for name in ("cpu", "cuda"):
+        network = load_network("resnet18", random_weights("resnet18"))
+        channels = draw_channels("resnet18")
+        extractor = FeatureExtractor(network, choose_device(name), channels=channels)
+        model = PaDiM().fit((extractor(part) for part in images[:n].split(20)), n)
+        layers.append(extractor(images[n:]))
+        anomaly_maps = model.anomaly_maps(layers[-1], SIZE)
+        maps.append((anomaly_maps.cpu(), torch.from_numpy(model.held_out_maps(SIZE))))
+    for on_cpu, on_gpu in zip(*layers, strict=True):
+        # TF32 would be a hundred times as far away
+        error = (on_gpu.cpu() - on_cpu).norm() / on_cpu.norm()
+        assert error < 1e-5
+    # leaving an image out magnifies rounding
+    for on_cpu, on_gpu, tolerance in zip(*maps, (1e-3, 2e-2), strict=True):
+        torch.testing.assert_close(on_gpu, on_cpu, rtol=tolerance, atol=1e-3)
+
+
+def test_whole_command_gives_the_cpus_numbers(both):
+    np.testing.assert_allclose(scores(both[1]), scores(both[0]), rtol=1e-4)
+    for on_cpu, on_gpu in zip(*map(metrics, both), strict=True):
+        for name in ("image_auroc", "pixel_auroc", "aupro"):
+            assert float(on_gpu[name]) == pytest.approx(float(on_cpu[name]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("precision", "tolerance"), [("tf32", 0.02), ("bf16", 0.2), ("fp16", 0.05)]
+)
+def test_lower_precision_changes_scores_a_little(ends, both, precision, tolerance):
+    folder = ends("cuda", "--precision", precision)
+    found, exact = scores(folder), scores(both[1])
+    assert (found != exact).any()
+    np.testing.assert_allclose(found, exact, rtol=tolerance)
+    settings = json.loads((folder / "metrics.json").read_text())["settings"]
+    assert settings["arguments"]["precision"] == precision
+    assert settings["device"].startswith("cuda")
+
+
+def test_no_more_memory_is_taken_than_was_estimated(both):
+    settings = json.loads((both[1] / "metrics.json").read_text())["settings"]
+    work = Work(
+        model_bytes=class_bytes("resnet18", draw_channels("resnet18"), (64, 64), 5),
+        pixels=64 * 64,
+        batch_size=BATCH_SIZE,
+        n_held_out=5,
+        n_kept=8,
+        n_drawn=1,
+    )
+    # the network's weights come on top; without an allowance they would be most of it here
+    assert settings["peak_memory_bytes"]["cuda"] <= device_bytes(work) + memory.LIBRARY_BYTES
+
+
+def test_class_that_does_not_fit_is_refused(drawn_tree, random_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**6, 10**10))
+    words = experiment_options(drawn_tree, random_weights("resnet18"), tmp_path)
+    done = call(*words, "--device", "cuda")
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "GB of memory of the GPU" in line
+    assert "lower --n_features" in line
+
+
+def test_memory_that_runs_out_ends_in_one_line(drawn_tree, random_weights, tmp_path, monkeypatch):
+    monkeypatch.setattr("main.check_memory_of", lambda *_: None)
+    words = experiment_options(drawn_tree, random_weights("resnet18"), tmp_path)
+    torch.cuda.set_per_process_memory_fraction(1e-4)
+    try:
+        done = call(*words, "--device", "cuda")
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "memory is full" in line
+
+
+def test_predict_and_detector_give_the_cpus_scores(both, drawn_tree, random_weights, tmp_path):
+    weights, model = random_weights("resnet18"), both[0] / "models/bolt.safetensors"
+    images = drawn_tree / "bolt/test/crack"
+    found = []
+    for device in ("cpu", "cuda"):
+        words = ["predict", "--model", model, "--weights", weights, "--device", device, images]
+        done = call(*words, "--output", tmp_path / device)
+        assert done.returncode == 0, done.stderr
+        rows = read_csv(tmp_path / device / "predictions.csv")
+        found.append([float(row["score"]) for row in rows])
+    np.testing.assert_allclose(found[1], found[0], rtol=1e-4)
+    detector = Detector.load(model, weights, "cuda")
+    score, _ = detector.score(Image.open(sorted(images.iterdir())[0]))
+    assert score == pytest.approx(found[0][0], rel=1e-4)
+
+
+def test_detector_is_fitted_on_the_gpu(random_weights):
+    images = list(draw_images(8, 3, 48, 48).permute(0, 2, 3, 1).numpy())
+    settings = {"weights": random_weights("resnet18"), "preprocessing": Preprocessing(48, 48)}
+    maps = []
+    for device in ("cpu", "cuda"):
+        detector = Detector.fit(images[:6], device=device, **settings)
+        maps.append(detector.score(images[7])[1])
+    np.testing.assert_allclose(maps[1], maps[0], rtol=1e-3)
