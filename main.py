@@ -16,6 +16,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from datasets import demo
+from datasets.copies import first_copies_of_files
 from datasets.dataset import ImageDataset, Splits, load_all
 from datasets.images import Preprocessing
 from datasets.loading import Loader
@@ -125,9 +126,10 @@ def fit_and_score(
     # features of good images -> a Gaussian for each patch position
     report.begin("fit")
     good = (extractor(images) for images, _, _ in loader.batches(train))
-    model = PaDiM().fit(good, len(train))
+    copy_of = first_copies_of_files([sample.path for sample in train.samples])
+    model = PaDiM().fit(good, len(train), copy_of=copy_of)
 
-    # good images, each left out in turn -> thresholds to deploy
+    # good images, each left out in turn with its copies -> thresholds to deploy
     thresholds = find_thresholds(model.held_out_maps(train.image_size), args.target_fpr)
     report.save_model(model, thresholds, extractor)
 

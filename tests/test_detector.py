@@ -147,3 +147,14 @@ def test_the_readmes_lines_run(weights, tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     assert re.fullmatch(r"\d+\.\d+ True \(224, 224\)\n", capsys.readouterr().out)
     assert Path("bottle.safetensors").is_file()
+
+
+def test_copies_of_an_image_do_not_lower_the_thresholds(random_weights):
+    weights = random_weights("resnet18")
+    settings = {"weights": weights, "preprocessing": SMALL, "n_features": 7}
+    images = good_images(6)
+    once = Detector.fit(images, **settings).model.thresholds
+    twice = Detector.fit([*images, *images], **settings).model.thresholds
+    assert len(twice.good_scores) == 6
+    # each distance is by five images once, or by ten of which two are equal
+    np.testing.assert_allclose(twice.good_scores, once.good_scores, rtol=0.2)

@@ -24,7 +24,7 @@ def fit(layers: list[Tensor], **options: float) -> Gaussians:
 
 def leave_one_out(layers: list[Tensor]) -> Tensor:
     n = len(layers[0])
-    return fit(layers).leave_one_out(range(n), layers, n)
+    return fit(layers).leave_one_out([[number] for number in range(n)], layers, n)
 
 
 def assert_close(distances: Tensor, expected: np.ndarray | Tensor, tolerance: float) -> None:
@@ -196,6 +196,23 @@ def assert_left_out(train: list[Tensor], tolerance: float) -> None:
         others = np.delete(embeddings, i, axis=0)
         expected = naive_distances(others, embeddings[[i]], eps=0.01 * (n - 1) / (n - 2))
         np.testing.assert_allclose(distances[i].numpy(), expected[0], rtol=tolerance)
+
+
+@pytest.mark.parametrize("n", [6, 20], ids=["dual", "primal"])
+@pytest.mark.parametrize("copies", [2, 3])
+def test_copies_of_an_image_are_left_out_together(n, copies):
+    train = [3 * layer for layer in draw_layers(n, GRIDS["three"])]
+    for layer in train:
+        layer[1:copies] = layer[0]
+    gaussians, embeddings = fit(train), naive_embeddings(train)
+    assert gaussians.is_primal is (n == 20)
+    layers = [layer[[0, n - 1]] for layer in train]
+    distances = gaussians.leave_one_out([range(copies), [n - 1]], layers, n)
+    for found, first, left_out in zip(distances, (0, n - 1), (copies, 1), strict=True):
+        others = np.delete(embeddings, range(first, first + left_out), axis=0)
+        eps = 0.01 * (n - 1) / (n - left_out - 1)
+        expected = naive_distances(others, embeddings[[first]], eps=eps)
+        np.testing.assert_allclose(found.numpy(), expected[0], rtol=2e-2)
 
 
 @in_both_forms

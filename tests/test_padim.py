@@ -79,6 +79,20 @@ def test_held_out_maps_are_those_of_a_fit_without_the_image(n):
         np.testing.assert_allclose(anomaly_map, naive_maps(distances, SIZE)[0], rtol=2e-3)
 
 
+@in_both_forms
+def test_copies_are_held_out_together(n):
+    train = draw_layers(n, GRIDS)
+    for layer in train:
+        layer[n - 1] = layer[2]
+    copy_of = [*range(n - 1), 2]
+    found = fit(train, [n], copy_of=copy_of).held_out_maps(SIZE)
+    assert len(found) == n - 1
+    others = np.delete(naive_embeddings(train), [2, n - 1], axis=0)
+    eps = 0.01 * (n - 1) / (n - 3)
+    distances = naive_distances(others, naive_embeddings(train)[[2]], eps=eps)
+    np.testing.assert_allclose(found[2], naive_maps(distances, SIZE)[0], rtol=1e-2)
+
+
 @pytest.mark.parametrize(("n", "count"), [(2, 0), (3, 3)])
 def test_without_two_other_images_nothing_is_held_out(n, count):
     held_out_maps = fit(draw_layers(n, GRIDS), [n]).held_out_maps(SIZE)
@@ -86,7 +100,7 @@ def test_without_two_other_images_nothing_is_held_out(n, count):
 
 
 def test_held_out_images_are_those_that_thresholds_are_found_with(monkeypatch):
-    monkeypatch.setattr("utils.padim.choose_held_out", lambda n: [n - 1])
+    monkeypatch.setattr("utils.padim.choose_held_out", lambda n, copy_of: [n - 1])
     model = fit(draw_layers(20, GRIDS), [20])
     expected = fit(draw_layers(20, GRIDS), [20], held_out=[19]).held_out_maps(SIZE)
     np.testing.assert_array_equal(model.held_out_maps(SIZE), expected)

@@ -75,3 +75,13 @@ def test_held_out_images_are_spread_evenly(n, count):
 
 def test_of_two_images_none_is_held_out():
     assert choose_held_out(2) == []
+
+
+def test_of_copies_the_first_is_held_out_if_two_other_images_are_left():
+    assert choose_held_out(6, [0, 1, 0, 3, 1, 5]) == [0, 1, 3, 5]
+    assert choose_held_out(4, [0, 0, 0, 3]) == [3]
+    assert choose_held_out(3, [0, 0, 0]) == []
+    many = choose_held_out(2000, [number // 2 * 2 for number in range(2000)])
+    assert len(many) == MOST_HELD_OUT
+    assert (many[0], many[-1]) == (0, 1998)
+    assert all(number % 2 == 0 for number in many)

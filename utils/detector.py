@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from datasets.copies import first_copies
 from datasets.images import (
     DEFAULT,
     Preprocessing,
@@ -86,7 +87,8 @@ class Detector:
         prepared = _prepare_all(images, preprocessing, name)
         image_size = prepared[0].shape[1:]
         good = (extractor(batch) for batch in _batches(prepared))
-        padim = PaDiM().fit(good, len(prepared))
+        copy_of = first_copies(_pixels_sha256([image]) for image in prepared)
+        padim = PaDiM().fit(good, len(prepared), copy_of=copy_of)
         model = TrainedModel(
             class_name=name,
             arch=arch,

@@ -118,51 +118,67 @@ class Gaussians:
         return whitened, squared
 
     def leave_one_out(
-        self, images: Sequence[int], layers: Sequence[Tensor] | None, n_train: int
+        self,
+        images: Sequence[Sequence[int]],
+        layers: Sequence[Tensor] | None,
+        n_train: int,
     ) -> Tensor:
-        """Distances of training images to the Gaussians of the other n_train - 1 images.
+        """Distances of training images to the Gaussians of the other training images.
 
         No second fit is needed: mean and scatter without an image are rank-one updates of those
-        with it, and so is the distance by the Sherman-Morrison formula. Equal to a fit without
-        the image, with eps larger by (N - 1) / (N - 2).
+        with it, and so is the distance by the Sherman-Morrison formula; m copies of an image count
+        m times in it. Equal to a fit without the image and its copies, with eps larger by
+        (N - 1) / (N - m - 1).
 
         Args:
-            images: numbers of B training images, in the order of the fit.
-            layers: their embeddings, as in distances; the dual form has them and needs none.
+            images: for B training images the numbers, in the order of the fit, of the image and
+                of all its copies; at most N - 2.
+            layers: embeddings of the B images, as in distances; the dual form needs none.
             n_train: N, at least 3.
 
         Returns:
             (B, h, w) float32.
         """
-        n = n_train
-        if self.is_primal:
-            # zᵀ (S + eps (N - 1) I)⁻¹ z, with S the scatter, is below (N - 1) / N
-            left = 1 - n / (n - 1) ** 2 * self.distances(layers).square()
-        else:
-            left = self._on_grid(n * self.eps * self._inverse_diagonal(images))
-        left = left.clamp_(torch.finfo(left.dtype).eps, 1)
-        return ((n - 2) * n / (n - 1) * (1 - left) / left).sqrt()
+        n, m = n_train, np.array([len(copies) for copies in images])
+        part = (n - 1) / (m * (n - m))  # 1 for an image without a copy
 
-    def _inverse_diagonal(self, images: Sequence[int]) -> Tensor:
-        """Diagonal entries of the inverse of all regularised inner products: (P, B).
+        def scale(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values).to(self.whitening)[:, None, None]
+
+        if self.is_primal:
+            # m zᵀ (S + eps (N - 1) I)⁻¹ z, with S the scatter, is below (N - m) / N
+            taken = n / (n - 1) ** 2 * self.distances(layers).square()
+            left = 1 - scale(m**2 * part) * taken
+        else:
+            left = scale(n * self.eps * part) * self._on_grid(self._inverse_sums(images))
+        left = left.clamp_(torch.finfo(left.dtype).eps, 1)
+        return (scale((n - m - 1) * n / (m * (n - m))) * (1 - left) / left).sqrt()
+
+    def _inverse_sums(self, images: Sequence[Sequence[int]]) -> Tensor:
+        """Sums over entries of the inverse of all regularised inner products: (P, B).
 
         With G = M + X_1 X_1ᵀ the products of all layers, M = LLᵀ those of the coarser ones, 1 minus
         zᵀ (S + eps (N - 1) I)⁻¹ z is eps (N - 1) times an entry of the diagonal of
-        G⁻¹ = L⁻ᵀ (I - eps BTᵀTBᵀ) L⁻¹.
+        G⁻¹ = L⁻ᵀ (I - eps BTᵀTBᵀ) L⁻¹. For m copies it is the sum over their m x m entries.
         """
         n = self.whitening.shape[1]
         ridge = self.eps * (n - 1)
         members = cells_on(self.grids, self.whitening.device).members
-        diagonal = self.loadings.new_empty(len(self.loadings), len(images))
+        m = torch.tensor([len(copies) for copies in images], device=self.whitening.device)
+        flat = torch.tensor(list(chain(*images)), device=m.device)
+        owner = torch.arange(len(m), device=m.device).repeat_interleave(m)
+        sums = self.loadings.new_empty(len(self.loadings), len(images))
         for cells, _ in blocks_of(self.grids, PATCH_BLOCK):
-            columns = self.whitening[cells].mT[:, images]
+            # the columns of the copies are added before they are squared: they almost cancel
+            columns = self.whitening[cells].mT[:, flat]
+            columns = columns.new_zeros(len(columns), len(m), n).index_add_(1, owner, columns)
             # without what _mean_square_length has added for the constant vector
             level = _mean_square_length(self.samples, self.grids, cells)
-            coarser = _square_lengths(columns) - 1 / (n * (ridge + n * level[:, None]))
+            coarser = _square_lengths(columns) - m**2 / (n * (ridge + n * level[:, None]))
             for patches in members[cells].unbind(1):
                 explained = columns @ self.loadings[patches] @ self.residual_whitening[patches].mT
-                diagonal[patches] = coarser - self.eps * _square_lengths(explained)
-        return diagonal
+                sums[patches] = coarser - self.eps * _square_lengths(explained)
+        return sums
 
 
 def fit_gaussians(

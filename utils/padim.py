@@ -3,6 +3,7 @@
 Reference: Defard et al., arXiv 2011.08785, section III; upstream's main.py.
 """
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 
@@ -35,6 +36,7 @@ class PaDiM:
         batches: Iterable[list[Tensor]],
         n_train: int,
         held_out: Sequence[int] | None = None,
+        copy_of: Sequence[int] | None = None,
     ) -> "PaDiM":
         """Learn the Gaussian of every patch position from good images (section III-B).
 
@@ -44,12 +46,16 @@ class PaDiM:
             n_train: images in all batches together.
             held_out: ascending numbers of the images that held_out_maps is for; by default those
                 that thresholds are found with.
+            copy_of: as in choose_held_out; copies are held out together.
 
         Raises:
             ValueError: if there are fewer than 2 images or a feature is not finite.
         """
         self.n_train = n_train
-        self._held_out = choose_held_out(n_train) if held_out is None else held_out
+        self._held_out = choose_held_out(n_train, copy_of) if held_out is None else held_out
+        self._copies = defaultdict(list)
+        for number, first in enumerate(range(n_train) if copy_of is None else copy_of):
+            self._copies[first].append(number)
         self._held_out_features: list[Tensor] | None = None
         self.gaussians = fit_gaussians(self._keep_held_out(batches), n_train)
         return self
@@ -84,7 +90,7 @@ class PaDiM:
 
     @torch.inference_mode()
     def held_out_maps(self, size: Sequence[int]) -> np.ndarray:
-        """Maps of the held-out training images, each by the Gaussians of all other images.
+        """Maps of the held-out training images, each by the Gaussians without it and its copies.
 
         The kept features are freed, so it can be called only once after a fit.
 
@@ -97,7 +103,8 @@ class PaDiM:
         features, self._held_out_features = self._held_out_features, None
         if not self._held_out:
             return np.empty((0, *size), dtype=np.float32)
-        distances = self.gaussians.leave_one_out(self._held_out, features, self.n_train)
+        left_out = [self._copies[number] for number in self._held_out]
+        distances = self.gaussians.leave_one_out(left_out, features, self.n_train)
         return enlarge(distances, size).numpy(force=True)
 
     @torch.inference_mode()

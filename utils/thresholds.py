@@ -6,6 +6,8 @@ Reference: Vovk, Gammerman and Shafer, Algorithmic Learning in a Random World, 2
 new score among those of good images).
 """
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import floor, inf
 
@@ -48,15 +50,23 @@ class Thresholds:
         return float(np.searchsorted(self.good_scores, image_score) / len(self.good_scores))
 
 
-def choose_held_out(n_train: int) -> list[int]:
+def choose_held_out(n_train: int, copy_of: Sequence[int] | None = None) -> list[int]:
     """The training images that are held out in turn: all, or MOST_HELD_OUT spread evenly.
 
-    There are none if there are fewer than three images: a covariance needs two others.
+    Of images with the same content only the first is chosen: it is held out together with its
+    copies. An image without two others is not chosen, as a covariance needs two.
+
+    Args:
+        n_train: number of training images.
+        copy_of: for each image the number of the first one with the same content; None if all
+            differ.
     """
-    if n_train < 3:
+    often = Counter(range(n_train) if copy_of is None else copy_of)
+    chosen = [number for number, copies in often.items() if n_train - copies >= 2]
+    if not chosen:
         return []
-    numbers = np.linspace(0, n_train - 1, min(n_train, MOST_HELD_OUT)).round()
-    return np.unique(numbers).astype(int).tolist()
+    places = np.linspace(0, len(chosen) - 1, min(len(chosen), MOST_HELD_OUT)).round()
+    return [chosen[place] for place in np.unique(places).astype(int)]
 
 
 def find_thresholds(anomaly_maps: np.ndarray, target_fpr: float) -> Thresholds | None:

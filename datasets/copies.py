@@ -1,0 +1,32 @@
+"""Images that are there more than once, with the same content."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
+
+
+def first_copies(contents: Iterable[Hashable]) -> list[int]:
+    """For each of several contents the number of the first that is equal to it."""
+    first: dict[Hashable, int] = {}
+    return [first.setdefault(content, number) for number, content in enumerate(contents)]
+
+
+def first_copies_of_files(paths: Sequence[Path]) -> list[int]:
+    """For each file the number of the first one with the same content.
+
+    Only files that have the same size as another one are read.
+
+    Raises:
+        OSError: if a file cannot be read.
+    """
+    sizes = [path.stat().st_size for path in paths]
+    often = Counter(sizes)
+    return first_copies(
+        _sha256(path) if often[size] > 1 else path for path, size in zip(paths, sizes, strict=True)
+    )
+
+
+def _sha256(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").digest()
