@@ -143,8 +143,8 @@ def build_network(arch: str) -> nn.Module:
 
     The Wide-ResNet has no layer4, to be light.
     """
-    if arch == "efficientnet_lite0":
-        return EfficientNet.from_name("efficientnet-lite0")
+    if arch.startswith("efficientnet"):
+        return EfficientNet.from_name(arch.replace("_", "-"))
     network = models.get_model(arch, weights=None)
     if arch == "wide_resnet50_2":
         network.layer4 = network.fc = nn.Identity()

