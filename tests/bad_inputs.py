@@ -329,6 +329,9 @@ ARGUMENTS = {
     "study --study=rotation --crop=200": "--study rotation is defined for --resize 256 --crop 224",
     "study --resize=16": "--resize 16 is too small; give 32 or more",
     "predict --threshold=nan": "'nan' is not a finite number",
+    "predict --pixel_threshold=inf": "'inf' is not a finite number",
+    "predict --min_area=-1": "'-1' is not a whole number >= 0",
+    "predict --overlays=some": "invalid choice: 'some'",
     "predict --maps=jpg": "invalid choice: 'jpg'",
     "predict --batch_size=0": "'0' is not a whole number >= 1",
     "predict --model=data": "no file data; --model takes a .safetensors file of a run",
@@ -369,11 +372,12 @@ FOUND = [
 ]
 
 # with files limited to some bytes: the command, what it cannot write, and what it leaves
-RECORD, TABLE, OVERLAY = "resnet18/classes/bolt.json", "predictions.csv", "overlays/good.png"
+RECORD, OVERLAY = "resnet18/classes/bolt.json", "overlays/good.jpg"
+TABLES = ["predictions.csv", "regions.csv"]
 SMALL_FILES = [
     (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", []),
     (8192, "run --figures=1", "resnet18/figures/bolt/crack_000.png", []),
     (1000, "run", RECORD, []),
-    (500, "predict", OVERLAY, [TABLE]),
-    (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, TABLE]),
+    (500, "predict", OVERLAY, TABLES),
+    (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, *TABLES]),
 ]
