@@ -43,7 +43,7 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 0) -
     regions = []
     for number, box in enumerate(find_objects(labels), start=1):
         inside = labels[box] == number
-        area = np.count_nonzero(inside)
+        area = int(np.count_nonzero(inside))
         if area < min_area:
             continue
         top, left = (side.start for side in box)

@@ -1,6 +1,7 @@
 """Score new images with a fitted model: a table of scores, and the anomaly map over each image.
 
     python main.py predict --model bottle.safetensors new_images
+    python main.py predict --model bottle.safetensors - < paths.txt
 
 In the output folder, predictions.csv has a row per image, regions.csv one per region of a map from
 the pixel threshold on, and overlays/ mirrors the given folders.
@@ -24,8 +25,19 @@ from tqdm import tqdm
 from datasets.images import IMAGE_SUFFIXES
 from datasets.loading import Loader
 from utils.commands.options import add_network_options, add_option, at_least, finite
-from utils.commands.prediction import COLUMNS, Loaded, Output, Prediction, finish_image, load
+from utils.commands.prediction import (
+    COLUMNS,
+    Loaded,
+    Output,
+    Prediction,
+    finish_image,
+    load,
+    load_detector,
+    make_output,
+    to_cells,
+)
 from utils.commands.sources import Source, find_images
+from utils.commands.stream import run_stream
 from utils.regions import Region
 from utils.system.files import make_folder, printable, replacing
 from utils.system.program import INTERRUPTED
@@ -36,6 +48,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 8  # images are kept in their original size for the overlays
 FOLDER = Path("predictions")
+STDIN = Path("-")
 TABLE, REGIONS = "predictions.csv", "regions.csv"
 
 
@@ -65,16 +78,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=Path,
         metavar="IMAGE_OR_FOLDER",
-        help=f"images ({', '.join(IMAGE_SUFFIXES)}), or folders that hold images at any depth",
+        help=f"images ({', '.join(IMAGE_SUFFIXES)}), or folders that hold images at any depth; "
+        "- reads a path a line from stdin and prints a row each",
     )
     add_option(parser, "model", "a .safetensors file", type=Path, required=True, metavar="FILE")
     add_option(
         parser,
         "output",
-        "folder for the results (default: %(default)s)",
+        f"folder for the results (default: {FOLDER}; of - none, and no file is written)",
         type=Path,
-        default=FOLDER,
         metavar="PATH",
+    )
+    add_option(
+        parser,
+        "format",
+        "of the rows of -: csv with a header, or json, an object a line (default: csv)",
+        choices=("csv", "json"),
     )
     add_threshold_options(parser)
     add_file_options(parser)
@@ -135,8 +154,14 @@ def run(args: argparse.Namespace) -> None:
         OSError, ValueError: if an argument, the model, the weights or the folder is unusable.
         SystemExit: with 1 if an image could not be scored, with 130 if interrupted.
     """
-    sources = find_images(args.images, args.output)
-    folder = make_folder(args.output, "--output")
+    if STDIN in args.images:
+        run_stream(args)
+        return
+    if args.format is not None:
+        raise ValueError("--format is of the rows of -, which reads paths from stdin; leave it out")
+    folder = args.output or FOLDER
+    sources = find_images(args.images, folder)
+    make_folder(folder, "--output")
     detector = load_detector(args, sys.stdout)
     output = make_output(args, detector.model.thresholds, folder)
     answers: list[Prediction] = []
@@ -149,30 +174,6 @@ def run(args: argparse.Namespace) -> None:
     finally:  # an error, too, leaves the rows before it
         write_tables(folder, answers)
     summarise(answers, output, detector.model.thresholds)
-
-
-def load_detector(args: argparse.Namespace, stream: Any) -> Detector:
-    """The detector that the arguments ask for; print its class and device to the stream."""
-    from utils.detector import Detector  # imports torch, which takes seconds
-    from utils.system.device import device_name
-
-    detector = Detector.load(args.model, args.weights, args.device)
-    on_device = device_name(detector.extractor.device)
-    print(f"{detector.model.class_name}, {detector.model.arch} on {on_device}", file=stream)
-    return detector
-
-
-def make_output(args: argparse.Namespace, thresholds: Thresholds, folder: Path | None) -> Output:
-    """How the arguments ask to judge images, and what to write into the folder."""
-    return Output(
-        folder=folder,
-        threshold=thresholds.image if args.threshold is None else args.threshold,
-        pixel_threshold=thresholds.pixel if args.pixel_threshold is None else args.pixel_threshold,
-        min_area=args.min_area,
-        overlays=args.overlays,
-        masks=args.masks,
-        maps=args.maps,
-    )
 
 
 def summarise(answers: Sequence[Prediction], output: Output, thresholds: Thresholds) -> None:
@@ -234,18 +235,13 @@ def score_valid(detector: Detector, batch: Sequence[Loaded]) -> list[np.ndarray 
 def write_tables(folder: Path, answers: Sequence[Prediction]) -> None:
     """Write predictions.csv, a row per image, and regions.csv, a row per region."""
     rows = (answer.row for answer in answers)
-    write_table(folder / TABLE, COLUMNS, (map(to_cell, row.values()) for row in rows))
+    write_table(folder / TABLE, COLUMNS, map(to_cells, rows))
     regions = (
         (answer.row["path"], number, *region)
         for answer in answers
         for number, region in enumerate(answer.regions, start=1)
     )
     write_table(folder / REGIONS, ("path", "number", *Region._fields), regions)
-
-
-def to_cell(value: Any) -> Any:
-    """The value as a CSV file has it: a decision is 0 or 1."""
-    return int(value) if isinstance(value, bool) else value
 
 
 def write_table(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:

@@ -1,13 +1,14 @@
-"""What predict answers about an image: its row, its regions and the files that show them."""
+"""What predict answers about an image, in a folder or in a stream: row, regions and files."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 
 import numpy as np
 from PIL import Image
@@ -19,6 +20,7 @@ from utils.system.files import printable, replacing
 
 if TYPE_CHECKING:
     from utils.detector import Detector
+    from utils.thresholds import Thresholds
 
 COLUMNS = (
     *("path", "score", "threshold", "anomalous", "good_below"),
@@ -76,6 +78,30 @@ class Output:
         """Whether any file is written about an image with this decision."""
         written = self.masks or self.maps != "none" or self.has_overlay(anomalous)
         return self.folder is not None and written
+
+
+def load_detector(args: argparse.Namespace, stream: TextIO) -> Detector:
+    """The detector that the arguments ask for; print its class and device to the stream."""
+    from utils.detector import Detector  # imports torch, which takes seconds
+    from utils.system.device import device_name
+
+    detector = Detector.load(args.model, args.weights, args.device)
+    on_device = device_name(detector.extractor.device)
+    print(f"{detector.model.class_name}, {detector.model.arch} on {on_device}", file=stream)
+    return detector
+
+
+def make_output(args: argparse.Namespace, thresholds: Thresholds, folder: Path | None) -> Output:
+    """How the arguments ask to judge images, and what to write into the folder."""
+    return Output(
+        folder=folder,
+        threshold=thresholds.image if args.threshold is None else args.threshold,
+        pixel_threshold=thresholds.pixel if args.pixel_threshold is None else args.pixel_threshold,
+        min_area=args.min_area,
+        overlays=args.overlays,
+        masks=args.masks,
+        maps=args.maps,
+    )
 
 
 def load(path: Path, detector: Detector) -> Loaded:
@@ -162,6 +188,11 @@ def write_files(
             Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, compress_level=1)
     if output.maps != "none":
         write_map(output.folder / MAPS / f"{name}.{output.maps}", anomaly_map)
+
+
+def to_cells(row: Mapping[str, Any]) -> Iterator[Any]:
+    """The values of a row as a CSV file has them: a decision is 0 or 1."""
+    return (int(value) if isinstance(value, bool) else value for value in row.values())
 
 
 def find_peak(anomaly_map: np.ndarray, box: Box) -> tuple[int, int]:
