@@ -329,6 +329,7 @@ ARGUMENTS = {
     "study --study=colours": "invalid choice: 'colours' (choose from",
     "study --study=rotation --crop=200": "--study rotation is defined for --resize 256 --crop 224",
     "study --resize=16": "--resize 16 is too small; give 32 or more",
+    "predict --target_fpr=1": "'1' is not a number between 0 and 1",
     "predict --threshold=nan": "'nan' is not a finite number",
     "predict --pixel_threshold=inf": "'inf' is not a finite number",
     "predict --min_area=-1": "'-1' is not a whole number >= 0",

@@ -36,7 +36,7 @@ def test_a_finished_class_is_found_again(record, tmp_path):
 
 def test_the_file_is_plain_json(record, tmp_path):
     content = json.loads((tmp_path / "classes/bolt.json").read_text())
-    assert content["format"] == 3
+    assert content["format"] == 4
     assert content["record"]["images"][0]["score"] == 6.5
 
 

@@ -222,6 +222,22 @@ def test_score_that_reaches_the_given_threshold_is_anomalous(run, command, new):
         assert "good images support" not in done.stdout
 
 
+def test_thresholds_at_another_rate_judge_images_and_pixels(run, command, detector, new):
+    thresholds = detector.model.thresholds.at(0.4)
+    assert thresholds.image < detector.model.thresholds.image
+    done = run(*command, new, "--target_fpr", 0.4, "--maps", "npy")
+    assert "good images support" not in done.stdout
+    row = read_rows()[1]
+    assert float(row["threshold"]) == thresholds.image
+    anomaly_map = np.load("predictions/maps/line 1/größe.npy")
+    assert int(row["area"]) == np.count_nonzero(anomaly_map >= thresholds.pixel)
+    # a threshold that is given comes first
+    run(*command, new, "--target_fpr", 0.4, "--threshold", 7, "--pixel_threshold", 0)
+    assert (read_rows()[1]["threshold"], read_rows()[1]["area"]) == ("7.0", str(105 * 105))
+    done = run(*command, new, "--target_fpr", 0.02)
+    assert "(5 good images support a rate of false alarms of 0.17, not of 0.02)" in done.stdout
+
+
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_bad_image_is_a_row_and_the_others_are_scored(run, command, new, batch_size):
     (new / "damaged.png").write_bytes((new / "good.png").read_bytes()[:500])

@@ -24,12 +24,13 @@ from tqdm import tqdm
 
 from datasets.images import IMAGE_SUFFIXES
 from datasets.loading import Loader
-from utils.commands.options import add_network_options, add_option, at_least, finite
+from utils.commands.options import add_network_options, add_option, at_least, finite, rate
 from utils.commands.prediction import (
     COLUMNS,
     Loaded,
     Output,
     Prediction,
+    choose_thresholds,
     finish_image,
     load,
     load_detector,
@@ -104,15 +105,22 @@ def add_threshold_options(parser: argparse.ArgumentParser) -> None:
     """Add the options on what counts as anomalous."""
     add_option(
         parser,
+        "target_fpr",
+        "rate of false alarms at which the thresholds are set (default: the model's)",
+        type=rate,
+        metavar="X",
+    )
+    add_option(
+        parser,
         "threshold",
-        "an image is anomalous if its score reaches this (default: the model's)",
+        "an image is anomalous if its score reaches this (default: that of --target_fpr)",
         type=finite,
         metavar="X",
     )
     add_option(
         parser,
         "pixel_threshold",
-        "regions are the pixels whose score reaches this (default: the model's)",
+        "regions are the pixels whose score reaches this (default: that of --target_fpr)",
         type=finite,
         metavar="X",
     )
@@ -163,7 +171,8 @@ def run(args: argparse.Namespace) -> None:
     sources = find_images(args.images, folder)
     make_folder(folder, "--output")
     detector = load_detector(args, sys.stdout)
-    output = make_output(args, detector.model.thresholds, folder)
+    thresholds = choose_thresholds(args, detector.model.thresholds)
+    output = make_output(args, thresholds, folder)
     answers: list[Prediction] = []
     try:
         for answer in predict(sources, detector, output, args.batch_size, args.num_workers):
@@ -173,11 +182,11 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit(INTERRUPTED) from None
     finally:  # an error, too, leaves the rows before it
         write_tables(folder, answers)
-    summarise(answers, output, detector.model.thresholds)
+    summarise(answers, output, thresholds)
 
 
 def summarise(answers: Sequence[Prediction], output: Output, thresholds: Thresholds) -> None:
-    """Print how many images are anomalous, and the caveat of the model's threshold if it was used.
+    """Print how many images are anomalous, and the caveat of the thresholds if they were used.
 
     Raises:
         SystemExit: with 1 if an image could not be scored.

@@ -91,6 +91,11 @@ def load_detector(args: argparse.Namespace, stream: TextIO) -> Detector:
     return detector
 
 
+def choose_thresholds(args: argparse.Namespace, thresholds: Thresholds) -> Thresholds:
+    """The model's thresholds, at the rate of false alarms that the arguments ask for."""
+    return thresholds if args.target_fpr is None else thresholds.at(args.target_fpr)
+
+
 def make_output(args: argparse.Namespace, thresholds: Thresholds, folder: Path | None) -> Output:
     """How the arguments ask to judge images, and what to write into the folder."""
     return Output(

@@ -21,6 +21,7 @@ from utils.commands.prediction import (
     Loaded,
     Output,
     Prediction,
+    choose_thresholds,
     describe,
     finish_image,
     load,
@@ -55,7 +56,7 @@ def run_stream(args: argparse.Namespace) -> None:
         raise ValueError("--masks and --maps write files; give a folder for them by --output")
     folder = args.output and make_folder(args.output, "--output")
     detector = load_detector(args, sys.stderr)
-    output = make_output(args, detector.model.thresholds, folder)
+    output = make_output(args, choose_thresholds(args, detector.model.thresholds), folder)
     write = make_writer(args.format)
     failed = False
     for line in read_lines(sys.stdin.buffer):

@@ -17,11 +17,13 @@ from utils.report.figures import Figures, draw_figures
 from utils.report.finished import discard_record, make_fingerprint, write_record
 from utils.report.page import Picture, write_page
 from utils.report.results import (
+    RATES,
     STAGES,
     ClassRecord,
     ClassResult,
     ClassThresholds,
     ImageResult,
+    RateResult,
     Run,
     write_run,
     write_scores,
@@ -32,6 +34,7 @@ from utils.thresholds import Thresholds
 
 ROC_FIGURE = "roc_curve.png"
 MODELS = "models"
+SIGNIFICANCE = 0.001  # of more false alarms than promised, by chance
 AUTO_BYTES = 500_000_000  # models up to this size are saved by default
 
 
@@ -132,6 +135,7 @@ class ClassReport:
         figures: Figures,
     ) -> ClassRecord:
         name = self.test.class_name
+        warning = thresholds and explain_false_alarms(thresholds, scored)
         return ClassRecord(
             fingerprint=self.fingerprint,
             result=ClassResult(
@@ -141,7 +145,7 @@ class ClassReport:
                 n_test=len(self.test),
                 metrics=evaluation.metrics,
                 seconds=dict(self._seconds),
-                notes=evaluation.notes,
+                notes=[*evaluation.notes, *([warning] if warning else [])],
             ),
             thresholds=thresholds and compare_thresholds(name, thresholds, scored, evaluation),
             image_threshold=evaluation.image_threshold,
@@ -180,11 +184,6 @@ def compare_thresholds(
     class_name: str, thresholds: Thresholds, scored: ScoredImages, evaluation: Evaluation
 ) -> ClassThresholds:
     """Thresholds from good training images beside the best ones on the test images."""
-    reached = scored.image_scores >= thresholds.image
-    test_fpr, test_tpr = (
-        float(reached[scored.labels == label].mean()) if (scored.labels == label).any() else None
-        for label in (0, 1)
-    )
     return ClassThresholds(
         class_name=class_name,
         n_held_out=len(thresholds.good_scores),
@@ -194,8 +193,35 @@ def compare_thresholds(
         pixel_threshold=thresholds.pixel,
         best_f1_image_threshold=evaluation.image_threshold,
         best_f1_pixel_threshold=evaluation.pixel_threshold,
-        test_fpr=test_fpr,
-        test_tpr=test_tpr,
+        test_fpr=_fraction_reached(scored, 0, thresholds.image),
+        test_tpr=_fraction_reached(scored, 1, thresholds.image),
+        at_rates=[_try_rate(scored, thresholds.at(rate)) for rate in RATES],
+    )
+
+
+def _try_rate(scored: ScoredImages, thresholds: Thresholds) -> RateResult:
+    """The rate of these thresholds on the test images."""
+    reached = (_fraction_reached(scored, label, thresholds.image) for label in (0, 1))
+    return RateResult(thresholds.target_fpr, thresholds.image, *reached)
+
+
+def _fraction_reached(scored: ScoredImages, label: int, threshold: float) -> float | None:
+    """The fraction of the images with a label that reach an image threshold."""
+    scores = scored.image_scores[scored.labels == label]
+    return float((scores >= threshold).mean()) if len(scores) else None
+
+
+def explain_false_alarms(thresholds: Thresholds, scored: ScoredImages) -> str | None:
+    """A warning if good test images reach the image threshold far more often than promised."""
+    good = scored.image_scores[scored.labels == 0]
+    n_reached = int((good >= thresholds.image).sum())
+    if n_reached <= thresholds.image_fpr * len(good):
+        return None
+    if thresholds.p_value(n_reached, len(good)) >= SIGNIFICANCE:
+        return None
+    return (
+        f"{n_reached} of {len(good)} good test images reach the image threshold, which is set at a "
+        f"rate of false alarms of {thresholds.image_fpr:.2g}: training and test images differ"
     )
 
 
@@ -212,6 +238,8 @@ def summarise(record: ClassRecord, thresholds: Thresholds | None) -> Iterator[st
         rate = f"a false alarm rate of {thresholds.target_fpr:g}"
         yield f"image threshold at {rate}: {thresholds.image:.2f}{_best(record.image_threshold)}"
         yield f"pixel threshold at {rate}: {thresholds.pixel:.2f}{_best(record.pixel_threshold)}"
+        results = [f"{at.target_fpr:g}: {_rates(at)}" for at in record.thresholds.at_rates]
+        yield f"false alarms, recall on the test images at a rate of {'; '.join(results)}"
         if thresholds.caveat:
             yield f"({thresholds.caveat})"
 
@@ -261,6 +289,11 @@ def _describe_images(
         )
         for i, (sample, score) in enumerate(zip(test.samples, scored.image_scores, strict=True))
     ]
+
+
+def _rates(result: RateResult) -> str:
+    rates = result.test_fpr, result.test_tpr
+    return ", ".join(DASH if rate is None else f"{rate:.2f}" for rate in rates)
 
 
 def _best(threshold: float | None) -> str:
