@@ -56,9 +56,9 @@ def make_record(class_name="bolt", images=(), threshold=5.0, **changes):
         fingerprint="ab" * 32,
         result=make_result(class_name),
         thresholds=ClassThresholds(
-            *(class_name, 5, 0.01, 0.1, 3.0, 2.0, None, 2.5, 0.0, 1.0),
+            *(class_name, 5, 0.01, 0.1, 5.0, 2.0, None, 2.5, 0.0, 1.0),
             at_rates=[
-                RateResult(0.01, 3.0, 0.0, 1.0),
+                RateResult(0.01, 5.0, 0.0, 1.0),
                 RateResult(0.05, 2.5, None, 1.0),
                 RateResult(0.1, 2.0, 0.5, 1.0),
             ],

@@ -223,6 +223,10 @@ def test_report_holds_all_classes_in_their_order(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert "<h1>PaDiM: resnet18 on mvtec_ad</h1>" in page
     assert f"<li>{SETTINGS['command']}</li>" in page
+    assert "<caption>False alarms and recall</caption>" in page
+    texts = "0.00", "1.00", "–", "1.00", "0.50", "1.00"
+    cells = [f'<td class="number">{text}</td>' for text in texts]
+    assert f'<th scope="row">nut</th>{"".join(cells)}</tr>' in page
     assert page.index("<h2>nut</h2>") < page.index("<h2>bolt</h2>")
     assert 'src="roc_curve.png" width="2000" height="1000"' in page
 

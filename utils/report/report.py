@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -238,7 +239,9 @@ def summarise(record: ClassRecord, thresholds: Thresholds | None) -> Iterator[st
         rate = f"a false alarm rate of {thresholds.target_fpr:g}"
         yield f"image threshold at {rate}: {thresholds.image:.2f}{_best(record.image_threshold)}"
         yield f"pixel threshold at {rate}: {thresholds.pixel:.2f}{_best(record.pixel_threshold)}"
-        results = [f"{at.target_fpr:g}: {_rates(at)}" for at in record.thresholds.at_rates]
+        results = [
+            f"{at.target_fpr:g}: {', '.join(_format(at))}" for at in record.thresholds.at_rates
+        ]
         yield f"false alarms, recall on the test images at a rate of {'; '.join(results)}"
         if thresholds.caveat:
             yield f"({thresholds.caveat})"
@@ -272,8 +275,24 @@ def write_report(
     )
     title = f"PaDiM: {settings['arch']} on {settings['data']}"
     roc_figure = Picture(ROC_FIGURE, roc_size)
-    write_page(folder, title, [settings["command"]], tables, records, roc_figure)
+    shown = [*tables, *tabulate_rates(records)]
+    write_page(folder, title, [settings["command"]], shown, records, roc_figure)
     return tables
+
+
+def tabulate_rates(records: Sequence[ClassRecord]) -> list[Table]:
+    """A table of what each of RATES means for the test images; none without thresholds."""
+    rows = [
+        [record.result.class_name, *chain.from_iterable(map(_format, record.thresholds.at_rates))]
+        for record in records
+        if record.thresholds is not None
+    ]
+    columns = [f"{name} at {rate:g}" for rate in RATES for name in ("false alarms", "recall")]
+    note = (
+        "Image thresholds from good training images at these rates of false alarms: the fraction "
+        "of good test images that reach them, and the fraction of anomalous ones."
+    )
+    return [Table("False alarms and recall", ["class", *columns], rows, [note])] if rows else []
 
 
 def _describe_images(
@@ -291,9 +310,10 @@ def _describe_images(
     ]
 
 
-def _rates(result: RateResult) -> str:
+def _format(result: RateResult) -> list[str]:
+    """The fractions of good and of anomalous test images."""
     rates = result.test_fpr, result.test_tpr
-    return ", ".join(DASH if rate is None else f"{rate:.2f}" for rate in rates)
+    return [DASH if rate is None else f"{rate:.2f}" for rate in rates]
 
 
 def _best(threshold: float | None) -> str:
