@@ -29,6 +29,7 @@ COMMANDS = {
     "run": "--data_path data --class_name bolt --arch resnet18 --weights weights.pth "
     "--save_path out --resize 64 --crop 48 --figures none --save_models none",
     "predict": "predict new --model bolt.safetensors --weights weights.pth --output out",
+    "stream": "predict --model bolt.safetensors --weights weights.pth -",
     "export": "export --model bolt.safetensors --weights weights.pth --onnx out/bolt.onnx",
     "check": "check --data_path data",
     "download": "download --data_path out --accept_license",
@@ -329,7 +330,16 @@ ARGUMENTS = {
     "study --study=colours": "invalid choice: 'colours' (choose from",
     "study --study=rotation --crop=200": "--study rotation is defined for --resize 256 --crop 224",
     "study --resize=16": "--resize 16 is too small; give 32 or more",
+    "predict --target_fpr=1": "'1' is not a number between 0 and 1",
     "predict --threshold=nan": "'nan' is not a finite number",
+    "predict --pixel_threshold=inf": "'inf' is not a finite number",
+    "predict --min_area=-1": "'-1' is not a whole number >= 0",
+    "predict --overlays=some": "invalid choice: 'some'",
+    "predict --format=json": "--format is of the rows of -, which reads paths from stdin; leave",
+    "stream new": "- reads paths from stdin; give it alone, without other images",
+    "stream --format=xml": "invalid choice: 'xml' (choose from 'csv', 'json')",
+    "stream --masks": "--masks and --maps write files; give a folder for them by --output",
+    f"stream --output={MODEL}/x": f"cannot write in {MODEL}/x: Not a directory; choose another",
     "predict --maps=jpg": "invalid choice: 'jpg'",
     "predict --batch_size=0": "'0' is not a whole number >= 1",
     "predict --model=data": "no file data; --model takes a .safetensors file of a run",
@@ -370,11 +380,12 @@ FOUND = [
 ]
 
 # with files limited to some bytes: the command, what it cannot write, and what it leaves
-RECORD, TABLE, OVERLAY = "resnet18/classes/bolt.json", "predictions.csv", "overlays/good.png"
+RECORD, OVERLAY = "resnet18/classes/bolt.json", "overlays/good.jpg"
+TABLES = ["predictions.csv", "regions.csv"]
 SMALL_FILES = [
     (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", []),
     (8192, "run --figures=1", "resnet18/figures/bolt/crack_000.png", []),
     (1000, "run", RECORD, []),
-    (500, "predict", OVERLAY, [TABLE]),
-    (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, TABLE]),
+    (500, "predict", OVERLAY, TABLES),
+    (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, *TABLES]),
 ]

@@ -17,6 +17,7 @@ from utils.report.results import (
     ClassResult,
     ClassThresholds,
     ImageResult,
+    RateResult,
 )
 
 # what the tables and the page show of a run's settings
@@ -55,7 +56,14 @@ def make_record(class_name="bolt", images=(), threshold=5.0, **changes):
         fingerprint="ab" * 32,
         settings_sha256="cd" * 32,
         result=make_result(class_name),
-        thresholds=ClassThresholds(class_name, 5, 0.01, 0.1, 3.0, 2.0, None, 2.5, 0.0, 1.0),
+        thresholds=ClassThresholds(
+            *(class_name, 5, 0.01, 0.1, 5.0, 2.0, None, 2.5, 0.0, 1.0),
+            at_rates=[
+                RateResult(0.01, 5.0, 0.0, 1.0),
+                RateResult(0.05, 2.5, None, 1.0),
+                RateResult(0.1, 2.0, 0.5, 1.0),
+            ],
+        ),
         image_threshold=threshold,
         pixel_threshold=2.5,
         image_curve=CURVE,

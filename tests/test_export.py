@@ -1,6 +1,9 @@
 """The export command, its file run in ONNX Runtime beside the suite."""
 
+import json
+import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -8,12 +11,13 @@ import onnxruntime
 import pytest
 
 from datasets.images import Preprocessing
-from tests.helpers import good_images
+from tests.helpers import defective, good_images, read_csv, write_image
 from utils.backbone import IMAGENET_MEAN, IMAGENET_STD
 from utils.commands import export
 from utils.detector import Detector
 from utils.padim import image_scores
 
+README = Path(__file__).resolve().parent.parent / "README.md"
 SIZE = (64, 48)
 
 
@@ -86,10 +90,89 @@ def test_nan_is_refused_and_the_old_file_stays(detectors, weights, refused, tmp_
     path = tmp_path / "größe 1/bolt.onnx"
     path.parent.mkdir()
     path.write_bytes(b"old")
-    monkeypatch.setattr(export, "export", lambda module, size, path: path.write_bytes(b"new"))
+    monkeypatch.setattr(export, "export", lambda *rest: rest[-1].write_bytes(b"new"))
     monkeypatch.setattr(export, "compare", lambda *_: np.nan)
     assert "differs from the suite by nan" in refused(*command(detectors["dual"], weights))
     assert path.read_bytes() == b"old"
+
+
+@pytest.fixture(scope="module")
+def file(detectors, tmp_path_factory):
+    """The ONNX file of the primal detector."""
+    path = tmp_path_factory.mktemp("onnx") / "bolt.onnx"
+    detector = detectors["primal"]
+    module = export.ExportedModel(detector)
+    export.export(module, SIZE, export.describe_model(detector), path)
+    return path
+
+
+def test_metadata_describe_the_model(file, detectors):
+    model = detectors["primal"].model
+    texts = onnxruntime.InferenceSession(file).get_modelmeta().custom_metadata_map
+    found = {name: json.loads(text) for name, text in texts.items()}
+    thresholds = model.thresholds
+    numbers = {name: found.pop(name) for name in ("mean", "std", "good_scores")}
+    assert found == {
+        **{"format": 1, "class_name": "bolt", "arch": "resnet18"},
+        **{"weights_sha256": model.weights_sha256, "neighbourhood": 1},
+        "layers": layers_of(model.channels),
+        **{"resize": 0, "crop": 0, "image_size": list(SIZE), "interpolation": "lanczos"},
+        **{"image_threshold": thresholds.image, "pixel_threshold": thresholds.pixel},
+        **{"target_fpr": 0.01, "image_fpr": 0.1, "n_good_images": 9},
+    }
+    assert numbers["mean"] == pytest.approx(IMAGENET_MEAN)
+    assert numbers["std"] == pytest.approx(IMAGENET_STD)
+    assert numbers["good_scores"] == thresholds.good_scores.tolist()
+
+
+def layers_of(channels):
+    """ResNet-18's layers have 64, 128 and 256 channels."""
+    return sorted({f"layer{1 + (c >= 64) + (c >= 192)}" for c in channels})
+
+
+def test_layers_in_the_metadata_are_those_of_the_channels(weights):
+    for layers in (["layer2"], ["layer1", "layer3"]):
+        described = export.describe_model(fit(weights, 3, layers=layers))
+        assert described["layers"] == layers
+
+
+def test_openvino_gives_the_same_numbers(file, detectors):
+    openvino = pytest.importorskip("openvino")
+    images = np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)
+    compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    session = onnxruntime.InferenceSession(file)
+    found = compiled(images)
+    for name, expected in zip(
+        ("scores", "anomaly_maps"), session.run(None, {"images": images}), strict=True
+    ):
+        np.testing.assert_allclose(found[name], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "size"),
+    [(Preprocessing(96, 80), (120, 97)), (Preprocessing(72, 0), (96, 121))],
+)
+def test_the_readmes_program_decides_as_predict_does(
+    preprocessing, size, weights, run, tmp_path, monkeypatch, capsys
+):
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    (code,) = (block for block in blocks if "onnxruntime" in block)
+    assert len(code.splitlines()) <= 25
+    monkeypatch.chdir(tmp_path)
+    Detector.fit(
+        good_images(4, size), "resnet18", weights, preprocessing, n_features=6, name="bolt"
+    ).save("bolt.safetensors")
+    model = ["--model", "bolt.safetensors", "--weights", weights]
+    assert run("export", *model, "--onnx", "bottle.onnx").returncode == 0
+    for pixels in (good_images(1, size)[0], defective(size)):
+        write_image(Path("new_images/000.png"), pixels)
+        run("predict", *model, "new_images")
+        (row,) = read_csv(Path("predictions/predictions.csv"))
+        exec(compile(code, "README.md", "exec"), {})
+        verdict, score, *_ = capsys.readouterr().out.split()
+        assert verdict == ("good", "anomalous")[int(row["anomalous"])]
+        assert float(score) == pytest.approx(float(row["score"]), rel=1e-3)
+    assert verdict == "anomalous"
 
 
 @pytest.mark.parametrize("name", export.PACKAGES)

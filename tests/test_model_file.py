@@ -77,7 +77,8 @@ def test_loaded_model_is_the_one_saved(model, path):
     assert {k: getattr(loaded, k) for k in same} == {k: getattr(model, k) for k in same}
     assert loaded.padim.n_train == model.padim.n_train
     found, expected = vars(loaded.thresholds).copy(), vars(model.thresholds).copy()
-    np.testing.assert_array_equal(found.pop("good_scores"), expected.pop("good_scores"))
+    for name in ("good_scores", "pixel_scores"):
+        np.testing.assert_array_equal(found.pop(name), expected.pop(name))
     assert found == expected
     maps = [one.padim.anomaly_maps(features(3, seed=1), SIZE) for one in (loaded, model)]
     assert torch.equal(*maps)
@@ -89,7 +90,7 @@ def test_half_precision_halves_the_file_and_keeps_the_maps(model, path, tmp_path
     sizes = [model_bytes(model.padim, dtype) for dtype in ("float32", "float16")]
     assert sizes[0] == 2 * sizes[1]
     for file, size in ((path, sizes[0]), (half, sizes[1])):
-        assert size < file.stat().st_size < size + 4000
+        assert size < file.stat().st_size < size + 6000
     unseen = features(3, seed=1)
     maps = load_model(half, CPU).padim.anomaly_maps(unseen, SIZE)
     np.testing.assert_allclose(maps, model.padim.anomaly_maps(unseen, SIZE), rtol=1e-2)

@@ -90,8 +90,6 @@ def test_images_are_sorted_by_score_and_have_verdicts_that_are_counted(write):
     assert len(page.all("li", data_verdict="wrong", data_type="dent")) == 1
     assert len(page.all("span", class_="verdict wrong")) == 2
     assert "5 images: 2 found, 1 passed, 1 missed, 1 false alarm." in page.texts("p")
-    (note,) = page.texts("p", class_="note")
-    assert note.startswith("Threshold 5.00: best image F1 on these test images: an oracle")
     assert page.texts("small") == ["5 images, 2 wrong"]
     assert page.texts("label") == [
         *("all 5", "dent 2", "good 2", "hole 1"),
@@ -101,7 +99,7 @@ def test_images_are_sorted_by_score_and_have_verdicts_that_are_counted(write):
 
 def test_without_a_threshold_there_is_no_verdict(write):
     images = [make_image("a.png", "dent", 8.0), make_image("b.png", "good", 2.0)]
-    page = write(make_record(images=images, threshold=None))
+    page = write(make_record(images=images, threshold=None, thresholds=None))
     (note,) = page.texts("p", class_="note")
     assert note.startswith("no threshold: ")
     assert len(page.all("li", data_verdict="")) == 2
@@ -126,20 +124,59 @@ def test_scores_are_drawn_on_one_scale(write):
     images = [make_image("a.png", "dent", 9.0), make_image("b.png", "good", 1.0)]
     page = write(make_record(images=images, threshold=3.0))
     strokes = [(line.attributes["class"], line.attributes["x1"]) for line in page.all("line")]
-    # 3 is a quarter of the way from 1 to 9; the threshold crosses both lanes
-    assert strokes == [
-        *(("right", "100.00%"), ("cut", "25.00%")),
-        *(("right", "0.00%"), ("cut", "25.00%")),
-    ]
+    # from 1 to 9, 5 is halfway and 3 a quarter of the way; both thresholds cross both lanes
+    cuts = [("cut", "50.00%"), ("best cut", "25.00%")]
+    assert strokes == [("right", "100.00%"), *cuts, ("right", "0.00%"), *cuts]
     assert page.all("div", class_="strip")[0].attributes["aria-label"] == (
         "Scores: anomalous images from 9.00 to 9.00, normal images from 1.00 to 1.00, "
-        "threshold at 3.00"
+        "threshold at 5.00, best F1 at 3.00"
     )
 
 
+def test_verdict_is_of_the_deployable_threshold_and_the_best_one_is_named(write):
+    images = [
+        make_image("a.png", "dent", 8.0),
+        make_image("b.png", "dent", 4.0),
+        make_image("c.png", "good", 3.5),
+        make_image("d.png", "good", 2.0),
+    ]
+    page = write(make_record(images=images, threshold=3.0))
+    assert page.texts("figcaption") == [
+        "8.00 dent a.png anomalous right: found",
+        "4.00 dent b.png anomalous wrong: missed with the best F1: found",
+        "3.50 good c.png normal right: passed with the best F1: false alarm",
+        "2.00 good d.png normal right: passed",
+    ]
+    assert page.texts("h3") == ["Flagged as anomalous 1", "Not flagged 3"]
+    assert "4 images: 1 found, 2 passed, 1 missed, 0 false alarms." in page.texts("p")
+    assert page.texts("p", class_="note") == [
+        "Threshold 5.00: from good training images, at a rate of false alarms of 0.1",
+        "With 3.00, the best image F1 on these test images: 2 found, 1 passed, 0 missed, 1 false "
+        "alarm; an oracle, not a threshold to deploy",
+    ]
+
+
+def test_with_few_training_images_the_verdict_is_of_the_best_threshold(write):
+    images = [make_image("a.png", "dent", 8.0), make_image("b.png", "good", 2.0)]
+    page = write(make_record(images=images, threshold=7.0, thresholds=None))
+    assert page.texts("figcaption")[0].endswith("right: found")
+    assert page.texts("p", class_="note") == [
+        "Threshold 7.00: best image F1 on these test images: an oracle, not a threshold to deploy"
+    ]
+    assert not page.all("line", class_="best cut")
+
+
+def test_without_a_best_threshold_the_deployable_one_decides(write):
+    page = write(make_record(images=[make_image("a.png", "good", 6.0)], threshold=None))
+    assert page.texts("figcaption") == ["6.00 good a.png normal wrong: false alarm"]
+    assert len(page.texts("p", class_="note")) == 1
+
+
 def test_equal_scores_are_drawn_in_the_middle(write):
-    page = write(make_record(images=[make_image("a.png", "dent", 4.0)], threshold=None))
-    assert page.values("line", "x1") == ["50.00%"]
+    page = write(
+        make_record(images=[make_image("a.png", "dent", 4.0)], threshold=4.0, thresholds=None)
+    )
+    assert page.values("line", "x1") == ["50.00%"] * 3
 
 
 def test_hostile_texts_are_shown_as_they_are(write):

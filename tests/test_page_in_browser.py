@@ -220,14 +220,30 @@ def test_links_and_images_resolve(browser, folder):
 def test_nothing_is_wrong_in_the_console_or_loaded_from_elsewhere(browser):
     choose(browser, "verdict", "wrong")
     assert browser.get_log("browser") == []
-    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    loaded = [
-        event["params"]["request"]["url"]
-        for event in events
-        if event["method"] == "Network.requestWillBeSent"
-    ]
-    assert len(loaded) > 1
+    loaded = requests(browser)
+    assert len(set(loaded)) == len(loaded) > 1
     assert [url for url in loaded if not url.startswith(("file:", "data:"))] == []
+
+
+def requests(browser):
+    """The addresses that were loaded since this was asked last."""
+    events = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    sent = [event for event in events if event["method"] == "Network.requestWillBeSent"]
+    return [event["params"]["request"]["url"] for event in sent]
+
+
+def test_page_of_2000_figures_loads_those_near_the_window_and_filters(browser, tmp_path):
+    Image.new("RGB", FIGURE_SIZE, "navy").save(tmp_path / "figure.png")
+    images = []
+    for i in range(2000):
+        (tmp_path / f"{i}.png").symlink_to("figure.png")
+        images.append(make_image(f"{i}.png", ("dent", "good")[i % 2], i / 200, figure=f"{i}.png"))
+    write_page(tmp_path, "", [], [], [make_record("bolt", images, figure_size=FIGURE_SIZE)], None)
+    browser.get((tmp_path / "index.html").as_uri())
+    choose(browser, "type", "dent")
+    assert visible(browser, "[role=status]") == ["bolt: 1000 of 2000 shown"]
+    loaded = requests(browser)
+    assert 1 < len(loaded) == len(set(loaded)) < 100
 
 
 @pytest.mark.parametrize("width", [320, 768])

@@ -5,6 +5,7 @@ from matplotlib.colors import Normalize
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 from skimage.morphology import disk, opening
+from skimage.segmentation import find_boundaries
 
 from tests.records import CURVE
 from utils.metrics import RocCurve
@@ -13,6 +14,7 @@ from utils.plot import (
     MARGIN,
     TITLES,
     Localisation,
+    _find_outline,
     plot_localisations,
     plot_overlay,
     plot_roc_curves,
@@ -180,13 +182,14 @@ def test_thinned_curve_looks_the_same():
         assert (np.abs(thinned.fpr - x) + np.abs(thinned.tpr - y)).min() < 1e-3
 
 
-def test_overlay_is_coloured_where_the_map_is_finite_and_outlined_from_the_threshold(tmp_path):
+def test_overlay_is_coloured_where_the_map_is_finite_and_the_mask_is_outlined(tmp_path):
     image = np.random.default_rng(0).integers(0, 255, (600, 40, 3), dtype=np.uint8)
     anomaly_map = np.full((600, 40), np.nan, np.float32)
     anomaly_map[100:550, 5:35] = 1
     anomaly_map[250:260, 10:20] = 3
     copies = image.copy(), anomaly_map.copy()
-    plot_overlay(tmp_path / "overlay.png", image, anomaly_map, SCALE, threshold=3.0)
+    arguments = Image.fromarray(image), anomaly_map, 6, anomaly_map >= 3
+    plot_overlay(tmp_path / "overlay.png", *arguments)
     overlay = np.asarray(Image.open(tmp_path / "overlay.png"))
 
     outline = np.zeros((600, 40), bool)
@@ -201,3 +204,11 @@ def test_overlay_is_coloured_where_the_map_is_finite_and_outlined_from_the_thres
         assert np.abs(overlay[pixels] - (image[pixels] / 2 + colour / 2)).max() <= 0.5
     np.testing.assert_array_equal(image, copies[0])
     np.testing.assert_array_equal(anomaly_map, copies[1])
+    plot_overlay(tmp_path / "overlay.jpg", *arguments)
+    difference = np.asarray(Image.open(tmp_path / "overlay.jpg")).astype(int) - overlay
+    assert 1 < np.abs(difference).mean() < 10
+
+
+def test_outline_is_the_inner_boundary():
+    mask = np.random.default_rng(0).random((60, 70)) > 0.4
+    np.testing.assert_array_equal(_find_outline(mask), find_boundaries(mask, mode="inner"))

@@ -1,20 +1,25 @@
 import csv
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from matplotlib import colormaps
 from PIL import Image
+from scipy.ndimage import binary_dilation
 
 from datasets.images import Preprocessing, crop_box
 from datasets.loading import Loader
 from tests.conftest import write_image
-from tests.helpers import SMALL, defective, good_images
-from utils.commands import predict
-from utils.commands.predict import COLUMNS, find_images, find_peak
+from tests.helpers import MAIN, SMALL, defective, good_images
+from utils.commands import predict, prediction
+from utils.commands.prediction import COLUMNS, find_peak
+from utils.commands.sources import find_images
 from utils.detector import Detector
+from utils.regions import Region
 
 RED = (255, 0, 0)
 
@@ -43,8 +48,8 @@ def new(tmp_path):
     return tmp_path / "new"
 
 
-def read_rows(folder="predictions"):
-    with Path(folder, "predictions.csv").open(newline="", encoding="utf-8") as file:
+def read_rows(name="predictions.csv"):
+    with Path("predictions", name).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
@@ -68,7 +73,7 @@ def test_rows_have_the_detectors_scores(run, command, detector, new):
         assert float(row["good_below"]) == thresholds.fraction_below(score)
         assert row["error"] == ""
     assert (rows[1]["anomalous"], rows[1]["good_below"]) == ("1", "1.0")
-    assert sorted(os.listdir("predictions")) == ["overlays", "predictions.csv"]
+    assert sorted(os.listdir("predictions")) == ["overlays", "predictions.csv", "regions.csv"]
     n = sum(int(row["anomalous"]) for row in rows)
     assert done.stdout.startswith("bolt, resnet18 on cpu (")
     assert f"\n2 images, {n} anomalous (score >= {thresholds.image:g}), 0 not scored" in done.stdout
@@ -90,19 +95,84 @@ def test_peak_is_in_pixels_of_the_original(size):
 def test_overlay_colours_the_crop_up_to_twice_the_pixel_threshold(run, command, detector, new):
     assert run(*command, new, "--maps", "npy").returncode == 0
     image = pixels(new / "line 1/größe.png")
-    overlay = pixels("predictions/overlays/line 1/größe.png")
+    overlay = pixels("predictions/overlays/line 1/größe.jpg").astype(float)
     anomaly_map = np.load("predictions/maps/line 1/größe.npy")
     # the crop is 80 / 96 of the height, 10.6 to 116.4, and 22.6 to 128.4 of the width
     inside = np.zeros(image.shape[:2], bool)
     inside[11:116, 23:128] = True
     np.testing.assert_array_equal(np.isfinite(anomaly_map), inside)
-    np.testing.assert_array_equal(overlay[~inside], image[~inside])
+    assert np.abs(overlay[~inside] - image[~inside]).mean() < 7  # JPEG of noise
     share = (anomaly_map / (2 * detector.model.thresholds.pixel)).clip(0, 1)
     expected = colormaps["jet"](share, bytes=True)[..., :3] / 2 + image / 2
-    outline = (overlay == RED).all(axis=2)
+    outline = np.abs(overlay - RED).max(axis=2) < 60
     assert outline.sum() > 20
-    coloured = inside & ~outline
-    np.testing.assert_allclose(overlay[coloured].astype(float), expected[coloured], atol=1)
+    coloured = inside & ~binary_dilation(outline, iterations=8)  # JPEG's blocks have 8 pixels
+    assert np.abs(overlay[coloured] - expected[coloured]).mean() < 7
+
+
+def test_regions_are_the_detectors_and_the_masks_show_them(run, command, detector, new):
+    assert run(*command, new, "--masks", "--maps", "npy").returncode == 0
+    found = {row["path"]: [] for row in read_rows()}
+    for row in read_rows("regions.csv"):
+        numbers = [float(row[name]) for name in Region._fields]
+        found[row["path"]].append(numbers)
+        assert int(row["number"]) == len(found[row["path"]])
+    for row in read_rows():
+        image = Image.open(row["path"])
+        expected = detector.find_regions(detector.score(image)[1], image.size)
+        assert len(found[row["path"]]) == len(expected)
+        for numbers, region in zip(found[row["path"]], expected, strict=True):
+            assert numbers == pytest.approx(list(region), rel=1e-4)
+        assert int(row["n_regions"]) == len(expected)
+        assert int(row["area"]) == sum(region.area for region in expected)
+    assert len(found[f"{new}/line 1/größe.png"]) > 0
+    mask = pixels("predictions/masks/line 1/größe.png")
+    anomaly_map = np.load("predictions/maps/line 1/größe.npy")
+    reached = anomaly_map >= detector.model.thresholds.pixel
+    np.testing.assert_array_equal(mask, np.uint8(255) * reached)
+
+
+def test_pixel_threshold_and_least_area_choose_the_regions(run, command, new):
+    image = new / "line 1/größe.png"
+    run(*command, image, "--pixel_threshold", 0)
+    (whole,) = read_rows("regions.csv")
+    # the part that the network sees
+    assert [int(whole[name]) for name in ("left", "top", "area")] == [23, 11, 105 * 105]
+    run(*command, image, "--pixel_threshold", 0.8 * float(whole["score"]), "--masks")
+    areas = [int(row["area"]) for row in read_rows("regions.csv")]
+    (row,) = read_rows()
+    assert int(row["area"]) == sum(areas) == np.count_nonzero(pixels("predictions/masks/größe.png"))
+    assert 0 < sum(areas) < 105 * 105
+    run(*command, image, "--min_area", 105 * 105 + 1, "--pixel_threshold", 0, "--masks")
+    assert read_rows("regions.csv") == []
+    assert (read_rows()[0]["n_regions"], read_rows()[0]["area"]) == ("0", "0")
+    assert not pixels("predictions/masks/größe.png").any()
+
+
+@pytest.mark.parametrize(
+    ("overlays", "names"), [("all", ["good", "größe"]), ("anomalous", ["größe"]), ("none", [])]
+)
+def test_overlays_are_of_the_images_asked_for(overlays, names, run, command, new):
+    (new / "line 1/größe.png").rename(new / "größe.png")
+    run(*command, new, "--overlays", "none")
+    low, high = sorted(float(row["score"]) for row in read_rows())
+    run(*command, new, "--overlays", overlays, "--threshold", (low + high) / 2)
+    assert sorted(path.stem for path in Path("predictions/overlays").glob("*.jpg")) == names
+
+
+def test_image_that_is_too_long_for_jpeg_has_an_overlay_in_png(run, command, new, monkeypatch):
+    monkeypatch.setattr(prediction, "LONGEST_JPEG", 150)
+    assert run(*command, new).returncode == 0
+    assert Path("predictions/overlays/good.jpg").is_file()
+    assert pixels("predictions/overlays/line 1/größe.png").shape == (127, 151, 3)
+
+
+def test_without_overlays_matplotlib_is_not_imported(command, new, tmp_path):
+    code = "import sys, main; main.main(); print({'matplotlib', 'skimage'} & set(sys.modules))"
+    command = [sys.executable, "-c", code, *command, new, "--overlays=none", "--masks"]
+    environment = os.environ | {"PYTHONPATH": str(MAIN.parent)}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.stdout.endswith("set()\n"), done.stderr
 
 
 def test_png_maps_are_the_exact_ones_in_hundredths(run, command, new, tmp_path):
@@ -116,7 +186,7 @@ def test_png_maps_are_the_exact_ones_in_hundredths(run, command, new, tmp_path):
     row = read_rows()[1]
     assert exact[int(row["peak_row"]), int(row["peak_column"])] > 0.99 * np.nanmax(exact)
 
-    predict.write_map(tmp_path / "a.png", np.array([[655.35, 656, np.nan]], np.float32))
+    prediction.write_map(tmp_path / "a.png", np.array([[655.35, 656, np.nan]], np.float32))
     assert pixels(tmp_path / "a.png").tolist() == [[65535, 65535, 0]]
 
 
@@ -152,6 +222,22 @@ def test_score_that_reaches_the_given_threshold_is_anomalous(run, command, new):
         assert "good images support" not in done.stdout
 
 
+def test_thresholds_at_another_rate_judge_images_and_pixels(run, command, detector, new):
+    thresholds = detector.model.thresholds.at(0.4)
+    assert thresholds.image < detector.model.thresholds.image
+    done = run(*command, new, "--target_fpr", 0.4, "--maps", "npy")
+    assert "good images support" not in done.stdout
+    row = read_rows()[1]
+    assert float(row["threshold"]) == thresholds.image
+    anomaly_map = np.load("predictions/maps/line 1/größe.npy")
+    assert int(row["area"]) == np.count_nonzero(anomaly_map >= thresholds.pixel)
+    # a threshold that is given comes first
+    run(*command, new, "--target_fpr", 0.4, "--threshold", 7, "--pixel_threshold", 0)
+    assert (read_rows()[1]["threshold"], read_rows()[1]["area"]) == ("7.0", str(105 * 105))
+    done = run(*command, new, "--target_fpr", 0.02)
+    assert "(5 good images support a rate of false alarms of 0.17, not of 0.02)" in done.stdout
+
+
 @pytest.mark.parametrize("batch_size", [1, 8])
 def test_bad_image_is_a_row_and_the_others_are_scored(run, command, new, batch_size):
     (new / "damaged.png").write_bytes((new / "good.png").read_bytes()[:500])
@@ -167,7 +253,7 @@ def test_bad_image_is_a_row_and_the_others_are_scored(run, command, new, batch_s
     assert float(rows["good.png"]["score"]) < float(rows["größe.png"]["score"])
     assert "4 images" in done.stdout
     assert "2 not scored" in done.stdout
-    assert sorted(os.listdir("predictions/overlays")) == ["good.png", "line 1"]
+    assert sorted(os.listdir("predictions/overlays")) == ["good.jpg", "line 1"]
 
 
 def test_image_of_another_size_is_a_row_when_nothing_is_cut(run, command, weights, new):
@@ -184,17 +270,17 @@ def test_image_of_another_size_is_a_row_when_nothing_is_cut(run, command, weight
 def test_interrupt_keeps_the_rows_so_far(run, command, new, monkeypatch):
     finish = predict.finish_image
 
-    def interrupted(output, source, *rest):
+    def interrupted(detector, output, source, *rest):
         if source.name != "good":
             raise KeyboardInterrupt
-        return finish(output, source, *rest)
+        return finish(detector, output, source, *rest)
 
     monkeypatch.setattr(predict, "finish_image", interrupted)
     done = run(*command, new, "--batch_size", 1)
     assert done.returncode == 130
     assert done.stderr.splitlines()[-1].startswith("interrupted; the rows so far are in predict")
     assert [Path(row["path"]).name for row in read_rows()] == ["good.png"]
-    assert sorted(os.listdir("predictions")) == ["overlays", "predictions.csv"]
+    assert sorted(os.listdir("predictions")) == ["overlays", "predictions.csv", "regions.csv"]
 
 
 def test_name_that_is_not_utf8_is_spelled_out(run, command, new):
@@ -204,7 +290,7 @@ def test_name_that_is_not_utf8_is_spelled_out(run, command, new):
     assert done.returncode == 1
     assert [row["path"] for row in read_rows()] == [r"\udcff.png", r"\udcfe.png"]
     assert r"\udcfe.png" in read_rows()[1]["error"]
-    assert os.listdir(b"predictions/overlays") == [b"\xff.png"]
+    assert os.listdir(b"predictions/overlays") == [b"\xff.jpg"]
 
 
 def find(*given):
@@ -248,7 +334,7 @@ def test_links_are_followed_and_loops_end(touch):
 
 
 def test_earlier_results_are_not_scored(touch):
-    touch("a.png", "out/overlays/a.png", "out/maps/b/c.png", "out/b.png")
+    touch("a.png", "out/overlays/a.png", "out/maps/b/c.png", "out/masks/d.png", "out/b.png")
     assert [path for path, _ in find(".")] == ["a.png", "out/b.png"]
     for given in ("out/overlays/a.png", "out/overlays", "out/maps/b"):
         with pytest.raises(ValueError, match=f"{given} is among the results in --output; choose"):

@@ -144,6 +144,11 @@ def test_thresholds_are_compared_with_the_test_images(class_report):
     good = scored.image_scores[2:]
     assert found.test_fpr == pytest.approx((good >= good[1]).mean())
     assert found.test_tpr == 1.0
+    assert [at.target_fpr for at in found.at_rates] == [0.01, 0.05, 0.1]
+    for rate in found.at_rates[1:]:
+        assert rate.image_threshold == thresholds.at(rate.target_fpr).image
+        assert rate.test_fpr == (good >= rate.image_threshold).mean()
+        assert rate.test_tpr == (scored.image_scores[:2] >= rate.image_threshold).mean()
 
 
 def test_rates_of_images_that_are_not_there_are_left_out(class_report):
@@ -152,6 +157,33 @@ def test_rates_of_images_that_are_not_there_are_left_out(class_report):
     thresholds = find_thresholds(good_maps(), 0.01)
     found = finish(class_report, unlabelled, evaluation, thresholds).thresholds
     assert (found.test_fpr, found.test_tpr) == (None, None)
+    assert {(at.test_fpr, at.test_tpr) for at in found.at_rates} == {(None, None)}
+
+
+@pytest.mark.parametrize(
+    ("n_reached", "is_noted"), [(0, False), (2, False), (9, False), (24, True)]
+)
+def test_more_false_alarms_than_promised_are_noted(class_report, n_reached, is_noted):
+    _, scored, evaluation = make_scored_class()
+    scores = np.full(102, 0.5, np.float32)
+    scores[:n_reached] = scores[-2:] = 1.5  # the last two are defects
+    scored = scored._replace(labels=np.repeat([0, 1], [100, 2]), image_scores=scores)
+    thresholds = find_thresholds(good_maps(199), 0.05)
+    note = report.explain_false_alarms(thresholds, scored)
+    assert (note is not None) == is_noted
+    if note:
+        assert note == (
+            "24 of 100 good test images reach the image threshold, which is set at a rate of false "
+            "alarms of 0.05: training and test images differ"
+        )
+
+
+def test_note_on_false_alarms_is_kept_with_the_results(class_report, monkeypatch):
+    monkeypatch.setattr(report, "explain_false_alarms", lambda *_: "they differ")
+    _, scored, evaluation = make_scored_class()
+    evaluation.notes.append("another")
+    record = class_report.finish(scored, evaluation, find_thresholds(good_maps(), 0.01))
+    assert record.result.notes == ["another", "they differ"]
 
 
 def test_summary_is_printed_in_one_call(class_report, monkeypatch):
@@ -172,6 +204,8 @@ def test_summary_is_printed_in_one_call(class_report, monkeypatch):
         "(why there is none)",
         "image threshold at a false alarm rate of 0.01: 1.25 (best F1 on the test images: 4.50)",
         "pixel threshold at a false alarm rate of 0.01: 0.75",
+        "false alarms, recall on the test images at a rate of 0.01: 0.00, 1.00; 0.05: 1.00, 1.00; "
+        "0.1: 1.00, 1.00",
         "(4 good images support a rate of false alarms of 0.2, not of 0.01)",
     ]
 
@@ -198,6 +232,10 @@ def test_report_holds_all_classes_in_their_order(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert "<h1>PaDiM: resnet18 on mvtec_ad</h1>" in page
     assert f"<li>{SETTINGS['command']}</li>" in page
+    assert "<caption>False alarms and recall</caption>" in page
+    texts = "0.00", "1.00", "–", "1.00", "0.50", "1.00"
+    cells = [f'<td class="number">{text}</td>' for text in texts]
+    assert f'<th scope="row">nut</th>{"".join(cells)}</tr>' in page
     assert page.index("<h2>nut</h2>") < page.index("<h2>bolt</h2>")
     assert 'src="roc_curve.png" width="2000" height="1000"' in page
 

@@ -52,8 +52,9 @@ def test_thresholds_csv_has_a_row_per_class_with_thresholds(tmp_path):
     write_thresholds(tmp_path, [make_record("bolt"), make_record("nut", thresholds=None)])
     assert (tmp_path / "thresholds.csv").read_text().splitlines() == [
         "class_name,n_held_out,target_fpr,image_fpr,image_threshold,pixel_threshold,"
-        "best_f1_image_threshold,best_f1_pixel_threshold,test_fpr,test_tpr",
-        "bolt,5,0.01,0.1,3.0,2.0,,2.5,0.0,1.0",
+        "best_f1_image_threshold,best_f1_pixel_threshold,test_fpr,test_tpr,test_fpr_at_0.01,"
+        "test_tpr_at_0.01,test_fpr_at_0.05,test_tpr_at_0.05,test_fpr_at_0.1,test_tpr_at_0.1",
+        "bolt,5,0.01,0.1,5.0,2.0,,2.5,0.0,1.0,0.0,1.0,,1.0,0.5,1.0",
     ]
 
 

@@ -47,6 +47,42 @@ def test_pixel_threshold_is_reached_by_the_target_rate_of_pixels():
     assert (pixels >= thresholds.pixel).sum() == 20
 
 
+@pytest.mark.parametrize("rate", [0.0001, 0.00037, 0.01, 0.013, 0.05, 0.1, 0.29, 0.5])
+def test_thresholds_at_a_rate_are_those_found_at_it(rate):
+    anomaly_maps = np.random.default_rng(0).random((150, 20, 20), dtype=np.float32)
+    found = find_thresholds(anomaly_maps, 0.03).at(rate)
+    expected = find_thresholds(anomaly_maps, rate)
+    assert (found.image, found.pixel) == (expected.image, expected.pixel)
+    assert (found.target_fpr, found.image_fpr) == (rate, expected.image_fpr)
+    assert found.caveat == expected.caveat
+    assert found.at(0.03).image == find_thresholds(anomaly_maps, 0.03).image
+
+
+def test_pixel_threshold_between_the_kept_rates_is_interpolated():
+    anomaly_maps = np.random.default_rng(0).exponential(size=(50, 80, 80)).astype(np.float32)
+    thresholds = find_thresholds(anomaly_maps, 0.01)
+    assert thresholds.at(0.01) is thresholds
+    for rate in (0.000123, 0.0345, 0.1234):
+        reached = (anomaly_maps >= thresholds.at(rate).pixel).mean()
+        assert reached == pytest.approx(rate, rel=0.02)
+    # beyond the kept rates: at most as many false alarms as asked for
+    assert (anomaly_maps >= thresholds.at(0.00001).pixel).mean() <= 0.00001
+    assert thresholds.at(0.7).pixel == thresholds.at(0.5).pixel
+
+
+def test_p_value_is_the_probability_of_as_many_false_alarms():
+    rng = np.random.default_rng(0)
+    counts = []
+    for _ in range(4000):
+        scores = rng.random(49).astype(np.float32)
+        thresholds = find_thresholds(maps(scores), target_fpr=0.1)
+        counts.append((rng.random(30) >= thresholds.image).sum())
+    for n_reached in (0, 1, 4, 8):
+        found = (np.array(counts) >= n_reached).mean()
+        assert thresholds.p_value(n_reached, 30) == pytest.approx(found, abs=0.02)
+    assert thresholds.p_value(30, 30) < 1e-9
+
+
 def test_equal_pixels_are_all_good():
     thresholds = find_thresholds(np.full((3, 2, 2), 7, dtype=np.float32), target_fpr=0.5)
     assert thresholds.pixel > 7

@@ -18,14 +18,17 @@ from datasets.images import (
     DEFAULT,
     Preprocessing,
     check_preprocessing,
+    crop_box,
     prepare,
     preprocessed_size,
     resized_size,
+    uncrop,
 )
 from utils.backbone import BACKBONES, BATCH_SIZE, LAYERS, PRECISIONS, SEED, draw_channels
 from utils.features import FeatureExtractor, load_extractor
 from utils.model_file import TrainedModel, load_model, save_model
 from utils.padim import PaDiM
+from utils.regions import Region, find_regions
 from utils.system.device import choose_device
 from utils.thresholds import TARGET_FPR, find_thresholds
 
@@ -144,7 +147,7 @@ class Detector:
 
         Returns:
             The score, which is the maximum of the map, and the map: (H, W) float32 distances over
-            the preprocessed image. datasets.images.uncrop lays it over the original.
+            the preprocessed image. uncrop lays it over the original.
 
         Raises:
             ValueError: if the model does not accept images of this type or size.
@@ -156,6 +159,32 @@ class Detector:
         """The anomaly maps (B, H, W) float32 of images (B, 3, H, W) that prepare returned."""
         anomaly_maps = self.model.padim.anomaly_maps(self.extractor(images), self.model.image_size)
         return anomaly_maps.numpy(force=True)
+
+    def uncrop(self, anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """An anomaly map (H, W) laid over an original image of width w and height h = size.
+
+        Returns:
+            (h, w) float32; NaN at pixels that the network does not see.
+        """
+        return uncrop(anomaly_map, size, crop_box(size, self.model.preprocessing))
+
+    def find_regions(
+        self,
+        anomaly_map: np.ndarray,
+        size: tuple[int, int],
+        threshold: float | None = None,
+        min_area: int = 0,
+    ) -> list[Region]:
+        """The regions of an anomaly map from a threshold on, highest score first.
+
+        Args:
+            anomaly_map: (H, W), as score returns it.
+            size: width and height of the original image, in whose pixels the regions are.
+            threshold: of the map; None takes the model's pixel threshold.
+            min_area: in pixels of the original image; smaller regions are left out.
+        """
+        threshold = self.model.thresholds.pixel if threshold is None else threshold
+        return find_regions(self.uncrop(anomaly_map, size), threshold, min_area)
 
     def prepare(
         self, image: Image.Image | np.ndarray, name: Path | str = "the image"

@@ -23,9 +23,10 @@ from utils.padim import SMOOTHING_SIGMA, PaDiM
 from utils.system.files import replacing
 from utils.thresholds import Thresholds, choose_held_out
 
-FORMAT = 3
+FORMAT = 4
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MATRICES = ("whitening", "loadings", "residual_whitening")
+SCORES = ("good_scores", "pixel_scores")  # of the thresholds
 KEY = "padim"  # of the settings in the file's metadata
 # what reading a file with damaged or foreign content raises
 DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
@@ -99,9 +100,8 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         name: tensor.to("cpu", DTYPES[dtype]).contiguous()
         for name, tensor in _to_tensors(model.padim.gaussians).items()
     }
-    tensors["good_scores"] = torch.from_numpy(model.thresholds.good_scores)
     thresholds = asdict(model.thresholds)
-    del thresholds["good_scores"]
+    tensors |= {name: torch.from_numpy(thresholds.pop(name)) for name in SCORES}
     settings = {
         "format": FORMAT,
         "class_name": model.class_name,
@@ -174,7 +174,7 @@ def _sha256(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 def _to_model(
     settings: Mapping[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> TrainedModel:
-    good_scores = tensors.pop("good_scores").numpy()
+    scores = {name: tensors.pop(name).numpy() for name in SCORES}
     padim = PaDiM()
     padim.n_train = settings["n_train"]
     padim.gaussians = _to_gaussians(
@@ -191,7 +191,7 @@ def _to_model(
         image_size=tuple(settings["image_size"]),
         training_sha256=settings["training_sha256"],
         padim=padim,
-        thresholds=Thresholds(**settings["thresholds"], good_scores=good_scores),
+        thresholds=Thresholds(**settings["thresholds"], **scores),
     )
 
 

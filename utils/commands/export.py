@@ -4,18 +4,22 @@
 
 The graph takes `images` (B, 3, H, W) float32, H x W as fitted, prepared as in training: RGB in
 [0, 1], minus the network's mean, divided by its std (ImageNet's). It gives `scores` (B,) and
-`anomaly_maps` (B, H, W), both raw, and is compared with this suite before it is written.
+`anomaly_maps` (B, H, W), both raw, and is compared with this suite before it is written. The file's
+metadata say how to prepare an image and from which score on it is anomalous.
 """
 
 import argparse
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from utils.backbone import BACKBONES, LAYERS
 from utils.commands.options import add_option
 from utils.detector import Detector
 from utils.gaussian import Gaussians
@@ -25,6 +29,7 @@ from utils.patches import Cells, cells_on
 from utils.system.files import make_folder, replacing
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+FORMAT = 1  # of the metadata
 OPSET = 20  # torch's default; ONNX Runtime reads it since 1.17
 TOLERANCE = 1e-3  # largest relative difference from the suite
 BATCH_SIZES = (1, 3)  # that are compared
@@ -58,7 +63,8 @@ def run(args: argparse.Namespace) -> None:
     detector = Detector.load(args.model, args.weights, "cpu")
     check_model(detector.model)
     with replacing(args.onnx) as temporary:
-        export(ExportedModel(detector), detector.model.image_size, temporary)
+        metadata = describe_model(detector)
+        export(ExportedModel(detector), detector.model.image_size, metadata, temporary)
         difference = compare(temporary, detector)
         if not difference <= TOLERANCE:
             raise ValueError(
@@ -176,8 +182,42 @@ def measure(gaussians: Gaussians, cells: Cells, layers: Sequence[Tensor]) -> Ten
     return squared.sqrt()
 
 
-def export(module: nn.Module, size: Sequence[int], path: Path) -> None:
-    """Write the module's graph, for any number of images of H x W = size, as a single file."""
+def describe_model(detector: Detector) -> dict[str, Any]:
+    """What a program needs besides the graph, by the names in the file's metadata.
+
+    Sizes are in pixels: of the shorter side after resizing and of the centre crop, 0 for neither,
+    and [H, W] of the graph's images. Mean and std are of RGB in [0, 1]. Scores from a threshold on
+    are anomalous. good_scores are those of held-out training images, ascending.
+    """
+    model, thresholds = detector.model, detector.model.thresholds
+    ends = np.cumsum(BACKBONES[model.arch].layer_channels)
+    layers = np.unique(np.searchsorted(ends, model.channels, side="right"))
+    return {
+        "format": FORMAT,
+        "class_name": model.class_name,
+        "arch": model.arch,
+        "weights_sha256": model.weights_sha256,
+        "layers": [LAYERS[i] for i in layers],
+        "neighbourhood": model.neighbourhood,
+        **model.preprocessing._asdict(),
+        "image_size": model.image_size,
+        "interpolation": "lanczos",
+        "mean": detector.extractor.mean.flatten().tolist(),
+        "std": detector.extractor.std.flatten().tolist(),
+        "image_threshold": thresholds.image,
+        "pixel_threshold": thresholds.pixel,
+        "target_fpr": thresholds.target_fpr,
+        "image_fpr": thresholds.image_fpr,
+        "n_good_images": len(thresholds.good_scores),
+        "good_scores": thresholds.good_scores.tolist(),
+    }
+
+
+def export(module: nn.Module, size: Sequence[int], metadata: Mapping[str, Any], path: Path) -> None:
+    """Write the module's graph, for any number of images of H x W = size, as a single file.
+
+    Each value of the metadata is written as JSON: ONNX has texts alone.
+    """
     import onnx
 
     program = torch.onnx.export(
@@ -189,7 +229,9 @@ def export(module: nn.Module, size: Sequence[int], path: Path) -> None:
         opset_version=OPSET,
         verbose=False,
     )
-    onnx.save(program.model_proto, path)
+    model = program.model_proto
+    onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
+    onnx.save(model, path)
 
 
 def compare(path: Path, detector: Detector) -> float:

@@ -19,6 +19,7 @@ from utils.report.results import (
     ClassResult,
     ClassThresholds,
     ImageResult,
+    RateResult,
 )
 from utils.system.files import replacing
 
@@ -131,13 +132,19 @@ def _from_json(content: Mapping[str, Any]) -> ClassRecord:
     thresholds, size = content["thresholds"], content["figure_size"]
     parts = {
         "result": ClassResult(**content["result"]),
-        "thresholds": None if thresholds is None else ClassThresholds(**thresholds),
+        "thresholds": thresholds and _thresholds_from_json(thresholds),
         "image_curve": _curve_from_json(content["image_curve"]),
         "pixel_curve": _curve_from_json(content["pixel_curve"]),
         "images": [ImageResult(**image) for image in content["images"]],
         "figure_size": None if size is None else tuple(size),
     }
     return ClassRecord(**{**content, **parts})
+
+
+def _thresholds_from_json(content: Mapping[str, Any]) -> ClassThresholds:
+    return ClassThresholds(
+        **{**content, "at_rates": [RateResult(*values) for values in content["at_rates"]]}
+    )
 
 
 def _curve_from_json(values: list | None) -> RocCurve | None:

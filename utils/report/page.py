@@ -28,7 +28,7 @@ TEMPLATES = Environment(
     lstrip_blocks=True,
 )
 NUMBER = re.compile(r"[-+−]?\d|[-−–]?$")  # a cell that is aligned as a number; it may be a dash
-# whether the threshold is right about an image, in short and in words, by label and decision
+# whether a threshold is right about an image, in short and in words, by label and decision
 VERDICTS = {
     (True, True): ("right", "found"),
     (False, False): ("right", "passed"),
@@ -46,7 +46,11 @@ class Picture(NamedTuple):
 
 
 class ShownImage(NamedTuple):
-    """A test image as the page shows it; flagged is None if there is no threshold."""
+    """A test image as the page shows it.
+
+    It is flagged by the threshold of the class, and best_flagged by the one with the best F1 on the
+    test images; each is None if there is no such threshold.
+    """
 
     link: str
     name: str
@@ -54,11 +58,17 @@ class ShownImage(NamedTuple):
     anomalous: bool
     score: float
     flagged: bool | None
+    best_flagged: bool | None
 
     @property
     def verdict(self) -> tuple[str, str]:
         """One of VERDICTS, or NO_VERDICT without a threshold."""
         return VERDICTS.get((self.anomalous, self.flagged), NO_VERDICT)
+
+    @property
+    def best_verdict(self) -> tuple[str, str]:
+        """The same of the threshold with the best F1."""
+        return VERDICTS.get((self.anomalous, self.best_flagged), NO_VERDICT)
 
 
 def write_page(
@@ -103,27 +113,35 @@ def _shown_images(record: ClassRecord) -> list[ImageResult]:
 
 
 def _describe_class(record: ClassRecord) -> dict[str, Any]:
-    """What the template says about a class."""
-    threshold = record.image_threshold
-    images = [_describe_image(image, threshold) for image in _shown_images(record)]
+    """What the template says about a class.
+
+    Its threshold is the one from good training images; without that, the best one on the test
+    images.
+    """
+    good, best = record.thresholds, record.image_threshold
+    threshold = best if good is None else good.image_threshold
+    images = [_describe_image(image, threshold, best) for image in _shown_images(record)]
     images.sort(key=lambda image: image.score, reverse=True)
     return {
         "name": record.result.class_name,
         "anchor": "class-" + quote(os.fsencode(record.result.class_name), safe=""),
         "threshold": threshold,
+        "image_fpr": None if good is None else good.image_fpr,
+        "best": best,
         "images": images,
         # in the order of their scores the flagged images come first
         "groups": [(flagged, list(group)) for flagged, group in groupby(images, _is_flagged)],
         "types": sorted(Counter(image.defect_type for image in images).items()),
         "kinds": Counter(kind for kind, _ in (image.verdict for image in images)),
         "outcomes": Counter(text for _, text in (image.verdict for image in images)),
-        "strip": _describe_strip(images, threshold),
+        "best_outcomes": Counter(text for _, text in (image.best_verdict for image in images)),
+        "strip": _describe_strip(images, threshold, best),
         "panels": ", ".join(record.panels),
         "figure_size": record.figure_size,
     }
 
 
-def _describe_image(image: ImageResult, threshold: float | None) -> ShownImage:
+def _describe_image(image: ImageResult, threshold: float | None, best: float | None) -> ShownImage:
     return ShownImage(
         link=quote(os.fsencode(image.figure)),
         name=image.image,
@@ -131,6 +149,7 @@ def _describe_image(image: ImageResult, threshold: float | None) -> ShownImage:
         anomalous=bool(image.label),
         score=image.score,
         flagged=None if threshold is None else image.score >= threshold,
+        best_flagged=None if best is None else image.score >= best,
     )
 
 
@@ -138,11 +157,13 @@ def _is_flagged(image: ShownImage) -> bool | None:
     return image.flagged
 
 
-def _describe_strip(images: Sequence[ShownImage], threshold: float | None) -> dict[str, Any]:
+def _describe_strip(
+    images: Sequence[ShownImage], threshold: float | None, best: float | None
+) -> dict[str, Any]:
     """The scores as strokes on one scale, a lane for anomalous and one for normal images."""
-    values = [image.score for image in images]
-    if threshold is not None:
-        values.append(threshold)
+    marked = {"threshold": threshold, "best F1": best if best != threshold else None}
+    marks = {name: value for name, value in marked.items() if value is not None}
+    values = [*(image.score for image in images), *marks.values()]
     low, high = min(values), max(values)
 
     def position(value: float) -> float:
@@ -155,12 +176,11 @@ def _describe_strip(images: Sequence[ShownImage], threshold: float | None) -> di
         lanes.append((label, [(image.verdict[0], position(image.score)) for image in lane]))
         if lane:
             texts.append(f"{label} images from {lane[-1].score:.2f} to {lane[0].score:.2f}")
-    if threshold is not None:
-        texts.append(f"threshold at {threshold:.2f}")
+    texts += [f"{name} at {value:.2f}" for name, value in marks.items()]
     return {
         "low": low,
         "high": high,
         "lanes": lanes,
-        "cut": None if threshold is None else position(threshold),
+        "cuts": [position(value) for value in marks.values()],
         "text": ", ".join(texts),
     }

@@ -2,6 +2,7 @@
 
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -19,11 +20,13 @@ from utils.report.figures import Figures, draw_figures
 from utils.report.finished import discard_record, make_fingerprint, write_record
 from utils.report.page import Picture, write_page
 from utils.report.results import (
+    RATES,
     STAGES,
     ClassRecord,
     ClassResult,
     ClassThresholds,
     ImageResult,
+    RateResult,
     Run,
     append_metrics,
     write_run,
@@ -35,6 +38,7 @@ from utils.thresholds import Thresholds
 
 ROC_FIGURE = "roc_curve.png"
 MODELS = "models"
+SIGNIFICANCE = 0.001  # of more false alarms than promised, by chance
 AUTO_BYTES = 500_000_000  # models up to this size are saved by default
 
 
@@ -137,6 +141,7 @@ class ClassReport:
         figures: Figures,
     ) -> ClassRecord:
         name = self.test.class_name
+        warning = thresholds and explain_false_alarms(thresholds, scored)
         return ClassRecord(
             fingerprint=self.fingerprint,
             settings_sha256=self.settings_sha256,
@@ -147,7 +152,7 @@ class ClassReport:
                 n_test=len(self.test),
                 metrics=evaluation.metrics,
                 seconds=dict(self._seconds),
-                notes=evaluation.notes,
+                notes=[*evaluation.notes, *([warning] if warning else [])],
             ),
             thresholds=thresholds and compare_thresholds(name, thresholds, scored, evaluation),
             image_threshold=evaluation.image_threshold,
@@ -186,11 +191,6 @@ def compare_thresholds(
     class_name: str, thresholds: Thresholds, scored: ScoredImages, evaluation: Evaluation
 ) -> ClassThresholds:
     """Thresholds from good training images beside the best ones on the test images."""
-    reached = scored.image_scores >= thresholds.image
-    test_fpr, test_tpr = (
-        float(reached[scored.labels == label].mean()) if (scored.labels == label).any() else None
-        for label in (0, 1)
-    )
     return ClassThresholds(
         class_name=class_name,
         n_held_out=len(thresholds.good_scores),
@@ -200,8 +200,35 @@ def compare_thresholds(
         pixel_threshold=thresholds.pixel,
         best_f1_image_threshold=evaluation.image_threshold,
         best_f1_pixel_threshold=evaluation.pixel_threshold,
-        test_fpr=test_fpr,
-        test_tpr=test_tpr,
+        test_fpr=_fraction_reached(scored, 0, thresholds.image),
+        test_tpr=_fraction_reached(scored, 1, thresholds.image),
+        at_rates=[_try_rate(scored, thresholds.at(rate)) for rate in RATES],
+    )
+
+
+def _try_rate(scored: ScoredImages, thresholds: Thresholds) -> RateResult:
+    """The rate of these thresholds on the test images."""
+    reached = (_fraction_reached(scored, label, thresholds.image) for label in (0, 1))
+    return RateResult(thresholds.target_fpr, thresholds.image, *reached)
+
+
+def _fraction_reached(scored: ScoredImages, label: int, threshold: float) -> float | None:
+    """The fraction of the images with a label that reach an image threshold."""
+    scores = scored.image_scores[scored.labels == label]
+    return float((scores >= threshold).mean()) if len(scores) else None
+
+
+def explain_false_alarms(thresholds: Thresholds, scored: ScoredImages) -> str | None:
+    """A warning if good test images reach the image threshold far more often than promised."""
+    good = scored.image_scores[scored.labels == 0]
+    n_reached = int((good >= thresholds.image).sum())
+    if n_reached <= thresholds.image_fpr * len(good):
+        return None
+    if thresholds.p_value(n_reached, len(good)) >= SIGNIFICANCE:
+        return None
+    return (
+        f"{n_reached} of {len(good)} good test images reach the image threshold, which is set at a "
+        f"rate of false alarms of {thresholds.image_fpr:.2g}: training and test images differ"
     )
 
 
@@ -218,6 +245,10 @@ def summarise(record: ClassRecord, thresholds: Thresholds | None) -> Iterator[st
         rate = f"a false alarm rate of {thresholds.target_fpr:g}"
         yield f"image threshold at {rate}: {thresholds.image:.2f}{_best(record.image_threshold)}"
         yield f"pixel threshold at {rate}: {thresholds.pixel:.2f}{_best(record.pixel_threshold)}"
+        results = [
+            f"{at.target_fpr:g}: {', '.join(_format(at))}" for at in record.thresholds.at_rates
+        ]
+        yield f"false alarms, recall on the test images at a rate of {'; '.join(results)}"
         if thresholds.caveat:
             yield f"({thresholds.caveat})"
 
@@ -250,8 +281,24 @@ def write_report(
     )
     title = f"PaDiM: {settings['arch']} on {settings['data']}"
     roc_figure = Picture(ROC_FIGURE, roc_size)
-    write_page(folder, title, [settings["command"]], tables, records, roc_figure)
+    shown = [*tables, *tabulate_rates(records)]
+    write_page(folder, title, [settings["command"]], shown, records, roc_figure)
     return tables
+
+
+def tabulate_rates(records: Sequence[ClassRecord]) -> list[Table]:
+    """A table of what each of RATES means for the test images; none without thresholds."""
+    rows = [
+        [record.result.class_name, *chain.from_iterable(map(_format, record.thresholds.at_rates))]
+        for record in records
+        if record.thresholds is not None
+    ]
+    columns = [f"{name} at {rate:g}" for rate in RATES for name in ("false alarms", "recall")]
+    note = (
+        "Image thresholds from good training images at these rates of false alarms: the fraction "
+        "of good test images that reach them, and the fraction of anomalous ones."
+    )
+    return [Table("False alarms and recall", ["class", *columns], rows, [note])] if rows else []
 
 
 def _describe_images(
@@ -268,6 +315,12 @@ def _describe_images(
         )
         for i, (sample, score) in enumerate(zip(test.samples, scored.image_scores, strict=True))
     ]
+
+
+def _format(result: RateResult) -> list[str]:
+    """The fractions of good and of anomalous test images."""
+    rates = result.test_fpr, result.test_tpr
+    return [DASH if rate is None else f"{rate:.2f}" for rate in rates]
 
 
 def _best(threshold: float | None) -> str:

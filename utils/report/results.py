@@ -3,14 +3,15 @@
 import csv
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from utils.metrics import METRICS, RocCurve
 from utils.system.files import replacing
 
 FORMAT = 2  # of metrics.json
+RATES = (0.01, 0.05, 0.1)  # of false alarms, that thresholds are shown at
 STAGES = ("fit", "score", "metrics", "figures")
 
 
@@ -66,6 +67,22 @@ class ImageResult:
     aupimo: float | None = None
 
 
+class RateResult(NamedTuple):
+    """What a rate of false alarms means for the test images.
+
+    Attributes:
+        target_fpr: the rate of false alarms asked for.
+        image_threshold: from good training images.
+        test_fpr, test_tpr: fractions of good and of anomalous test images that reach it, the false
+            alarms and the recall; None without such images.
+    """
+
+    target_fpr: float
+    image_threshold: float
+    test_fpr: float | None
+    test_tpr: float | None
+
+
 @dataclass(frozen=True)
 class ClassThresholds:
     """A class's thresholds from good training images, beside the best on its test images.
@@ -80,6 +97,7 @@ class ClassThresholds:
             where it is undefined.
         test_fpr, test_tpr: fractions of good and of anomalous test images that reach
             image_threshold; None without such images.
+        at_rates: at each of RATES.
     """
 
     class_name: str
@@ -92,6 +110,7 @@ class ClassThresholds:
     best_f1_pixel_threshold: float | None
     test_fpr: float | None
     test_tpr: float | None
+    at_rates: Sequence[RateResult]
 
 
 @dataclass(frozen=True)
@@ -161,8 +180,13 @@ def write_scores(folder: Path, records: Sequence[ClassRecord]) -> None:
 
 def write_thresholds(folder: Path, records: Sequence[ClassRecord]) -> None:
     """Write thresholds.csv: a row per class that has thresholds."""
-    columns = [field.name for field in fields(ClassThresholds)]
-    rows = [astuple(record.thresholds) for record in records if record.thresholds is not None]
+    names = [field.name for field in fields(ClassThresholds) if field.name != "at_rates"]
+    shown = "test_fpr", "test_tpr"
+    columns = [*names, *(f"{name}_at_{rate:g}" for rate in RATES for name in shown)]
+    rows = []
+    for thresholds in (record.thresholds for record in records if record.thresholds is not None):
+        rates = [getattr(at, name) for at in thresholds.at_rates for name in shown]
+        rows.append([*(getattr(thresholds, name) for name in names), *rates])
     _write_csv(folder / "thresholds.csv", columns, rows)
 
 

@@ -1,0 +1,66 @@
+"""Connected regions of an anomaly map from a threshold on."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.ndimage import find_objects, label
+
+EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+
+
+class Region(NamedTuple):
+    """A connected region of an anomaly map, in pixels of the map.
+
+    Attributes:
+        score: the highest of its pixels.
+        mean_score: the mean of its pixels.
+        left, top, width, height: its bounding box.
+        area: number of its pixels.
+        peak_row, peak_column: where the score is.
+    """
+
+    score: float
+    mean_score: float
+    left: int
+    top: int
+    width: int
+    height: int
+    area: int
+    peak_row: int
+    peak_column: int
+
+
+def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 0) -> list[Region]:
+    """The regions of pixels >= threshold, each connected by eight neighbours, highest score first.
+
+    Args:
+        anomaly_map: (h, w) float32; pixels that are NaN belong to no region.
+        threshold: in units of the map.
+        min_area: smaller regions are left out.
+    """
+    labels, _ = label(anomaly_map >= threshold, EIGHT_NEIGHBOURS)
+    regions = []
+    for number, box in enumerate(find_objects(labels), start=1):
+        inside = labels[box] == number
+        area = int(np.count_nonzero(inside))
+        if area < min_area:
+            continue
+        top, left = (side.start for side in box)
+        height, width = inside.shape
+        scores = np.where(inside, anomaly_map[box], -np.inf)
+        row, column = divmod(int(scores.argmax()), width)
+        mean = float(scores.mean(dtype=np.float64, where=inside))
+        extent = left, top, width, height, area
+        regions.append(Region(float(scores.max()), mean, *extent, top + row, left + column))
+    return sorted(regions, key=lambda region: -region.score)
+
+
+def draw_regions(
+    anomaly_map: np.ndarray, threshold: float, regions: Sequence[Region]
+) -> np.ndarray:
+    """The mask (h, w) bool of some of the regions that find_regions found with these arguments."""
+    labels, n = label(anomaly_map >= threshold, EIGHT_NEIGHBOURS)
+    drawn = np.zeros(n + 1, dtype=bool)
+    drawn[[labels[region.peak_row, region.peak_column] for region in regions]] = True
+    return drawn[labels]
