@@ -1,7 +1,7 @@
 """The training and test images of the chosen classes, checked before any slow work."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +11,14 @@ from datasets.images import (
     Preprocessing,
     check_preprocessing,
     load_image,
-    load_mask,
     preprocessed_size,
     read_size,
     resized_size,
 )
 from datasets.layouts import AUTO, LAYOUTS, Layout, find_classes
+from datasets.masks import load_mask
 from datasets.mvtec import CLASS_NAMES, Sample
+from datasets.notes import Notes
 
 LOSSY_SUFFIXES = (".jpg", ".jpeg")
 
@@ -32,6 +33,8 @@ class ImageDataset:
         samples: one Sample per image.
         has_masks: whether defects are marked.
         preprocessing: of images and masks alike.
+        invert_masks: whether masks mark the background.
+        notes: on the class; reading images adds to them.
     """
 
     class_name: str
@@ -39,6 +42,8 @@ class ImageDataset:
     samples: Sequence[Sample]
     has_masks: bool
     preprocessing: Preprocessing
+    invert_masks: bool = False
+    notes: Notes = field(default_factory=Notes, compare=False)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -66,7 +71,7 @@ class ImageDataset:
         image = load_image(sample.path, self.preprocessing)
         mask = np.zeros(image.shape[1:], dtype=bool)
         for path in sample.mask_paths:
-            mask |= load_mask(path, self.preprocessing)
+            mask |= load_mask(path, self.preprocessing, self.invert_masks, self.notes)
         return image, sample.label, mask
 
 
@@ -74,7 +79,11 @@ Splits = tuple[ImageDataset, ImageDataset]
 
 
 def load_all(
-    data_path: Path, dataset: str, class_names: Sequence[str] | None, preprocessing: Preprocessing
+    data_path: Path,
+    dataset: str,
+    class_names: Sequence[str] | None,
+    preprocessing: Preprocessing,
+    invert_masks: bool = False,
 ) -> list[Splits]:
     """The training and test images of all chosen classes.
 
@@ -83,12 +92,13 @@ def load_all(
         dataset: AUTO or a key of LAYOUTS.
         class_names: the chosen classes; None for the default of choose_classes.
         preprocessing: of all images.
+        invert_masks: whether masks mark the background.
 
     Raises:
         FileNotFoundError, ValueError: as choose_classes and load_splits.
     """
     layout, chosen = choose_classes(data_path, class_names, dataset)
-    return [load_splits(data_path, name, layout, preprocessing) for name in chosen]
+    return [load_splits(data_path, name, layout, preprocessing, invert_masks) for name in chosen]
 
 
 def choose_classes(
@@ -125,6 +135,8 @@ def load_splits(
     class_name: str,
     layout: Layout = LAYOUTS["mvtec"],
     preprocessing: Preprocessing = DEFAULT,
+    invert_masks: bool = False,
+    notes: Notes | None = None,
 ) -> Splits:
     """The training and test images of a class.
 
@@ -134,9 +146,15 @@ def load_splits(
             or differs from its image in size, or preprocessing does not suit the images.
     """
     check_preprocessing(preprocessing)
+    notes = notes or Notes()
     train, test = (
         ImageDataset(
-            class_name, split, *layout.list_samples(data_path, class_name, split), preprocessing
+            class_name,
+            split,
+            *layout.list_samples(data_path, class_name, split),
+            preprocessing,
+            invert_masks,
+            notes,
         )
         for split in ("train", "test")
     )

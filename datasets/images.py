@@ -1,4 +1,4 @@
-"""Image and mask files as the arrays that the network gets, and maps back on the original image.
+"""Image files as the arrays that the network gets, and maps back on the original image.
 
 Reference: Defard et al., arXiv 2011.08785, section IV-B; upstream's datasets/mvtec.py.
 """
@@ -129,26 +129,9 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) 
             the image huge.
     """
     image = to_rgb(image, path)
-    _check_resized(image.size, preprocessing.resize, path)
-    image = _resize_and_crop(image, preprocessing, Image.Resampling.LANCZOS)
+    check_resized(image.size, preprocessing.resize, path)
+    image = resize_and_crop(image, preprocessing, Image.Resampling.LANCZOS)
     return np.array(image).transpose(2, 0, 1)
-
-
-def load_mask(path: Path, preprocessing: Preprocessing) -> np.ndarray:
-    """A mask file, preprocessed: (H, W) bool, True where any channel is above 0.
-
-    Raises:
-        ValueError: if the file cannot be read as an image, is floating-point or marks no pixel.
-    """
-    mask = open_mask(path)
-    if mask.getbbox() is None:
-        raise ValueError(
-            f"mask {path} marks no pixel, but its image lies among the defects; mark the defect, "
-            "or move the image to the good ones"
-        )
-    _check_resized(mask.size, preprocessing.resize, path)
-    mask = _resize_and_crop(mask, preprocessing, Image.Resampling.NEAREST)
-    return np.asarray(mask).any(axis=2)
 
 
 def open_image(path: Path) -> Image.Image:
@@ -180,18 +163,8 @@ def unreadable(path: Path, error: Exception) -> ValueError:
     return ValueError(f"cannot read image {path}: {reason}; replace the file or take it away")
 
 
-def open_mask(path: Path) -> Image.Image:
-    """A decoded mask file in RGB; values above 0 stay above 0.
-
-    Raises:
-        ValueError: if the file cannot be read as an image, is floating-point or lacks its palette.
-    """
-    mask = open_image(path)
-    _refuse_float(mask, path)
-    return _convert(mask, path)
-
-
-def _refuse_float(image: Image.Image, path: Path | str) -> None:
+def refuse_float(image: Image.Image, path: Path | str) -> None:
+    """Raise a ValueError if the pixels of a decoded image are floating-point."""
     if image.mode == "F":
         raise ValueError(
             f"cannot read image {path}: floating-point pixels have no fixed range; "
@@ -209,7 +182,7 @@ def to_rgb(image: Image.Image, path: Path | str) -> Image.Image:
     Raises:
         ValueError: if the pixels are floating-point or beyond 16 bits, or the palette is missing.
     """
-    _refuse_float(image, path)
+    refuse_float(image, path)
     if image.mode.startswith("I"):
         image = _scale_to_8_bits(image, path)
     return _convert(image, path)
@@ -230,13 +203,18 @@ def _scale_to_8_bits(image: Image.Image, path: Path | str) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
+def refuse_missing_palette(image: Image.Image, path: Path | str) -> None:
+    """Raise a ValueError if a decoded image with indices of colours lacks the colours."""
+    if image.palette is None:
+        raise ValueError(
+            f"cannot read image {path}: it has no palette; replace the file or take it away"
+        )
+
+
 def _convert(image: Image.Image, path: Path | str) -> Image.Image:
     """The image in RGB; itself if it is RGB: a copy of 89 megapixels would take 360 MB."""
     if image.mode == "P":
-        if image.palette is None:
-            raise ValueError(
-                f"cannot read image {path}: it has no palette; replace the file or take it away"
-            )
+        refuse_missing_palette(image, path)
         # the direct way makes Pillow warn of transparency
         image = image.convert("RGBA")
     return image if image.mode == "RGB" else image.convert("RGB")
@@ -254,8 +232,8 @@ def resized_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     return (side * width // short, side * height // short) if side else size
 
 
-def _check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
-    """Refuse a long narrow image that resizing would make huge."""
+def check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
+    """Raise a ValueError for a long narrow image that resizing would make huge."""
     width, height = resized_size(size, side)
     if side and width * height > LARGEST**2:
         raise ValueError(
@@ -264,7 +242,7 @@ def _check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
         )
 
 
-def _resize_and_crop(
+def resize_and_crop(
     image: Image.Image, preprocessing: Preprocessing, resample: Image.Resampling
 ) -> Image.Image:
     """The centre crop of the resized image."""

@@ -18,11 +18,11 @@ from datasets.images import (
     crop_box,
     is_image,
     load_image,
-    load_mask,
     preprocessed_size,
     read_size,
     uncrop,
 )
+from datasets.masks import load_mask
 from tests.conftest import write_image
 
 UNTOUCHED = Preprocessing(0, 0)

@@ -77,6 +77,7 @@ def test_class_of_an_earlier_run_is_left_out_of_the_report_but_stays_finished(
         (["--layers", "layer2", "layer3"], "scores.csv"),
         (["--neighbourhood", "3"], "scores.csv"),
         (["--precision", "bf16"], "scores.csv"),
+        (["--invert_masks"], "metrics.csv"),
         (["--target_fpr", "0.3"], "thresholds.csv"),
         (["--save_dtype", "float16"], "models/bolt.safetensors"),
         (["--save_models", "none"], None),

@@ -19,7 +19,7 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from datasets.dataset import LOSSY_SUFFIXES, choose_classes
-from datasets.images import IMAGE_SUFFIXES, open_image, open_mask, to_rgb
+from datasets.images import IMAGE_SUFFIXES, open_image, to_rgb
 from datasets.layouts import find_classes
 from datasets.mvtec import COUNTS, Counts, list_folders, list_images
 from utils.commands.options import add_option
@@ -157,7 +157,7 @@ def _read_all(files: Files) -> Mapping[Path, Content]:
 def _read(path: Path, is_mask: bool) -> Content:
     """Decode a file as a run does."""
     try:
-        image = open_mask(path) if is_mask else to_rgb(open_image(path), path)
+        image = to_rgb(open_image(path), path)
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
     except (OSError, ValueError) as error:
         return Content(error=str(error))

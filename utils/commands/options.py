@@ -98,6 +98,12 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         default=CROP,
         metavar="N",
     )
+    add_option(
+        parser,
+        "invert_masks",
+        "take masks whose background is white",
+        action="store_true",
+    )
 
 
 def add_network_options(parser: argparse.ArgumentParser, batch_size: int) -> None:

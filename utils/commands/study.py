@@ -142,7 +142,9 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError("give --data_path PATH, a folder of images")
     preprocessing = Preprocessing(args.resize, args.crop)
     names = choose_studies(args, preprocessing)
-    datasets = load_all(args.data_path, args.dataset, args.class_name, preprocessing)
+    datasets = load_all(
+        args.data_path, args.dataset, args.class_name, preprocessing, args.invert_masks
+    )
     folder = make_folder(args.save_path / "studies" / args.arch)
     if not names:
         return
@@ -156,6 +158,8 @@ def run(args: argparse.Namespace) -> None:
         images = ClassFeatures(setup, train, test)
         for name in names:
             rows[name] += make_study(name, setup, images)
+        for note in test.notes.sentences():
+            print(f"({note})")
         del images  # free its memory before the next class is loaded
         tables = write_studies(folder, rows, args, describe_origin(args, setup))
     print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")

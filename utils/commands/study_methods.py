@@ -7,7 +7,7 @@ Reference: Defard et al., arXiv 2011.08785, sections IV-A (Rd-MVTec AD) and V.
 
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from statistics import median
 from time import perf_counter
@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.dataset import ImageDataset
-from datasets.images import CROP, RESIZE, Preprocessing
+from datasets.images import CROP, RESIZE
 from utils.backbone import BACKBONES, Backbone, draw_channels
 from utils.evaluation import ScoredImages, evaluate, score_images
 from utils.features import FeatureExtractor, concatenate, select_channels
@@ -31,7 +31,6 @@ from utils.report.tables import COMPARED
 DIMENSIONS = (100, 200)  # paper, table II
 MAX_ANGLE = 10  # degrees (paper, section IV-A)
 MARGIN = 24  # pixels; a corner of the 256-pixel square turned by 10 degrees looks 21 beyond it
-SQUARE = Preprocessing(RESIZE, RESIZE)
 WARM_UP, REPEATS = 2, 15  # images, untimed and timed
 
 Features = list[Tensor]  # of each layer, finest first
@@ -320,9 +319,8 @@ class RotatedDataset:
         self.class_name, self.split = dataset.class_name, dataset.split
         self.has_masks = dataset.has_masks
         self.seed = seed
-        self._squares = ImageDataset(
-            self.class_name, self.split, dataset.samples, self.has_masks, SQUARE
-        )
+        preprocessing = dataset.preprocessing._replace(resize=RESIZE, crop=RESIZE)
+        self._squares = replace(dataset, preprocessing=preprocessing)
 
     def __len__(self) -> int:
         return len(self._squares)

@@ -141,7 +141,7 @@ class ClassReport:
                 n_test=len(self.test),
                 metrics=evaluation.metrics,
                 seconds=dict(self._seconds),
-                notes=evaluation.notes,
+                notes=[*evaluation.notes, *self.test.notes.sentences()],
             ),
             thresholds=thresholds and compare_thresholds(name, thresholds, scored, evaluation),
             image_threshold=evaluation.image_threshold,
