@@ -49,9 +49,8 @@ def run_experiment(args: argparse.Namespace) -> None:
         use_defaults(args)
         channels = backbone.draw_channels(args.arch, args.seed, args.n_features, args.layers)
         preprocessing = Preprocessing(args.resize, args.crop)
-        datasets = load_all(
-            args.data_path, args.dataset, args.class_name, preprocessing, args.invert_masks
-        )
+        names = args.data_path, args.dataset, args.class_name
+        datasets = load_all(*names, preprocessing, args.invert_masks, args.normal)
         run = RunReport(args, datasets, choose_own(datasets, processes))
 
         # images are decoded from now on, while what takes seconds to import is imported

@@ -18,6 +18,8 @@ from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, Notes
 # from these shares of the image or of its border on, a mask may be inverted
 LARGE_SHARE, LARGE_BORDER = 0.5, 0.9
 MOST_VALUES = 16  # of a mask: classes of defects may have values of their own
+UNCOMPRESSED = (".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".pbm")
+HEADER_BYTES = 1000
 BLACK_AND_WHITE = {(0, 0, 0), (255, 255, 255)}
 
 
@@ -114,3 +116,20 @@ def _look_at(mask: Image.Image, marked: np.ndarray, path: Path, invert: bool, no
         notes.add(LARGE_INVERTED_MASK if invert else LARGE_MASK, path)
     if mask.mode == "L" and mask.getcolors(MOST_VALUES) is None:
         notes.add(MANY_VALUES, path)
+
+
+def is_black_and_white(path: Path) -> bool:
+    """Whether an image file has two colours, black and one other; False if it is damaged.
+
+    Only a file that is much smaller than its pixels is decoded: compressed, photographs are not.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            compressed = path.suffix.lower() not in UNCOMPRESSED
+            if compressed and path.stat().st_size > HEADER_BYTES + width * height / 16:
+                return False
+            colours = image.convert("RGB").getcolors(2)
+    except Exception:  # what damaged files raise is not documented; who reads it will say it
+        return False
+    return colours is not None and len(colours) == 2 and (0, 0, 0) in [c for _, c in colours]

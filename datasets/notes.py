@@ -1,13 +1,18 @@
 """What a run takes from a class's files although something else may be meant: noted once a kind."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
+from hashlib import blake2b
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
+import numpy as np
+
 from utils.system.files import printable
 
 DEPTHS = (10, 12, 14, 16)  # bits of a camera whose images are in 16-bit files
+
+MOST_SUFFIXES = 5  # that a note names
 
 
 class Kind(NamedTuple):
@@ -30,6 +35,17 @@ MANY_VALUES = Kind(
     "whatever is above 0 counts as defect; save masks in black and white",
 )
 
+IGNORED = Kind("files among the images that are not read", "convert them if they are images")
+NESTED = Kind("images in folders below the folder of their kind", "they are taken as well")
+BESIDE = Kind(
+    "files beside the images, taken as masks by their names", "rename them if they are none"
+)
+GOOD_MASKS = Kind("masks of good images", "they are not read: a good image has no defect")
+ORPHANS = Kind("masks that belong to no image", "they are not read")
+LOOSE = Kind("images beside the folders of a split or class", "they are not read: move them in")
+TRAINED = Kind("test images with the pixels of a training image", "take them away")
+UNREAD = Kind("folders that are not read", "move their images, or take them away")
+
 
 class Notes:
     """The notes on one class. Threads may add to them at the same time."""
@@ -37,11 +53,22 @@ class Notes:
     def __init__(self) -> None:
         self._lock = Lock()
         self._paths: dict[Kind, set[Path]] = defaultdict(set)
+        self._trained: set[bytes] = set()  # hashes of pixels
+        self._tested: dict[Path, bytes] = {}
 
     def add(self, kind: Kind, path: Path) -> None:
         """Count a file under a kind; a file that is read twice counts once."""
         with self._lock:
             self._paths[kind].add(path)
+
+    def compare(self, split: str, path: Path, pixels: np.ndarray) -> None:
+        """Count a test image if its pixels turn out to be those of a training image."""
+        digest = blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
+        with self._lock:
+            if split == "train":
+                self._trained.add(digest)
+            else:
+                self._tested[path] = digest
 
     def refuse(self, error: OSError | ValueError) -> None:
         """Raise the error; a subclass may collect it instead."""
@@ -50,10 +77,17 @@ class Notes:
     def sentences(self) -> list[str]:
         """A sentence for each kind, with the number of its files and an example."""
         with self._lock:
-            return [_describe(kind, paths) for kind, paths in sorted(self._paths.items())]
+            found = dict(self._paths)
+            if trained := {p for p, digest in self._tested.items() if digest in self._trained}:
+                found[TRAINED] = trained
+        return [_describe(kind, paths) for kind, paths in sorted(found.items())]
 
 
 def _describe(kind: Kind, paths: set[Path]) -> str:
+    what = kind.what
+    if kind is IGNORED:
+        suffixes = Counter(path.suffix.lower() or "no suffix" for path in paths)
+        what += f" ({', '.join(suffix for suffix, _ in suffixes.most_common(MOST_SUFFIXES))})"
     example = " ".join(printable(min(paths)).split())
     count = f"{len(paths)}, for example " if len(paths) > 1 else ""
-    return f"{kind.what}: {count}{example}; {kind.advice}"
+    return f"{what}: {count}{example}; {kind.advice}"

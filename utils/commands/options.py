@@ -78,8 +78,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "class_name",
-        "classes to run (default: the 15 of MVTec AD; in other layouts and with --demo all)",
+        "classes (default: the 15 of MVTec AD if any of them is there, else all)",
         nargs="+",
+        metavar="NAME",
+    )
+    add_option(
+        parser,
+        "normal",
+        "name of the folders of good images (default: good, ok or normal)",
         metavar="NAME",
     )
     add_option(

@@ -143,7 +143,12 @@ def run(args: argparse.Namespace) -> None:
     preprocessing = Preprocessing(args.resize, args.crop)
     names = choose_studies(args, preprocessing)
     datasets = load_all(
-        args.data_path, args.dataset, args.class_name, preprocessing, args.invert_masks
+        args.data_path,
+        args.dataset,
+        args.class_name,
+        preprocessing,
+        args.invert_masks,
+        args.normal,
     )
     folder = make_folder(args.save_path / "studies" / args.arch)
     if not names:

@@ -44,7 +44,7 @@ def draw_figures(
         evaluation: of the class; its pixel threshold gives the predicted masks.
         show_progress: whether a terminal shows a progress bar.
     """
-    paths = {i: Path(FOLDER, test.class_name, f"{test.samples[i].name}.png") for i in scored.drawn}
+    paths = {i: Path(FOLDER, test.class_name, f"{test.names[i]}.png") for i in scored.drawn}
     localisations = [
         Localisation(
             folder / path,
@@ -80,7 +80,7 @@ def _name_panels(has_masks: bool, has_threshold: bool) -> list[str]:
 def _title(test: ImageDataset, scored: ScoredImages, i: int) -> str:
     sample = test.samples[i]
     score = f"image score {scored.image_scores[i]:.2f}"
-    return f"{test.class_name} / {sample.defect_type} / {sample.path.name}    {score}"
+    return f"{test.class_name} / {sample.defect_type} / {sample.file}    {score}"
 
 
 def _read_size(path: Path) -> tuple[int, int]:

@@ -253,7 +253,7 @@ def _describe_images(
 ) -> list[ImageResult]:
     return [
         ImageResult(
-            image=sample.path.name,
+            image=sample.file,
             defect_type=sample.defect_type,
             label=sample.label,
             score=float(score),

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 # the arguments that the results of a class depend on, besides the weights
 SETTINGS = (
     *("arch", "seed", "batch_size", "device", "dataset", "resize", "crop", "invert_masks"),
+    "normal",
     *("n_features", "layers", "neighbourhood", "precision", "figures", "target_fpr"),
     *("save_models", "save_dtype"),
 )
