@@ -22,7 +22,7 @@ from datasets.mvtec import CLASS_NAMES, Sample
 from datasets.notes import Notes
 from utils.system.files import make_unique, shorten
 
-LOSSY_SUFFIXES = (".jpg", ".jpeg")
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
 
 
 @dataclass(frozen=True)
@@ -242,7 +242,8 @@ def _check_for_masks(train: ImageDataset, test: ImageDataset, notes: Notes) -> N
     folders: dict[Path, list[Path]] = {}
     for sample in test.samples:
         if sample.label:
-            folders.setdefault(sample.path.parent, []).append(sample.path)
+            depth = len(Path(sample.below).parts)
+            folders.setdefault(sample.path.parents[depth], []).append(sample.path)
     for folder, paths in folders.items():
         good = (sample.path for sample in train.samples[:1])
         if all(map(is_black_and_white, paths)) and not any(map(is_black_and_white, good)):

@@ -10,8 +10,9 @@ from datasets.notes import BESIDE, IGNORED, NESTED, Notes
 # by other programs; names that begin with a dot are hidden as well
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
 JUNK |= {"thumbs.db", "ehthumbs.db", "desktop.ini", "__pycache__"}
-# a folder with one of these files holds results of this suite
-RESULTS = {"metrics.json", "predictions.csv", "studies.png", ".padim"}
+# a folder with one of these files holds results of this suite; a run begins with MARKER
+MARKER = ".padim"
+RESULTS = {MARKER, "metrics.json", "predictions.csv", "studies.png"}
 GOOD = {"good", "ok", "normal"}
 MASKS = {"ground_truth", "groundtruth", "ground-truth", "gt", "mask", "masks", "label", "labels"}
 MASKS |= {"annotation", "annotations", "seg", "segmentation", "segmentations"}

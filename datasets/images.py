@@ -10,7 +10,19 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff")
+IMAGE_SUFFIXES = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".bmp",
+    ".tif",
+    ".tiff",
+    ".webp",
+    ".jfif",
+    ".jpe",
+    ".jp2",
+)
+IMAGE_SUFFIXES += (".pgm", ".ppm", ".pbm", ".pnm")
 # shorter side after resizing, and side of the centre crop (paper, section IV-B; upstream)
 RESIZE = 256
 CROP = 224

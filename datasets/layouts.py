@@ -105,13 +105,18 @@ def _with_normal(layout: Layout, normal: str) -> Layout:
 
 def _describe(data_path: Path) -> str:
     """The folders that may hold good images under another name, for an error message."""
-    names = list_folders(data_path)
+
+    def names_in(folder: Path) -> list[str]:
+        names = list_folders(folder) if folder.is_dir() else []
+        return [name for name in names if not holds_masks(name)][:MOST_SEEN]
+
+    names = names_in(data_path)
     places = [data_path, *(data_path / name / "train" for name in names)]
     places += [data_path / name for name in names]
-    seen = [(place, found) for place in places if place.is_dir() and (found := list_folders(place))]
+    seen = [(place, found) for place in places if (found := names_in(place))]
     if not seen:
         return ""
-    described = (f"{place} holds {', '.join(found[:MOST_SEEN])}" for place, found in seen[:2])
+    described = (f"{place} holds {', '.join(found)}" for place, found in seen[:2])
     return f". {', '.join(described)}: say which has the good images with --normal NAME"
 
 

@@ -37,9 +37,7 @@ MANY_VALUES = Kind(
 
 IGNORED = Kind("files among the images that are not read", "convert them if they are images")
 NESTED = Kind("images in folders below the folder of their kind", "they are taken as well")
-BESIDE = Kind(
-    "files beside the images, taken as masks by their names", "rename them if they are none"
-)
+BESIDE = Kind("files taken as masks of images beside them", "rename them if they are none")
 GOOD_MASKS = Kind("masks of good images", "they are not read: a good image has no defect")
 ORPHANS = Kind("masks that belong to no image", "they are not read")
 LOOSE = Kind("images beside the folders of a split or class", "they are not read: move them in")
@@ -86,7 +84,7 @@ class Notes:
 def _describe(kind: Kind, paths: set[Path]) -> str:
     what = kind.what
     if kind is IGNORED:
-        suffixes = Counter(path.suffix.lower() or "no suffix" for path in paths)
+        suffixes = Counter(path.suffix.lower() or "no suffix" for path in sorted(paths))
         what += f" ({', '.join(suffix for suffix, _ in suffixes.most_common(MOST_SUFFIXES))})"
     example = " ".join(printable(min(paths)).split())
     count = f"{len(paths)}, for example " if len(paths) > 1 else ""

@@ -7,6 +7,7 @@ from time import perf_counter
 from typing import Any
 
 from datasets.dataset import ImageDataset
+from datasets.folders import MARKER
 from utils.evaluation import Evaluation, ScoredImages
 from utils.features import FeatureExtractor
 from utils.metrics import RocCurve
@@ -85,6 +86,7 @@ class ClassReport:
         if self.args.save_models == "none" or refusal:
             self._notes += [f"(no model is saved: {refusal})"] if refusal else []
             return
+        (self.folder / MARKER).touch()
         paths = [sample.path for sample in self.train.samples]
         model = TrainedModel(
             class_name=self.train.class_name,
@@ -116,6 +118,7 @@ class ClassReport:
             thresholds: from good training images; None if there were too few.
         """
         self.begin("figures")
+        (self.folder / MARKER).touch()
         figures = draw_figures(self.folder, self.test, scored, evaluation, self.show_progress)
         self.begin(None)
         record = self._make_record(scored, evaluation, thresholds, figures)
