@@ -63,10 +63,11 @@ class ImageDataset:
         Raises:
             ValueError: if the first image cannot be read.
         """
-        resize, crop = self.preprocessing
-        if crop:
-            return crop, crop
-        width, height = resized_size(read_size(self.samples[0].path), resize)
+        preprocessing = self.preprocessing
+        if preprocessing.crop:
+            return preprocessing.crop, preprocessing.crop
+        size = read_size(self.samples[0].path, preprocessing.exif)
+        width, height = resized_size(size, preprocessing.resize)
         return height, width
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, np.ndarray]:
@@ -76,7 +77,7 @@ class ImageDataset:
             ValueError: if the image or a mask cannot be read, or a mask marks no pixel.
         """
         sample = self.samples[index]
-        image = load_image(sample.path, self.preprocessing)
+        image = load_image(sample.path, self.preprocessing, self.notes)
         mask = np.zeros(image.shape[1:], dtype=bool)
         for path in sample.mask_paths:
             mask |= load_mask(path, self.preprocessing, self.invert_masks, self.notes)
@@ -209,8 +210,8 @@ def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing, notes:
         if one_size and not sample.mask_paths:
             continue
         try:
-            original_size = read_size(sample.path)
-            _check_mask_sizes(sample, original_size)
+            original_size = read_size(sample.path, preprocessing.exif)
+            _check_mask_sizes(sample, original_size, preprocessing.exif)
             size = preprocessed_size(sample.path, original_size, preprocessing)
             first = first or (sample.path, size)
             if size != first[1]:
@@ -222,18 +223,20 @@ def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing, notes:
             notes.refuse(error)
 
 
-def _check_mask_sizes(sample: Sample, size: tuple[int, int]) -> None:
+def _check_mask_sizes(sample: Sample, size: tuple[int, int], exif: bool) -> None:
     for path in sample.mask_paths:
         if path.suffix.lower() in LOSSY_SUFFIXES:
             raise ValueError(
                 f"mask {path} is a JPEG, which blurs its edges, and whatever is above 0 counts as "
                 "defect; save it as PNG in black and white"
             )
-        mask_size = read_size(path)
+        mask_size = read_size(path, exif)
         if mask_size != size:
+            turned = mask_size == size[::-1] and read_size(sample.path, not exif) == mask_size
+            advice = f"; {'leave out' if exif else 'give'} --exif" if turned else ""
             raise ValueError(
                 f"mask {path} is {_show(mask_size)} pixels but its image {sample.path} is "
-                f"{_show(size)}; they must be equal"
+                f"{_show(size)}; they must be equal{advice}"
             )
 
 

@@ -12,6 +12,7 @@ from datasets.images import (
     refuse_float,
     refuse_missing_palette,
     resize_and_crop,
+    turn_upright,
 )
 from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, Notes
 
@@ -39,6 +40,8 @@ def load_mask(
             has colours and transparency that disagree on what is marked.
     """
     mask = open_image(path)
+    if preprocessing.exif:
+        mask = turn_upright(mask)
     marked = find_marked(mask, path) != invert
     if not marked.any():
         raise ValueError(

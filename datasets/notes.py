@@ -10,7 +10,7 @@ import numpy as np
 
 from utils.system.files import printable
 
-DEPTHS = (10, 12, 14, 16)  # bits of a camera whose images are in 16-bit files
+DIM_DEPTHS = (10, 12, 14)  # bits of a camera whose images may be in 16-bit files
 
 MOST_SUFFIXES = 5  # that a note names
 
@@ -35,6 +35,12 @@ MANY_VALUES = Kind(
     "whatever is above 0 counts as defect; save masks in black and white",
 )
 
+TURNED = Kind(
+    "images with an EXIF orientation, taken as they are stored",
+    "--exif turns them upright, as other programs do",
+)
+CHANNELS = Kind("images with transparency or channels beyond RGB", "these are not used")
+PAGES = Kind("images of several pages or frames", "the first is used")
 IGNORED = Kind("files among the images that are not read", "convert them if they are images")
 NESTED = Kind("images in folders below the folder of their kind", "they are taken as well")
 BESIDE = Kind("files taken as masks of images beside them", "rename them if they are none")
@@ -51,6 +57,8 @@ class Notes:
     def __init__(self) -> None:
         self._lock = Lock()
         self._paths: dict[Kind, set[Path]] = defaultdict(set)
+        self._brightest: dict[Path, int] = {}  # pixel of each image with 16 bits
+        self._bit_depth = 16
         self._trained: set[bytes] = set()  # hashes of pixels
         self._tested: dict[Path, bytes] = {}
 
@@ -68,6 +76,12 @@ class Notes:
             else:
                 self._tested[path] = digest
 
+    def add_depth(self, path: Path, brightest: int, bit_depth: int) -> None:
+        """Note later, if all images with 16 bits turn out to be dark, that they may have fewer."""
+        with self._lock:
+            self._brightest[path] = brightest
+            self._bit_depth = bit_depth
+
     def refuse(self, error: OSError | ValueError) -> None:
         """Raise the error; a subclass may collect it instead."""
         raise error
@@ -78,7 +92,17 @@ class Notes:
             found = dict(self._paths)
             if trained := {p for p, digest in self._tested.items() if digest in self._trained}:
                 found[TRAINED] = trained
+            if depth := self._guess_depth():
+                what = f"16-bit images, none of which has a value above {2**depth - 1}"
+                found[Kind(what, f"--bit_depth {depth} reads them as {depth} bits")] = {
+                    *self._brightest
+                }
         return [_describe(kind, paths) for kind, paths in sorted(found.items())]
+
+    def _guess_depth(self) -> int | None:
+        """The bits that suffice for all images with 16 bits, if these are fewer than are read."""
+        brightest = max(self._brightest.values(), default=2**16)
+        return next((b for b in DIM_DEPTHS if brightest < 2**b and b < self._bit_depth), None)
 
 
 def _describe(kind: Kind, paths: set[Path]) -> str:

@@ -13,7 +13,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import tifffile
+from PIL import ExifTags, Image
 
 from tests.helpers import good_images, write_image
 
@@ -71,7 +72,8 @@ def edit(pattern: str, change: Callable[[Image.Image], Image.Image], suffix: str
         with Image.open(path) as image:
             changed = change(image)
         path.unlink()
-        changed.save(path.with_suffix(suffix or path.suffix))
+        exif = changed.info.get("exif", b"")
+        changed.save(path.with_suffix(suffix or path.suffix), exif=exif)
 
 
 def in_mvtec(function: Callable | None = None, *arguments: object) -> None:
@@ -130,6 +132,77 @@ def contradict(image: Image.Image) -> Image.Image:
     return Image.merge("LA", [image, image.rotate(90)])
 
 
+def lay_on_side(image: Image.Image) -> Image.Image:
+    """As a camera that was held sideways stores it: to be turned by 90 degrees."""
+    turned = image.convert("RGB").transpose(Image.Transpose.ROTATE_90)
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
+    turned.info["exif"] = tags.tobytes()
+    return turned
+
+
+def make_wide(image: Image.Image) -> Image.Image:
+    return image.crop((0, 0, 40, 36))
+
+
+def lay_wide_on_side() -> None:
+    for pattern in ("*/*.png", MASKS):
+        edit(pattern, make_wide)
+    edit("broken/*", lay_on_side)
+
+
+def lay_masks_on_side() -> None:
+    """The masks were drawn on the images as they are stored."""
+    lay_wide_on_side()
+    edit(MASKS, partial(Image.Image.transpose, method=Image.Transpose.ROTATE_90))
+
+
+def make_deep(image: Image.Image, bits: int = 12) -> Image.Image:
+    """As a grey camera of so many bits stores it in 16."""
+    pixels = np.asarray(image.convert("L")).astype(np.uint16)
+    return Image.fromarray(pixels * np.uint16(2 ** (bits - 8)))
+
+
+def add_alpha(image: Image.Image) -> Image.Image:
+    image.putalpha(Image.fromarray(SQUARE))
+    return image
+
+
+def write_tiff(
+    pattern: str, change: Callable[[np.ndarray], np.ndarray], photometric: str = "rgb", **options
+) -> None:
+    """Write each image as a TIFF file of what change makes of its pixels (H, W, 3)."""
+    for path in paths(pattern):
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        tifffile.imwrite(
+            path.with_suffix(".tif"), change(pixels), photometric=photometric, **options
+        )
+        path.unlink()
+
+
+def write_planes(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def take_red(pixels: np.ndarray) -> np.ndarray:
+    return pixels[..., 0].astype(np.float32)
+
+
+def stack(pixels: np.ndarray) -> np.ndarray:
+    """Two pages in colour."""
+    return np.stack([pixels, pixels // 2])
+
+
+def write_infrared() -> None:
+    """A fourth channel beside the colours."""
+    write_tiff("good/*", lambda p: np.dstack([p, p[..., 0]]), extrasamples=["unspecified"])
+
+
+def write_deep_colours(pattern: str) -> None:
+    write_tiff(pattern, lambda pixels: pixels.astype(np.uint16) * 16)
+
+
 def blur(image: Image.Image) -> Image.Image:
     return image.resize((20, 20)).resize(SIZE, Image.Resampling.BILINEAR)
 
@@ -167,11 +240,20 @@ TAKEN = {
     "PPM": (ALL, edit, "good/*", same, ".ppm"),
     "masks as PBM": (ALL, edit, MASKS, to_black_and_white, ".pbm"),
     "results": (ALL, copy, "good/0.png", "resnet18/figures/a.png", "resnet18/.padim"),
+    "--exif: images on their side": (ALL, edit, "broken/*", lay_on_side, ".jpg"),
+    "--exif: wide images on their side": (ALL, lay_wide_on_side),
+    "--bit_depth 12: a camera of 12 bits": (ALL, edit, "*/*.png", make_deep),
+    "16 bits": (ALL, edit, "*/*.png", partial(make_deep, bits=16)),
     "images of one name": ((5, 5, 3), in_mvtec, copy, "bolt/test/good/5.png", "bolt/test/ok/5.png"),
 }
 LARGE, ADVICE = "masks that mark more than half of the image", "--invert_masks turns masks whose"
 BESIDE = "taken as masks of images beside them: 3, for example data/broken/"
 BELOW = "images in folders below the folder of their kind: 6, for example data/good/monday/0.png"
+ON_SIDE = (
+    "images with an EXIF orientation, taken as they are stored: 3, for example data/broken/0.png"
+)
+DARK = "16-bit images, none of which has a value above {}: …; --bit_depth {} reads them"
+UNUSED = "images with transparency or channels beyond RGB"
 RAW = "that are not read (.cr2, .heic): 2, for example data/good/0.CR2"
 UNREAD = "folders that are not read: data/bolt/validation; move"
 LOOSE = "images beside the folders of a split or class: data/9.png; they are not"
@@ -184,6 +266,15 @@ NOTED = {
     "masks in the folder of the defect": (f"{BESIDE}masks/{ONE}", move, MASKS, "broken/masks"),
     "mask of a good image": ("masks of good images: data", copy, MASK, f"ground_truth/good/{ONE}"),
     "mask without image": ("belong to no image: data", copy, MASK, MASK.replace("0", "7")),
+    "images on their side": (ON_SIDE, edit, "broken/*", lay_on_side),
+    "a camera of 12 bits": (DARK.format(4095, 12), edit, "*/*.png", make_deep),
+    "a camera of 10 bits": (DARK.format(1023, 10), edit, "*/*.png", partial(make_deep, bits=10)),
+    "a camera of 14 bits": (DARK.format(16383, 14), edit, "*/*.png", partial(make_deep, bits=14)),
+    "--bit_depth 14: a camera of 12 bits": (DARK.format(4095, 12), edit, "*/*.png", make_deep),
+    "colours of 12 bits": (DARK.format(4095, 12), write_deep_colours, "good/*"),
+    "transparent images": (f"{UNUSED}: 3, for example data/broken/0", edit, "broken/*", add_alpha),
+    "infrared": (f"{UNUSED}: 6, for example data/good/0.tif", write_infrared),
+    "stacks": ("images of several pages or frames: 6, for", write_tiff, "good/*", stack),
     "raw files": (RAW, copy, "good/0.png", "good/0.CR2", "good/0.heic"),
     "no image in a folder": ("not read (.gif): data/dent", copy, "good/0.png", "dent/0.gif"),
     "good images by day": (BELOW, sort_by_day),
@@ -198,6 +289,9 @@ NOTED = {
     "a test image that was trained on": (TWICE, copy, "good/0.png", "good/2.png"),
 }
 ASKED = "are the images in data/roi masks? they are all black and white; call the folder ground_tr"
+BRIGHTER = "data/good/0.png: its values go to 11392, beyond --bit_depth 12; give a larger one"
+PLANES = "0.tif: its 3 grey pages of one size may be the colours of one image; save it as one page"
+FLOAT = "0.tif: floating-point pixels have no fixed range; save it with 8 or 16 bits"
 TWO_GOOD = "data has several folders of good images by their names, OK, good; say which it is with"
 SAY = "say which has the good images with --normal NAME"
 TWO_FOLDERS = "data has several folders of masks, label, mask: keep one"
@@ -209,6 +303,13 @@ REFUSED = {
     "alpha against colours": ("which do not agree on what is", edit, MASKS, contradict),
     "masks by another name": (ASKED, rename, "ground_truth", "roi"),
     "masks by another name, no folders": (ASKED, move, MASKS, "roi"),
+    "wide images on their side": ("must be equal; give --exif", lay_wide_on_side),
+    "--exif: masks on their side": ("must be equal; leave out --exif", lay_masks_on_side),
+    "--bit_depth 12: brighter": (BRIGHTER, edit, "*/*.png", partial(make_deep, bits=14)),
+    "--bit_depth 12: in colour": ("--bit_depth cannot scale", write_deep_colours, "good/*"),
+    "a page for each colour": (PLANES, write_tiff, "good/*", write_planes, "minisblack"),
+    "floating-point colours": (FLOAT, write_tiff, "good/*", np.float32),
+    "floating-point grey": (FLOAT, write_tiff, "good/*", take_red, "minisblack"),
     "two folders of good images": (TWO_GOOD, copy, "good/0.png", "OK/0.png"),
     "no usual name": (f"data holds broken, fine: {SAY}", rename, "good", "fine"),
     "--normal fine: no such folder": (f"data holds broken, good: {SAY}", nothing),

@@ -170,7 +170,9 @@ def test_images_that_end_in_different_sizes_are_refused(parts):
 def test_headers_are_read_once_and_only_where_sizes_may_differ(tree, monkeypatch):
     read = []
     original = dataset.read_size
-    monkeypatch.setattr(dataset, "read_size", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(
+        dataset, "read_size", lambda path, exif: read.append(path) or original(path)
+    )
     load_splits(tree, "bolt")
     # six defective images and their masks
     assert len(read) == len(set(read)) == 6 + 6

@@ -3,11 +3,11 @@
 import pytest
 
 from datasets.dataset import load_all
-from datasets.images import Preprocessing
 from tests.bad_inputs import matches, spoil
 from tests.helpers import call
 from tests.oddities import NOTED, REFUSED, TAKEN, build
 from utils.commands.command_line import make_experiment_parser
+from utils.commands.options import read_preprocessing
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +24,7 @@ def read_options(name):
 def take(*options):
     """Read a class as a run does: training and test images, how many masks, and the notes."""
     args = make_experiment_parser("").parse_args(["--data_path", "data", *options])
-    preprocessing = Preprocessing(args.resize, args.crop)
+    preprocessing = read_preprocessing(args)
     names = args.data_path, args.dataset, args.class_name
     ((train, test),) = load_all(*names, preprocessing, args.invert_masks, args.normal)
     items = [data[i] for data in (train, test) for i in range(len(data))]

@@ -81,6 +81,9 @@ def test_class_of_an_earlier_run_is_left_out_of_the_report_but_stays_finished(
         (["--target_fpr", "0.3"], "thresholds.csv"),
         (["--save_dtype", "float16"], "models/bolt.safetensors"),
         (["--save_models", "none"], None),
+        (["--exif"], None),
+        (["--bit_depth", "12"], None),
+        (["--normal", "good"], None),
         (["--figures", "2"], "figures/bolt/stain_002.png"),
     ],
 )

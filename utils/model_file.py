@@ -23,7 +23,7 @@ from utils.padim import SMOOTHING_SIGMA, PaDiM
 from utils.system.files import replacing
 from utils.thresholds import Thresholds, choose_held_out
 
-FORMAT = 3
+FORMAT = 4
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MATRICES = ("whitening", "loadings", "residual_whitening")
 KEY = "padim"  # of the settings in the file's metadata

@@ -18,11 +18,10 @@ from tqdm import tqdm
 
 from datasets.dataset import ImageDataset, choose_classes, load_splits
 from datasets.folders import list_folders, scan
-from datasets.images import Preprocessing
 from datasets.layouts import AUTO, BY_NAME, LAYOUTS, Layout, find_classes
 from datasets.mvtec import COUNTS, Counts
 from datasets.notes import Notes
-from utils.commands.options import add_data_options
+from utils.commands.options import add_data_options, read_preprocessing
 from utils.system.device import count_cores
 
 
@@ -74,7 +73,7 @@ def check_class(
 ) -> tuple[list[str], list[str]]:
     """Read all files of a class as a run does; return what a run would refuse, and its notes."""
     notes = Problems()
-    preprocessing = Preprocessing(args.resize, args.crop)
+    preprocessing = read_preprocessing(args)
     names = args.data_path, class_name, layout, preprocessing
     train, test = load_splits(*names, args.invert_masks, notes)
     reads = [partial(_read, data, i) for data in (train, test) for i in range(len(data))]

@@ -79,7 +79,7 @@ class Images:
     def __getitem__(self, index: int) -> Loaded:
         path = self.sources[index].path
         try:
-            image = to_rgb(open_image(path), path)
+            image = to_rgb(open_image(path), path, self.detector.model.preprocessing)
             return Loaded(np.asarray(image), self.detector.prepare(image, path))
         except (OSError, ValueError) as error:
             return Loaded(error=printable(" ".join(str(error).split())))

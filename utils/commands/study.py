@@ -30,7 +30,12 @@ from datasets.dataset import load_all
 from datasets.images import DEFAULT, Preprocessing
 from datasets.loading import load_batches
 from utils import backbone
-from utils.commands.options import add_experiment_options, add_option, at_least
+from utils.commands.options import (
+    add_experiment_options,
+    add_option,
+    at_least,
+    read_preprocessing,
+)
 from utils.report.results import METRICS
 from utils.report.tables import COMPARED, DASH, Table, to_markdown, to_text
 from utils.system.device import device_name
@@ -140,7 +145,7 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.data_path is None:
         raise ValueError("give --data_path PATH, a folder of images")
-    preprocessing = Preprocessing(args.resize, args.crop)
+    preprocessing = read_preprocessing(args)
     names = choose_studies(args, preprocessing)
     datasets = load_all(
         args.data_path,
@@ -177,7 +182,7 @@ def choose_studies(args: argparse.Namespace, preprocessing: Preprocessing) -> li
         ValueError: if rotation is asked for at another size of the images than the paper's.
     """
     names = list(dict.fromkeys(args.study))
-    if "rotation" in names and preprocessing != DEFAULT:
+    if "rotation" in names and preprocessing[:2] != DEFAULT[:2]:
         raise ValueError(
             f"--study rotation is defined for --resize {DEFAULT.resize} --crop {DEFAULT.crop}; "
             "leave these out or choose other studies"

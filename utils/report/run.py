@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 # the arguments that the results of a class depend on, besides the weights
 SETTINGS = (
-    *("arch", "seed", "batch_size", "device", "dataset", "resize", "crop", "invert_masks"),
-    "normal",
+    *("arch", "seed", "batch_size", "device", "dataset", "resize", "crop", "exif"),
+    *("bit_depth", "invert_masks", "normal"),
     *("n_features", "layers", "neighbourhood", "precision", "figures", "target_fpr"),
     *("save_models", "save_dtype"),
 )
