@@ -1,5 +1,6 @@
 """The training and test images of the chosen classes, checked before any slow work."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,6 +12,7 @@ from datasets.images import (
     DEFAULT,
     Preprocessing,
     check_preprocessing,
+    describe_header,
     load_image,
     preprocessed_size,
     read_size,
@@ -18,10 +20,11 @@ from datasets.images import (
 )
 from datasets.layouts import AUTO, LAYOUTS, Layout, find_classes
 from datasets.masks import is_black_and_white, load_mask
-from datasets.mvtec import CLASS_NAMES, Sample
-from datasets.notes import Notes
+from datasets.mvtec import CLASS_NAMES, UNLABELLED, Sample
+from datasets.notes import IGNORED, Notes
 from utils.system.files import make_unique, shorten
 
+LABELS = {0: "normal", 1: "defective", UNLABELLED: "unlabelled"}
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
 
 
@@ -186,6 +189,24 @@ def load_splits(
     _check_sizes([*train.samples, *test.samples], preprocessing, notes)
     _check_for_masks(train, test, notes)
     return train, test
+
+
+def describe(train: ImageDataset, test: ImageDataset) -> str:
+    """One line on what of a class's files is taken, from their names and one header.
+
+    Raises:
+        ValueError: if the first training image cannot be read.
+    """
+    header = describe_header(train.samples[0].path, train.preprocessing.exif)
+    parts = [f"{test.class_name}: {len(train)} training images ({header})"]
+    for label, word in LABELS.items():
+        counts = Counter(s.defect_type for s in test.samples if s.label == label)
+        if counts:
+            folders = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+            parts.append(f"{counts.total()} {word} test images ({folders})")
+    n_masks = sum(len(sample.mask_paths) for sample in test.samples)
+    parts += [f"{n_masks} masks", f"{test.notes.count(IGNORED)} files ignored"]
+    return "; ".join(parts)
 
 
 def _check_names(samples: Iterable[Sample], notes: Notes) -> None:

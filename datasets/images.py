@@ -162,6 +162,20 @@ def read_size(path: Path, exif: bool = False) -> tuple[int, int]:
         raise unreadable(path, error) from error
 
 
+def describe_header(path: Path, exif: bool = False) -> str:
+    """Size, colours and depth of an image file, in words; upright if exif.
+
+    Raises:
+        ValueError: if the file cannot be read as an image.
+    """
+    width, height = read_size(path, exif)
+    with Image.open(path) as image:
+        deep = image.mode.startswith("I") or find_facts(image).deep
+        bits = 1 if image.mode == "1" else 16 if deep else 8
+        colours = "grey" if image.mode == "1" or image.mode[0] in "LI" else image.mode
+    return f"{width}x{height}, {colours}, {bits} bit{'s' if bits > 1 else ''}"
+
+
 def load_image(path: Path, preprocessing: Preprocessing, notes: Notes | None = None) -> np.ndarray:
     """An image file, preprocessed: (3, H, W) uint8 RGB.
 

@@ -67,6 +67,11 @@ class Notes:
         with self._lock:
             self._paths[kind].add(path)
 
+    def count(self, kind: Kind) -> int:
+        """The files of a kind so far."""
+        with self._lock:
+            return len(self._paths.get(kind, ()))
+
     def compare(self, split: str, path: Path, pixels: np.ndarray) -> None:
         """Count a test image if its pixels turn out to be those of a training image."""
         digest = blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()

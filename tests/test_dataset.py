@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datasets import dataset
-from datasets.dataset import choose_classes, load_all, load_splits
+from datasets.dataset import choose_classes, describe, load_all, load_splits
 from datasets.images import DEFAULT, Preprocessing
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
@@ -111,6 +111,37 @@ def test_damaged_image_is_reported_by_name_when_it_is_read(tree):
     train, _ = load_splits(tree, "bolt")
     with pytest.raises(ValueError, match=r"cannot read image .*good/002\.png"):
         train[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            lambda folder: None,
+            "bolt: 5 training images (48x48, RGB, 8 bits); 2 normal test images (good 2); "
+            "6 defective test images (crack 3, stain 3); 6 masks; 0 files ignored",
+        ),
+        (
+            lambda folder: write_image(folder / "train/good/000.png", grey(64, 40).astype("u2")),
+            "bolt: 5 training images (64x40, grey, 16 bits); ",
+        ),
+        (
+            lambda folder: (folder / "test/good/000.png").rename(folder / "test/good/0.gif"),
+            "; 1 normal test images (good 1); 6 defective",
+        ),
+        (lambda folder: (folder / "train/good/000.gif").touch(), "; 6 masks; 1 files ignored"),
+    ],
+)
+def test_what_is_taken_is_described_in_a_line(tree, change, line):
+    change(tree / "bolt")
+    assert line in describe(*load_splits(tree, "bolt"))
+
+
+def test_unlabelled_images_are_described_as_such(tree):
+    (tree / "bolt/test").rename(tree / "bolt/validation")
+    write_image(tree / "bolt/test/0.png", grey(48, 48))
+    line = describe(*load_splits(tree, "bolt"))
+    assert line.endswith("; 1 unlabelled test images (unlabelled 1); 0 masks; 0 files ignored")
 
 
 # checks

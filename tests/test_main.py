@@ -23,7 +23,7 @@ def class_names(folder):
 def test_run_of_a_user_writes_all_results(experiment, tree, results_folder, tmp_path):
     done = start(*experiment, "--figures", "all", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    files = ["index.html", "metrics.csv", "metrics.json", "roc_curve.png"]
+    files = [".padim", "index.html", "metrics.csv", "metrics.json", "roc_curve.png"]
     files += ["scores.csv", "tables.md", "thresholds.csv"]
     for name in ("bolt", "weave"):
         files += [f"classes/{name}.json", f"models/{name}.safetensors"]
@@ -95,6 +95,24 @@ def test_class_without_masks_has_no_pixel_metrics(run, experiment, tree, results
         for name in ("bolt", "weave")
     ]
     assert widths[0] < widths[1]
+
+
+def test_notes_are_printed_and_stand_in_the_results(run, experiment, tree, results_folder):
+    (tree / "bolt/train/good/0.heic").touch()
+    for path in (tree / "bolt/ground_truth").rglob("*.png"):
+        with Image.open(path) as mask:
+            mask.point(lambda value: 255 - value).save(path)
+    done = run(*experiment, "--class_name", "bolt")
+    assert done.returncode == 0, done.stderr
+    taken = "6 defective test images (crack 3, stain 3); 6 masks; 1 files ignored"
+    assert taken in done.stdout.partition("ROCAUC")[0]
+    (result,) = json.loads((results_folder / "metrics.json").read_text())["results"]
+    assert len(result["notes"]) == 2
+    pages = [(results_folder / name).read_text() for name in ("index.html", "tables.md")]
+    for start in ("files among the images that are not read (.heic): ", "masks that mark more"):
+        assert sum(note.startswith(start) for note in result["notes"]) == 1
+        assert f"({start}" in done.stdout
+        assert all(start in page for page in pages)
 
 
 def test_images_without_labels_are_scored(run, experiment, tree, results_folder):

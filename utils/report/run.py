@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.dataset import ImageDataset, Splits
+from datasets.dataset import ImageDataset, Splits, describe
 from utils.backbone import channels_sha256
 from utils.report.finished import fingerprint_class, read_record
 from utils.report.results import ClassRecord
@@ -70,9 +70,10 @@ class RunReport:
     def begin_class(
         self, train: ImageDataset, test: ImageDataset, show_progress: bool
     ) -> ClassReport:
-        """The report of a class that is run now."""
+        """The report of a class that is run now; prints what of its files is taken."""
         from utils.report.report import ClassReport
 
+        print(describe(train, test), flush=True)
         fingerprint = self._fingerprints[test.class_name]
         return ClassReport(self.folder, train, test, self.args, fingerprint, show_progress)
 
