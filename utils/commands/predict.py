@@ -25,6 +25,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from datasets.folders import is_junk
 from datasets.images import IMAGE_SUFFIXES, Box, crop_box, open_image, to_rgb, uncrop
 from datasets.loading import Loader
 from datasets.mvtec import is_image
@@ -238,8 +239,8 @@ def _walk(root: Path, results: set[Path]) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(parent, name) for name in names if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_junk(name))
+        paths = (Path(parent, name) for name in names if not is_junk(name))
         yield from filter(is_image, paths)
 
 

@@ -19,7 +19,7 @@ from utils.report.results import (
     ClassThresholds,
     ImageResult,
 )
-from utils.system.files import replacing
+from utils.system.files import replacing, shorten
 
 FORMAT = 3
 FOLDER = "classes"
@@ -96,7 +96,7 @@ def discard_record(folder: Path, class_name: str) -> None:
 
 
 def _path(folder: Path, class_name: str) -> Path:
-    return folder / FOLDER / f"{class_name}.json"
+    return folder / FOLDER / f"{shorten(class_name)}.json"
 
 
 def _sha256(text: str) -> str:

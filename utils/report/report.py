@@ -29,6 +29,7 @@ from utils.report.results import (
     write_thresholds,
 )
 from utils.report.tables import DASH, Table, run_tables, write_tables
+from utils.system.files import shorten
 from utils.thresholds import Thresholds
 
 ROC_FIGURE = "roc_curve.png"
@@ -101,7 +102,7 @@ class ClassReport:
             padim=padim,
             thresholds=thresholds,
         )
-        name = f"{MODELS}/{self.train.class_name}.safetensors"
+        name = f"{MODELS}/{shorten(self.train.class_name)}.safetensors"
         save_model(self.folder / name, model, self.args.save_dtype)
         self._files.append(name)
         size = model_bytes(padim, self.args.save_dtype)
@@ -135,6 +136,7 @@ class ClassReport:
         figures: Figures,
     ) -> ClassRecord:
         name = self.test.class_name
+        notes = [*evaluation.notes, *self.test.notes.sentences(), figures.problem]
         return ClassRecord(
             fingerprint=self.fingerprint,
             result=ClassResult(
@@ -144,7 +146,7 @@ class ClassReport:
                 n_test=len(self.test),
                 metrics=evaluation.metrics,
                 seconds=dict(self._seconds),
-                notes=[*evaluation.notes, *self.test.notes.sentences()],
+                notes=[*filter(None, notes)],
             ),
             thresholds=thresholds and compare_thresholds(name, thresholds, scored, evaluation),
             image_threshold=evaluation.image_threshold,
@@ -154,7 +156,8 @@ class ClassReport:
             images=_describe_images(self.test, scored, figures),
             panels=figures.panels,
             figure_size=figures.size,
-            files=[*self._files, *figures.paths.values()],
+            # a missing figure makes the next run fit the class again
+            files=[*self._files, *figures.paths.values(), *figures.missing],
         )
 
 

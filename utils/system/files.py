@@ -25,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if path cannot be written; the message names it.
     """
-    hidden = path.with_name(f".{path.name}.part")
+    hidden = path.with_name(f".{shorten(path.name)}.part")
     folder = hidden / str(os.getpid())  # two runs may write the same file at once
     try:
         _remove_leftovers(hidden)
