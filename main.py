@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING
 from datasets import demo
 from datasets.copies import first_copies_of_files
 from datasets.dataset import ImageDataset, Splits, load_all
-from datasets.images import Preprocessing
 from datasets.loading import Loader
 from utils import backbone
 from utils.commands.command_line import parse_command_line
+from utils.commands.options import read_preprocessing
 from utils.report.run import RunReport
 from utils.system.device import device_name
 from utils.system.processes import Processes
@@ -48,8 +48,9 @@ def run_experiment(args: argparse.Namespace) -> None:
         # whatever is wrong with the arguments or the folders is found before anything slow
         use_defaults(args)
         channels = backbone.draw_channels(args.arch, args.seed, args.n_features, args.layers)
-        preprocessing = Preprocessing(args.resize, args.crop)
-        datasets = load_all(args.data_path, args.dataset, args.class_name, preprocessing)
+        preprocessing = read_preprocessing(args)
+        names = args.data_path, args.dataset, args.class_name
+        datasets = load_all(*names, preprocessing, args.invert_masks, args.normal)
         run = RunReport(args, choose_own(datasets, processes), processes.leads)
 
         # images are decoded from now on, while what takes seconds to import is imported

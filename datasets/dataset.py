@@ -1,7 +1,9 @@
 """The training and test images of the chosen classes, checked before any slow work."""
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -10,16 +12,20 @@ from datasets.images import (
     DEFAULT,
     Preprocessing,
     check_preprocessing,
+    describe_header,
     load_image,
-    load_mask,
     preprocessed_size,
     read_size,
     resized_size,
 )
 from datasets.layouts import AUTO, LAYOUTS, Layout, find_classes
-from datasets.mvtec import CLASS_NAMES, Sample
+from datasets.masks import is_black_and_white, load_mask
+from datasets.mvtec import CLASS_NAMES, UNLABELLED, Sample
+from datasets.notes import IGNORED, Notes
+from utils.system.files import make_unique, shorten
 
-LOSSY_SUFFIXES = (".jpg", ".jpeg")
+LABELS = {0: "normal", 1: "defective", UNLABELLED: "unlabelled"}
+LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,8 @@ class ImageDataset:
         samples: one Sample per image.
         has_masks: whether defects are marked.
         preprocessing: of images and masks alike.
+        invert_masks: whether masks mark the background.
+        notes: on the class; reading images adds to them.
     """
 
     class_name: str
@@ -39,9 +47,17 @@ class ImageDataset:
     samples: Sequence[Sample]
     has_masks: bool
     preprocessing: Preprocessing
+    invert_masks: bool = False
+    notes: Notes = field(default_factory=Notes, compare=False)
 
     def __len__(self) -> int:
         return len(self.samples)
+
+    @cached_property
+    def names(self) -> list[str]:
+        """A unique name for each image's results, short enough for a file's."""
+        taken: set[str] = set()
+        return [make_unique(shorten(sample.name), taken) for sample in self.samples]
 
     @property
     def image_size(self) -> tuple[int, int]:
@@ -50,10 +66,11 @@ class ImageDataset:
         Raises:
             ValueError: if the first image cannot be read.
         """
-        resize, crop = self.preprocessing
-        if crop:
-            return crop, crop
-        width, height = resized_size(read_size(self.samples[0].path), resize)
+        preprocessing = self.preprocessing
+        if preprocessing.crop:
+            return preprocessing.crop, preprocessing.crop
+        size = read_size(self.samples[0].path, preprocessing.exif)
+        width, height = resized_size(size, preprocessing.resize)
         return height, width
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, np.ndarray]:
@@ -63,10 +80,11 @@ class ImageDataset:
             ValueError: if the image or a mask cannot be read, or a mask marks no pixel.
         """
         sample = self.samples[index]
-        image = load_image(sample.path, self.preprocessing)
+        image = load_image(sample.path, self.preprocessing, self.notes)
         mask = np.zeros(image.shape[1:], dtype=bool)
         for path in sample.mask_paths:
-            mask |= load_mask(path, self.preprocessing)
+            mask |= load_mask(path, self.preprocessing, self.invert_masks, self.notes)
+        self.notes.compare(self.split, sample.path, image)
         return image, sample.label, mask
 
 
@@ -74,7 +92,12 @@ Splits = tuple[ImageDataset, ImageDataset]
 
 
 def load_all(
-    data_path: Path, dataset: str, class_names: Sequence[str] | None, preprocessing: Preprocessing
+    data_path: Path,
+    dataset: str,
+    class_names: Sequence[str] | None,
+    preprocessing: Preprocessing,
+    invert_masks: bool = False,
+    normal: str | None = None,
 ) -> list[Splits]:
     """The training and test images of all chosen classes.
 
@@ -83,28 +106,34 @@ def load_all(
         dataset: AUTO or a key of LAYOUTS.
         class_names: the chosen classes; None for the default of choose_classes.
         preprocessing: of all images.
+        invert_masks: whether masks mark the background.
+        normal: name of the folders of good images; None takes usual names.
 
     Raises:
         FileNotFoundError, ValueError: as choose_classes and load_splits.
     """
-    layout, chosen = choose_classes(data_path, class_names, dataset)
-    return [load_splits(data_path, name, layout, preprocessing) for name in chosen]
+    layout, chosen = choose_classes(data_path, class_names, dataset, normal)
+    return [load_splits(data_path, name, layout, preprocessing, invert_masks) for name in chosen]
 
 
 def choose_classes(
-    data_path: Path, class_names: Sequence[str] | None, dataset: str = AUTO
+    data_path: Path,
+    class_names: Sequence[str] | None,
+    dataset: str = AUTO,
+    normal: str | None = None,
 ) -> tuple[Layout, list[str]]:
     """The layout of data_path and the classes to run.
 
-    Without class_names these are MVTec AD's 15 in its layout, and all classes in other layouts.
+    Without class_names these are MVTec AD's 15 if one of them is there in its layout, else all.
 
     Raises:
         FileNotFoundError: if data_path has no class.
         ValueError: if data_path lacks one of the classes.
     """
-    layout, found = find_classes(data_path, dataset)
+    layout, found = find_classes(data_path, dataset, normal)
     if class_names is None:
-        class_names = CLASS_NAMES if layout is LAYOUTS["mvtec"] else found
+        is_mvtec = layout == LAYOUTS["mvtec"] and not set(CLASS_NAMES).isdisjoint(found)
+        class_names = CLASS_NAMES if is_mvtec else found
         missing = [name for name in class_names if name not in found]
         if missing:
             raise ValueError(
@@ -125,6 +154,8 @@ def load_splits(
     class_name: str,
     layout: Layout = LAYOUTS["mvtec"],
     preprocessing: Preprocessing = DEFAULT,
+    invert_masks: bool = False,
+    notes: Notes | None = None,
 ) -> Splits:
     """The training and test images of a class.
 
@@ -134,68 +165,117 @@ def load_splits(
             or differs from its image in size, or preprocessing does not suit the images.
     """
     check_preprocessing(preprocessing)
-    train, test = (
-        ImageDataset(
-            class_name, split, *layout.list_samples(data_path, class_name, split), preprocessing
+    notes = notes or Notes()
+    splits = []
+    for split in ("train", "test"):
+        samples, has_masks = [], False
+        try:
+            samples, has_masks = layout.list_samples(data_path, class_name, split, notes)
+        except (OSError, ValueError) as error:
+            notes.refuse(error)
+        splits.append(
+            ImageDataset(class_name, split, samples, has_masks, preprocessing, invert_masks, notes)
         )
-        for split in ("train", "test")
-    )
-    if len(train) < 2:
-        raise ValueError(
-            f"{train.samples[0].path} is the only training image of {class_name}; "
-            "a covariance needs at least 2"
+    train, test = splits
+    if len(train) == 1:
+        notes.refuse(
+            ValueError(
+                f"{train.samples[0].path} is the only training image of {class_name}; "
+                "a covariance needs at least 2"
+            )
         )
-    _check_names(train.samples)
-    _check_names(test.samples)
-    _check_sizes([*train.samples, *test.samples], preprocessing)
+    for samples in (train.samples, test.samples):
+        _check_names(samples, notes)
+    _check_sizes([*train.samples, *test.samples], preprocessing, notes)
+    _check_for_masks(train, test, notes)
     return train, test
 
 
-def _check_names(samples: Iterable[Sample]) -> None:
-    paths: dict[str, Path] = {}
+def describe(train: ImageDataset, test: ImageDataset) -> str:
+    """One line on what of a class's files is taken, from their names and one header.
+
+    Raises:
+        ValueError: if the first training image cannot be read.
+    """
+    header = describe_header(train.samples[0].path, train.preprocessing.exif)
+    parts = [f"{test.class_name}: {len(train)} training images ({header})"]
+    for label, word in LABELS.items():
+        counts = Counter(s.defect_type for s in test.samples if s.label == label)
+        if counts:
+            folders = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+            parts.append(f"{counts.total()} {word} test images ({folders})")
+    n_masks = sum(len(sample.mask_paths) for sample in test.samples)
+    parts += [f"{n_masks} masks", f"{test.notes.count(IGNORED)} files ignored"]
+    return "; ".join(parts)
+
+
+def _check_names(samples: Iterable[Sample], notes: Notes) -> None:
+    paths: dict[Path, Path] = {}
     for sample in samples:
-        if sample.name in paths:
-            raise ValueError(
-                f"{paths[sample.name]} and {sample.path} would share the name {sample.name}: "
-                "rename one"
+        other = paths.setdefault(sample.path.with_suffix(""), sample.path)
+        if other != sample.path:
+            notes.refuse(
+                ValueError(f"{other} and {sample.path} differ only in their suffix: rename one")
             )
-        paths[sample.name] = sample.path
 
 
-def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> None:
+def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing, notes: Notes) -> None:
     """Refuse masks that differ from their image in size, and images that differ from each other.
 
     Only the headers of the files are read.
     """
     # after resizing and cropping, all images have one size
-    one_size = all(preprocessing)
+    one_size = preprocessing.resize and preprocessing.crop
     first: tuple[Path, tuple[int, int]] | None = None
     for sample in samples:
         if one_size and not sample.mask_paths:
             continue
-        original_size = read_size(sample.path)
-        _check_mask_sizes(sample, original_size)
-        size = preprocessed_size(sample.path, original_size, preprocessing)
-        first = first or (sample.path, size)
-        if size != first[1]:
-            raise ValueError(
-                f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(size)} "
-                "pixels; all images of a class must have one size: give a --crop"
-            )
+        try:
+            original_size = read_size(sample.path, preprocessing.exif)
+            _check_mask_sizes(sample, original_size, preprocessing.exif)
+            size = preprocessed_size(sample.path, original_size, preprocessing)
+            first = first or (sample.path, size)
+            if size != first[1]:
+                raise ValueError(
+                    f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(size)} "
+                    "pixels; all images of a class must have one size: give a --crop"
+                )
+        except ValueError as error:
+            notes.refuse(error)
 
 
-def _check_mask_sizes(sample: Sample, size: tuple[int, int]) -> None:
+def _check_mask_sizes(sample: Sample, size: tuple[int, int], exif: bool) -> None:
     for path in sample.mask_paths:
         if path.suffix.lower() in LOSSY_SUFFIXES:
             raise ValueError(
                 f"mask {path} is a JPEG, which blurs its edges, and whatever is above 0 counts as "
                 "defect; save it as PNG in black and white"
             )
-        mask_size = read_size(path)
+        mask_size = read_size(path, exif)
         if mask_size != size:
+            turned = mask_size == size[::-1] and read_size(sample.path, not exif) == mask_size
+            advice = f"; {'leave out' if exif else 'give'} --exif" if turned else ""
             raise ValueError(
                 f"mask {path} is {_show(mask_size)} pixels but its image {sample.path} is "
-                f"{_show(size)}; they must be equal"
+                f"{_show(size)}; they must be equal{advice}"
+            )
+
+
+def _check_for_masks(train: ImageDataset, test: ImageDataset, notes: Notes) -> None:
+    """Refuse a folder of defects whose images are all black and white, unless all images are."""
+    folders: dict[Path, list[Path]] = {}
+    for sample in test.samples:
+        if sample.label:
+            depth = len(Path(sample.below).parts)
+            folders.setdefault(sample.path.parents[depth], []).append(sample.path)
+    for folder, paths in folders.items():
+        good = (sample.path for sample in train.samples[:1])
+        if all(map(is_black_and_white, paths)) and not any(map(is_black_and_white, good)):
+            notes.refuse(
+                ValueError(
+                    f"are the images in {folder} masks? they are all black and white; call the "
+                    "folder ground_truth and those in it as the defects, or take it away"
+                )
             )
 
 

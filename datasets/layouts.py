@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import NamedTuple
 
 from datasets import mvtec
-from datasets.mvtec import (
-    Sample,
+from datasets.folders import (
+    find_good,
+    holds_masks,
     list_folders,
     list_folders_with,
     list_images,
-    mask_finder,
-    read_folders,
-    require_images,
 )
+from datasets.mvtec import (
+    MaskFinder,
+    Sample,
+    find_mask_folder,
+    missing_mask,
+    note_unread,
+    read_folders,
+)
+from datasets.notes import Notes
 
 AUTO = "auto"
+BY_NAME = ("mvtec", "folder")  # layouts in which folders are known by usual names
+MOST_SEEN = 10  # folders that an error message names
 # good images of the folder layout that are kept for testing: one in five, about as in MVTec AD,
 # from the third on, so that at least two are left for training
 HELD_OUT = slice(2, None, 5)
@@ -37,90 +46,152 @@ class Layout(NamedTuple):
         shape: paths of the training images, as error messages show them.
         list_classes: returns the class names in a data_path, sorted.
         list_samples: returns the images of a data_path, class name and split ("train" or "test"),
-            and whether the defects are marked.
+            and whether the defects are marked; adds to the Notes given last.
     """
 
     shape: str
     list_classes: Callable[[Path], list[str]]
-    list_samples: Callable[[Path, str, str], tuple[list[Sample], bool]]
+    list_samples: Callable[[Path, str, str, Notes], tuple[list[Sample], bool]]
 
 
-def find_classes(data_path: Path, dataset: str = AUTO) -> tuple[Layout, list[str]]:
+def find_classes(
+    data_path: Path, dataset: str = AUTO, normal: str | None = None
+) -> tuple[Layout, list[str]]:
     """The layout of data_path and its classes, sorted.
 
     Args:
         data_path: of the data set.
         dataset: a key of LAYOUTS; AUTO means "mvtec" if that fits, else "folder".
+        normal: name of the folders of good images; None takes those in folders.GOOD.
 
     Raises:
         FileNotFoundError: if data_path is not a folder or has no class.
-        ValueError: if data_path is itself a class, or the layout's files are damaged.
+        ValueError: if data_path is itself a class, the layout's files are damaged, or the layout
+            has its own name for good images.
     """
-    names = ("mvtec", "folder") if dataset == AUTO else (dataset,)
-    expected = " or ".join(f"{LAYOUTS[name].shape} (--dataset {name})" for name in names)
+    names = BY_NAME if dataset == AUTO else (dataset,)
+    layouts = [LAYOUTS[name] for name in names]
+    if normal is not None:
+        if dataset not in (AUTO, *BY_NAME):
+            raise ValueError(f"--normal is for --dataset {' or '.join(BY_NAME)}; leave it out")
+        layouts = [_with_normal(layout, normal) for layout in layouts]
+    expected = " or ".join(
+        f"{layout.shape} (--dataset {name})" for name, layout in zip(names, layouts, strict=True)
+    )
     if not data_path.is_dir():
         raise FileNotFoundError(f"no folder {data_path}; --data_path must hold {expected}")
-    if "mvtec" in names and (data_path / "train" / "good").is_dir():
+    if "mvtec" in names and find_good(data_path / "train", normal):
         path = data_path.resolve()
         raise ValueError(
             f"{data_path} is itself a class; give --data_path {path.parent} "
             f"--class_name {path.name}"
         )
-    for name in names:
-        if class_names := LAYOUTS[name].list_classes(data_path):
-            return LAYOUTS[name], class_names
-    raise FileNotFoundError(f"no class in {data_path}; --data_path must hold {expected}")
+    for layout in layouts:
+        if class_names := layout.list_classes(data_path):
+            return layout, class_names
+    raise FileNotFoundError(
+        f"no class in {data_path}; --data_path must hold {expected}{_describe(data_path)}"
+    )
 
 
-def list_folder_classes(data_path: Path) -> list[str]:
-    """The name of data_path itself if it has the folder good, else of its folders that have one."""
-    if (data_path / "good").is_dir():
+def _with_normal(layout: Layout, normal: str) -> Layout:
+    """The layout where the folders of good images have this name."""
+    return Layout(
+        layout.shape.replace("good", normal),
+        partial(layout.list_classes, normal=normal),
+        partial(layout.list_samples, normal=normal),
+    )
+
+
+def _describe(data_path: Path) -> str:
+    """The folders that may hold good images under another name, for an error message."""
+
+    def names_in(folder: Path) -> list[str]:
+        names = list_folders(folder) if folder.is_dir() else []
+        return [name for name in names if not holds_masks(name)][:MOST_SEEN]
+
+    names = names_in(data_path)
+    places = [data_path, *(data_path / name / "train" for name in names)]
+    places += [data_path / name for name in names]
+    seen = [(place, found) for place in places if (found := names_in(place))]
+    if not seen:
+        return ""
+    described = (f"{place} holds {', '.join(found)}" for place, found in seen[:2])
+    return f". {', '.join(described)}: say which has the good images with --normal NAME"
+
+
+def list_mvtec_classes(data_path: Path, normal: str | None = None) -> list[str]:
+    """The names of the folders in data_path whose folder train has good images, by its name."""
+    names = list_folders(data_path)
+    return [name for name in names if find_good(data_path / name / "train", normal)]
+
+
+def list_folder_classes(data_path: Path, normal: str | None = None) -> list[str]:
+    """The name of data_path itself if it has a folder of good images, else of those that do."""
+    if find_good(data_path, normal):
         return [data_path.resolve().name]
-    return list_folders_with(data_path, "good")
+    return [name for name in list_folders(data_path) if find_good(data_path / name, normal)]
 
 
-def list_folder(data_path: Path, class_name: str, split: str) -> tuple[list[Sample], bool]:
+def list_folder(
+    data_path: Path,
+    class_name: str,
+    split: str,
+    notes: Notes | None = None,
+    normal: str | None = None,
+) -> tuple[list[Sample], bool]:
     """Images of one's own: good/*.png, and optionally defects in <defect type>/*.png beside it.
 
-    Masks are ground_truth/<defect type>/<stem>_mask.png, if there is a ground_truth folder.
+    Masks are ground_truth/<defect type>/<stem>_mask.png, if there is a folder of masks, or lie
+    beside the images. Arguments and other names are those of mvtec.list_samples.
 
     Raises:
         FileNotFoundError: if there are no images, none is left for testing or a mask is missing.
+        ValueError: as mvtec.list_samples.
     """
-    folder = data_path if (data_path / "good").is_dir() else data_path / class_name
-    has_masks = (folder / "ground_truth").is_dir()
-    good = [Sample(path, "good", 0) for path in list_images(folder / "good")]
-    require_images(good, folder, "good/*.png")
-    samples = good[HELD_OUT]
+    notes = notes or Notes()
+    folder = data_path if find_good(data_path, normal) else data_path / class_name
+    name = find_good(folder, normal) or "good"
+    masks = find_mask_folder(folder, notes)
+    good, _ = read_folders(folder, [name], notes, normal=normal)
+    samples, has_masks = good[HELD_OUT], masks is not None
     if split == "train":
         del good[HELD_OUT]
         return good, has_masks
-    defect_types = [name for name in list_folders(folder) if name not in ("good", "ground_truth")]
+    note_unread(notes, folder, list_folders(folder))
+    defect_types = [n for n in list_folders(folder) if n != name and not holds_masks(n)]
     if any(list_images(folder / defect_type) for defect_type in defect_types):
-        find_masks = mask_finder(folder, "ground_truth/{defect_type}/{stem}_mask")
-        samples += read_folders(folder, defect_types, find_masks if has_masks else None)
+        find_masks = masks and MaskFinder(masks, notes)
+        defects, has_masks = read_folders(folder, defect_types, notes, find_masks, normal)
+        samples += defects
     if not samples:
         raise FileNotFoundError(
-            f"nothing to test on in {folder}; give at least 3 images in good, or a folder of "
+            f"nothing to test on in {folder}; give at least 3 images in {name}, or a folder of "
             "defects beside it"
         )
     return samples, has_masks
 
 
-def list_btad(data_path: Path, class_name: str, split: str) -> tuple[list[Sample], bool]:
+def list_btad(
+    data_path: Path, class_name: str, split: str, notes: Notes | None = None
+) -> tuple[list[Sample], bool]:
     """BTAD: train/ok, test/ok and test/ko; the masks in ground_truth/ko have the images' stems.
 
     Raises:
         FileNotFoundError: if the images or a mask are missing.
     """
+    notes = notes or Notes()
     folder = data_path / class_name
-    has_masks = (folder / "ground_truth").is_dir()
-    find_masks = mask_finder(folder, "ground_truth/{defect_type}/{stem}") if has_masks else None
-    defect_types = ["ok"] if split == "train" else ["ok", "ko"]
-    return read_folders(folder / split, defect_types, find_masks, good="ok"), has_masks
+    masks = folder / "ground_truth"
+    if split == "train":
+        return read_folders(folder / split, ["ok"], notes, normal="ok")
+    find_masks = MaskFinder(masks, notes, endings=("",)) if masks.is_dir() else None
+    return read_folders(folder / split, ["ok", "ko"], notes, find_masks, normal="ok")
 
 
-def list_loco(data_path: Path, class_name: str, split: str) -> tuple[list[Sample], bool]:
+def list_loco(
+    data_path: Path, class_name: str, split: str, notes: Notes | None = None
+) -> tuple[list[Sample], bool]:
     """MVTec LOCO AD: several masks per image, as ground_truth/<defect type>/<stem>/000.png.
 
     validation/good is not used: it is meant for choosing thresholds, and published results are
@@ -129,21 +200,22 @@ def list_loco(data_path: Path, class_name: str, split: str) -> tuple[list[Sample
     Raises:
         FileNotFoundError: if the images or a mask are missing.
     """
+    notes = notes or Notes()
     images, masks = data_path / class_name / split, data_path / class_name / "ground_truth"
 
-    def find_masks(defect_type: str, path: Path) -> tuple[Path, ...]:
-        found = list_images(masks / defect_type / path.stem)
+    def find_masks(defect_type: str, path: Path, _: Path) -> tuple[Path, ...]:
+        found = list_images(masks / defect_type / path.stem, notes)
         if not found:
-            expected = masks / defect_type / path.stem / "000.png"
-            raise FileNotFoundError(f"mask missing for {path}: expected {expected}")
+            notes.refuse(missing_mask(path, masks / defect_type / path.stem / "000"))
         return tuple(found)
 
     defect_types = ["good"] if split == "train" else list_folders(images)
-    has_masks = masks.is_dir()
-    return read_folders(images, defect_types, find_masks if has_masks else None), has_masks
+    return read_folders(images, defect_types, notes, find_masks if masks.is_dir() else None)
 
 
-def list_mvtec3d(data_path: Path, class_name: str, split: str) -> tuple[list[Sample], bool]:
+def list_mvtec3d(
+    data_path: Path, class_name: str, split: str, notes: Notes | None = None
+) -> tuple[list[Sample], bool]:
     """MVTec 3D-AD: images in <defect type>/rgb, masks of the same stem in <defect type>/gt.
 
     The point clouds in xyz are not used.
@@ -151,11 +223,12 @@ def list_mvtec3d(data_path: Path, class_name: str, split: str) -> tuple[list[Sam
     Raises:
         FileNotFoundError: if the images or a mask are missing.
     """
+    notes = notes or Notes()
     folder = data_path / class_name / split
     defect_types = ["good"] if split == "train" else list_folders(folder)
     has_masks = any((folder / defect_type / "gt").is_dir() for defect_type in defect_types)
-    find_masks = mask_finder(folder, "{defect_type}/gt/{stem}") if has_masks else None
-    return read_folders(folder, defect_types, find_masks, subfolder="rgb"), has_masks
+    find_masks = MaskFinder(folder, notes, "{defect_type}/gt", [""]) if has_masks else None
+    return read_folders(folder, defect_types, notes, find_masks, subfolder="rgb")
 
 
 def list_visa_classes(data_path: Path) -> list[str]:
@@ -163,7 +236,9 @@ def list_visa_classes(data_path: Path) -> list[str]:
     return sorted({row["object"] for row in _read_visa(data_path)})
 
 
-def list_visa(data_path: Path, class_name: str, split: str) -> tuple[list[Sample], bool]:
+def list_visa(
+    data_path: Path, class_name: str, split: str, _: Notes | None = None
+) -> tuple[list[Sample], bool]:
     """VisA: the images and masks that split_csv/1cls.csv names for the one-class setup.
 
     Raises:
@@ -229,7 +304,7 @@ def _layout_by_folder(training_folder: str, list_samples: Callable) -> Layout:
 
 
 LAYOUTS = {
-    "mvtec": _layout_by_folder("train/good", mvtec.list_samples),
+    "mvtec": Layout("<class>/train/good/*.png", list_mvtec_classes, mvtec.list_samples),
     "folder": Layout("good/*.png or <class>/good/*.png", list_folder_classes, list_folder),
     "btad": _layout_by_folder("train/ok", list_btad),
     "visa": Layout(VISA_SPLIT.as_posix(), list_visa_classes, list_visa),

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from datasets.folders import MARKER
 from tests.damage import Evil
 from utils.model_file import FORMAT, KEY
 
@@ -186,7 +187,8 @@ DATA = {
     "32 bits": ("001.tif: its values go from -5 to -5, beyond 16", draw, GOOD, NEGATIVE, ".tif"),
     "link to nowhere": (f"image {GOOD}: No such file…take it away", link, GOOD, "nowhere"),
     "name of two lines": (f"cannot read image {TRAIN}/'a\" b.png: ", write, f"{TRAIN}/'a\"\nb.png"),
-    "two suffixes": (f"001.PNG and {GOOD} would share the name", write, f"{TRAIN}/001.PNG"),
+    "two suffixes": (f"001.PNG and {GOOD} differ only in their", write, f"{TRAIN}/001.PNG"),
+    "two masks": ("001_mask.bmp and … may both be", write, MASK.replace("png", "bmp")),
     "mask missing": (f"mask missing for {CRACK}: expected {MASK}", remove, MASK),
     "masks missing": ("mask missing for …/crack/000.png", remove, f"{MASKS}/crack"),
     "smaller mask": (f"{MASK} is 9x7 pixels but its image {CRACK} is", draw, MASK, BLACK[:7, :9]),
@@ -195,7 +197,6 @@ DATA = {
     "JPEG mask": ("001_mask.jpg is a JPEG…save it as PNG", draw, MASK, GREY, ".jpg"),
     "float mask": ("001_mask.tif: floating-point pixels", draw, MASK, FLOAT, ".tif"),
     "no training image": (NO_TRAIN, keep_only, TRAIN, ".000.png", "Thumbs.db", "000.png.txt"),
-    "images too deep": (NO_TRAIN, keep_only, TRAIN, "more/000.png"),
     "one training image": ("000.png is the only training image of", keep_only, TRAIN, "000.png"),
     "no test folder": ("no folder data/bolt/test; a class needs", remove, "data/bolt/test"),
     "no test image": ("no images in data/bolt/test; ", keep_only, "data/bolt/test", "crack/a.txt"),
@@ -300,6 +301,9 @@ ARGUMENTS = {
     f"run --data_path={'x' * 300}": "File name too long",
     "run --data_path=data/bolt": "itself a class; give --data_path …/data --class_name bolt",
     "run --dataset=coco": "invalid choice: 'coco' (choose from",
+    "run --normal=fine": "--data_path must hold <class>/train/fine/*.png (--dataset mvtec) or …"
+    "data holds bolt, data/bolt/train holds good: say which has the good images with --normal",
+    "run --dataset=loco --normal=fine": "--normal is for --dataset mvtec or folder; leave it out",
     "run --dataset=btad": "--data_path must hold <class>/train/ok/*.png (--dataset btad)",
     "run --class_name=Bolt": "unknown class 'Bolt' in data; choose from bolt",
     "run --class_name=../data/bolt": "unknown class '../data/bolt' in data",
@@ -380,12 +384,13 @@ FOUND = [
 ]
 
 # with files limited to some bytes: the command, what it cannot write, and what it leaves
+MARKED = f"resnet18/{MARKER}"
 RECORD, OVERLAY = "resnet18/classes/bolt.json", "overlays/good.jpg"
 TABLES = ["predictions.csv", "regions.csv"]
 SMALL_FILES = [
-    (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", []),
-    (8192, "run --figures=1", "resnet18/figures/bolt/crack_000.png", []),
-    (1000, "run", RECORD, []),
+    (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", [MARKED]),
+    (8192, "run --figures=1", "resnet18/figures/bolt/crack_000.png", [MARKED]),
+    (1000, "run", RECORD, [MARKED]),
     (500, "predict", OVERLAY, TABLES),
     (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, *TABLES]),
 ]

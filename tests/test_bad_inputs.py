@@ -23,6 +23,7 @@ from PIL import Image
 from tests.bad_inputs import (
     COMMANDS,
     FOUND,
+    MASK,
     REFUSED,
     ROOT,
     SMALL_FILES,
@@ -227,7 +228,7 @@ def rename_all():
         if mask.exists():
             mask.rename(mask.with_name(f"{name}_mask.png"))
         path.rename(path.with_name(f"{name}.png"))
-    for name in ("train/good/.hidden.png", "train/good/deeper/000.png", "test/good/notes.txt"):
+    for name in ("train/good/.hidden.png", "train/good/@eaDir/000.png", "test/good/notes.txt"):
         write(folder / name, b"no image")
     for name in ("test/good/folder.png", "test/.cache", "../empty"):
         (folder / name).mkdir()
@@ -330,7 +331,7 @@ def test_without_asserts_and_docstrings_a_mistake_is_still_refused(place):
 )
 def test_output_that_cannot_be_written_is_one_line(script, message, place):
     """What is printed is held back until the end, unless PYTHONUNBUFFERED is set."""
-    Path("data/bolt/new").mkdir()
+    Path(MASK).unlink()
     command = [sys.executable, str(ROOT / "main.py"), *words("check")]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     script = ["bash", "-c", script, "bash", *command]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.conftest import write_image
 
@@ -36,8 +37,8 @@ def draw(path, *values, size=(48, 48)):
     write_image(path, pixels)
 
 
-def draw_many_values(path):
-    draw(path, 3, 9)
+def draw_white(path):
+    draw(path, 255)
 
 
 def draw_other_size(path):
@@ -50,47 +51,67 @@ def truncate(path):
 
 def change_mask_to_jpeg(path):
     path.unlink()
-    write_image(path.with_suffix(".jpg"), np.full((48, 48), 255, dtype=np.uint8))
+    draw_white(path.with_suffix(".jpg"))
+
+
+PROBLEMS = [
+    (truncate, "train/good/001.png", "cannot read image {path}: "),
+    (truncate, "test/crack/001.png", "cannot read image {path}: "),
+    (truncate, MASK, "cannot read image {path}: "),
+    (Path.unlink, MASK, "mask missing for {bolt}/test/crack/001.png: expected {path}"),
+    (draw_other_size, MASK, "mask {path} is 40x30 pixels but its image {bolt}/"),
+    (draw, MASK, "mask {path} marks no pixel, but its image lies among the defects"),
+    (change_mask_to_jpeg, MASK, "mask {bolt}/ground_truth/crack/001_mask.jpg is a JPEG, which"),
+    (draw, "test/good/001.bmp", "{path} and {bolt}/test/good/001.png differ only in their suf"),
+    (
+        draw_white,
+        f"{MASK[:-4]}.bmp",
+        "{path} and {bolt}/{MASK} may both be the mask of one im",
+    ),
+]
+NOTES = [
+    (Path.unlink, "test/crack/001.png", "masks that belong to no image: {bolt}/{MASK}; they are n"),
+    (
+        draw,
+        "train/7.png",
+        "images beside the folders of a split or class: {path}; they a",
+    ),
+    (
+        draw,
+        "test/7.png",
+        "images beside the folders of a split or class: {path}; they a",
+    ),
+    (draw, "ground_truth/7.png", "masks that belong to no image: {path}; they are not read"),
+    (draw, "ground_truth/x/7.png", "masks that belong to no image: {path}; they are not read"),
+    (draw, "ground_truth/good/7.png", "masks of good images: {path}; they are not read"),
+    (draw, "../bolts/7.png", "{tree}/bolts is no class: no folder of good images"),
+    (draw, "tests/7.png", "folders that are not read: {parent}; move their images"),
+    (draw, "train/bad/7.png", "folders that are not read: {parent}; move their images"),
+    (draw, "test/good/more/7.png", "images in folders below the folder of their kind: {path}; th"),
+]
 
 
 @pytest.mark.parametrize(
-    ("change", "name", "line"),
-    [
-        (truncate, "train/good/001.png", "cannot read image {path}: "),
-        (truncate, "test/crack/001.png", "cannot read image {path}: "),
-        (truncate, MASK, "cannot read image {path}: "),
-        (Path.unlink, MASK, "mask missing for {bolt}/test/crack/001.png: expected {path}"),
-        (Path.unlink, "test/crack/001.png", "mask {mask} belongs to no image in {bolt}/test/crack"),
-        (draw_other_size, MASK, "mask {path} is 40x30 pixels but its image {bolt}/"),
-        (draw, MASK, "mask {path} marks no pixel although {bolt}/test/crack/001.png lies among"),
-        (draw_many_values, MASK, "mask {path} has 3 different values; expected 0 and"),
-        (change_mask_to_jpeg, MASK, "mask {bolt}/ground_truth/crack/001_mask.jpg is a JPEG, which"),
-        (draw, "test/good/001.bmp", "{path} and {bolt}/test/good/001.png differ only in their suf"),
-        (draw, "train/7.png", "{path} is not read: move it into a folder beside it"),
-        (draw, "test/7.png", "{path} is not read: move it into a folder beside it"),
-        (draw, "ground_truth/7.png", "{path} is not read: move it into a folder beside it"),
-        (Path.mkdir, "../bolts", "unexpected folder {tree}/bolts: it is no class: no train/good"),
-        (Path.mkdir, "tests", "unexpected folder {path}: it is not read"),
-        (Path.mkdir, "train/bad", "unexpected folder {path}: it is not read"),
-        (Path.mkdir, "test/crack/more", "unexpected folder {path}: it is not read"),
-        (Path.mkdir, "ground_truth/x", "unexpected folder {path}: it belongs to no defect in test"),
-    ],
+    ("change", "name", "line", "code"),
+    [*((*case, 1) for case in PROBLEMS), *((*case, 0) for case in NOTES)],
 )
-def test_a_problem_is_reported_in_one_line(report, tree, change, name, line):
+def test_a_problem_or_note_is_reported_in_one_line(report, tree, change, name, line, code):
     bolt = tree / "bolt"
     path = bolt / name
     change(path)
-    code, lines = report()
-    assert code == 1
-    assert lines[0].startswith(line.format(path=path, bolt=bolt, mask=bolt / MASK, tree=tree))
+    found, lines = report()
+    assert found == code
     assert len(lines) == 1
+    names = {"path": path, "parent": path.parent, "bolt": bolt, "MASK": MASK, "tree": tree}
+    assert lines[0].startswith(("" if code else "note: ") + line.format(**names))
 
 
-def test_a_test_image_that_was_trained_on_is_reported(report, tree):
+def test_a_test_image_that_was_trained_on_is_noted(report, tree):
     trained, tested = tree / "bolt/train/good/003.png", tree / "bolt/test/good/001.png"
-    shutil.copy(trained, tested)
-    line = f"{tested} is the same file as {trained}: a test image must not be trained on"
-    assert report() == (1, [line])
+    with Image.open(trained) as image:
+        image.save(tested, compress_level=0)  # other bytes, the same pixels
+    line = f"note: test images with the pixels of a training image: {tested}; take them away"
+    assert report() == (0, [line])
 
 
 def test_a_good_tree_has_no_problems(report, tree):
@@ -137,8 +158,9 @@ def test_too_few_images_are_reported(report, tree):
     shutil.rmtree(tree / "bolt/test")
     shutil.rmtree(tree / "bolt/ground_truth")
     assert report()[1] == [
-        f"1 images in {tree / 'bolt/train/good'}; a fit needs at least 2",
-        f"no images in {tree / 'bolt/test'}; expected <defect type>/*.png",
+        f"no folder {tree / 'bolt/test'}; a class needs training and test images",
+        f"{tree / 'bolt/train/good/000.png'} is the only training image of bolt; a covariance "
+        "needs at least 2",
     ]
 
 
@@ -149,7 +171,8 @@ def test_ignored_files_and_other_counts_than_published_are_noted(report, tree):
     assert report() == (
         0,
         [
-            f"note: {path} is ignored: .gif is no image",
+            f"note: files among the images that are not read (.gif): {path}; convert them if they "
+            "are images",
             f"note: {tree / 'bottle'} holds 5 training, 2 good and 6 defective test images; "
             "MVTec AD as published has 209 training, 20 good and 63 defective test images",
         ],

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from datasets import dataset
-from datasets.dataset import choose_classes, load_all, load_splits
+from datasets.dataset import choose_classes, describe, load_all, load_splits
 from datasets.images import DEFAULT, Preprocessing
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
@@ -54,8 +54,10 @@ def test_unknown_class_is_refused_with_the_choice(tree):
         choose_classes(tree, ["botl", "bolt", "wave"])
 
 
-def test_missing_mvtec_classes_are_reported_with_the_option(tree):
-    message = r"lacks bottle, .*, zipper of .* holds bolt, weave: .*--class_name"
+def test_missing_mvtec_classes_are_reported_with_the_option_if_one_is_there(tree):
+    assert choose_classes(tree, None)[1] == ["bolt", "weave"]
+    (tree / "bolt").rename(tree / "zipper")
+    message = r"lacks bottle, .*, wood of .* holds weave, zipper: .*--class_name"
     with pytest.raises(ValueError, match=message):
         choose_classes(tree, None)
 
@@ -111,6 +113,37 @@ def test_damaged_image_is_reported_by_name_when_it_is_read(tree):
         train[2]
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (
+            lambda folder: None,
+            "bolt: 5 training images (48x48, RGB, 8 bits); 2 normal test images (good 2); "
+            "6 defective test images (crack 3, stain 3); 6 masks; 0 files ignored",
+        ),
+        (
+            lambda folder: write_image(folder / "train/good/000.png", grey(64, 40).astype("u2")),
+            "bolt: 5 training images (64x40, grey, 16 bits); ",
+        ),
+        (
+            lambda folder: (folder / "test/good/000.png").rename(folder / "test/good/0.gif"),
+            "; 1 normal test images (good 1); 6 defective",
+        ),
+        (lambda folder: (folder / "train/good/000.gif").touch(), "; 6 masks; 1 files ignored"),
+    ],
+)
+def test_what_is_taken_is_described_in_a_line(tree, change, line):
+    change(tree / "bolt")
+    assert line in describe(*load_splits(tree, "bolt"))
+
+
+def test_unlabelled_images_are_described_as_such(tree):
+    (tree / "bolt/test").rename(tree / "bolt/validation")
+    write_image(tree / "bolt/test/0.png", grey(48, 48))
+    line = describe(*load_splits(tree, "bolt"))
+    assert line.endswith("; 1 unlabelled test images (unlabelled 1); 0 masks; 0 files ignored")
+
+
 # checks
 
 
@@ -121,19 +154,23 @@ def test_a_single_training_image_is_refused(tree):
         load_splits(tree, "bolt")
 
 
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["train/good/001.jpg"], r"001\.jpg and .*001\.png would share the name good_001: rename"),
-        (["test/good_a/b.png", "test/good/a_b.png"], "would share the name good_a_b"),
-    ],
-)
-def test_two_images_of_one_name_are_refused(tree, names, message):
-    write_image(tree / "bolt/ground_truth/good_a/b_mask.png", grey(48, 48))
-    for name in names:
-        write_image(tree / "bolt" / name, grey(48, 48))
-    with pytest.raises(ValueError, match=message):
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_two_images_that_differ_in_their_suffix_are_refused(tree, split):
+    write_image(tree / f"bolt/{split}/good/001.jpg", grey(48, 48))
+    with pytest.raises(ValueError, match=r"001\.jpg and .*001\.png differ only in their suf"):
         load_splits(tree, "bolt")
+
+
+def test_names_of_images_are_unique_and_not_too_long(tree):
+    for name in ("good_a/b", "good/a_b", "good/a/B", "good/c/" + "ä" * 100):
+        write_image(tree / f"bolt/test/{name}.png", grey(48, 48))
+    write_image(tree / "bolt/ground_truth/good_a/b_mask.png", grey(48, 48))
+    _, test = load_splits(tree, "bolt")
+    names = test.names
+    assert names[2:7] == ["crack_002", "good_000", "good_001", "good_a_B", "good_a_b_2"]
+    assert names[8] == "good_a_b_3"
+    assert max(len(name.encode()) for name in names) <= 200
+    assert len(set(names)) == len(test) == 12
 
 
 def test_mask_that_is_a_jpeg_or_unreadable_is_refused_before_anything_is_decoded(tree):
@@ -164,7 +201,9 @@ def test_images_that_end_in_different_sizes_are_refused(parts):
 def test_headers_are_read_once_and_only_where_sizes_may_differ(tree, monkeypatch):
     read = []
     original = dataset.read_size
-    monkeypatch.setattr(dataset, "read_size", lambda path: read.append(path) or original(path))
+    monkeypatch.setattr(
+        dataset, "read_size", lambda path, exif: read.append(path) or original(path)
+    )
     load_splits(tree, "bolt")
     # six defective images and their masks
     assert len(read) == len(set(read)) == 6 + 6

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image
 
-from datasets.images import Preprocessing
+from datasets.images import Preprocessing, open_image
 from tests.conftest import write_image
-from tests.helpers import SMALL, defective, good_images
+from tests.helpers import SMALL, call, defective, good_images
 from utils.backbone import draw_channels
 from utils.detector import Detector
 
@@ -135,6 +135,30 @@ def test_image_of_another_size_is_refused(weights, preprocessing, size, message)
     assert detector.score(images[0])[1].shape == detector.model.image_size
     with pytest.raises(ValueError, match=message):
         detector.score(np.zeros((*size, 3), np.uint8))
+
+
+def test_orientation_and_bit_depth_are_kept_in_the_model(weights, tmp_path):
+    """Grey images of 12 bits that lie on their side score as the upright ones of 8 bits."""
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
+    plain = [Image.fromarray(pixels[..., 0]) for pixels in (*good_images(3), defective())]
+    odd = []
+    for i, image in enumerate(plain):
+        pixels = np.rot90(np.asarray(image).astype(int) * 4095 // 255).astype(np.uint16)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(tmp_path / f"{i}.png", exif=tags)
+        odd.append(tmp_path / f"{i}.png")
+    expected = Detector.fit(plain[:3], weights=weights, preprocessing=SMALL)
+    preprocessing = SMALL._replace(exif=True, bit_depth=12)
+    Detector.fit(map(Image.open, odd[:3]), weights=weights, preprocessing=preprocessing).save(
+        tmp_path / "m"
+    )
+    detector = Detector.load(tmp_path / "m", weights)
+    assert detector.model.preprocessing == preprocessing
+    for image in (Image.open(odd[3]), open_image(odd[3])):
+        assert detector.score(image)[0] == pytest.approx(expected.score(plain[3])[0], rel=1e-3)
+    names = ["--model", tmp_path / "m", "--weights", weights, "--output", tmp_path / "out"]
+    assert call("predict", odd[3], *names).returncode == 0
+    assert Image.open(tmp_path / "out/overlays/3.png").size == plain[3].size
 
 
 def test_the_readmes_lines_run(weights, tmp_path, monkeypatch, capsys):

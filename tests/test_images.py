@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from scipy.ndimage import binary_erosion
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from datasets.images import (
+    BIT_DEPTHS,
     DEFAULT,
     SMALLEST,
     Preprocessing,
@@ -18,11 +19,12 @@ from datasets.images import (
     crop_box,
     is_image,
     load_image,
-    load_mask,
     preprocessed_size,
     read_size,
     uncrop,
 )
+from datasets.masks import load_mask
+from datasets.notes import TURNED, Notes
 from tests.conftest import write_image
 
 UNTOUCHED = Preprocessing(0, 0)
@@ -123,6 +125,7 @@ def test_possible_sizes_are_accepted(sides):
         ((31, 0), r"--resize 31 is too small; give 32 or more"),
         ((64, 31), r"--crop 31 is too small"),
         ((8193, 0), r"--resize 8193 is too large; give at most 8192"),
+        ((256, 224, False, 8), r"bit_depth 8 is none of 10, 12, 14, 16"),
     ],
 )
 def test_impossible_sizes_are_refused(sides, message):
@@ -224,6 +227,38 @@ def test_16_bit_grey_is_scaled_to_8_bits(tmp_path, suffix, dtype):
     for value, expected in ((0, 0), (128, 0), (129, 1), (25700, 100), (65535, 255)):
         pixels = np.full((40, 40), value, dtype=dtype)
         assert colour_of(write_image(tmp_path / f"image{suffix}", pixels)) == (expected,) * 3
+
+
+def test_all_values_of_a_bit_depth_are_scaled_to_the_nearest(tmp_path):
+    for bit_depth in BIT_DEPTHS:
+        values = np.arange(2**bit_depth, dtype=np.uint16).reshape(32, -1)
+        path = write_image(tmp_path / "image.png", values)
+        found = load_image(path, Preprocessing(0, 0, bit_depth=bit_depth))[0]
+        np.testing.assert_array_equal(found, np.round(values * (255 / values.max())))
+    with pytest.raises(ValueError, match=r"its values go to 65535, beyond --bit_depth 12; give a"):
+        load_image(path, Preprocessing(0, 0, bit_depth=12))
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
+@pytest.mark.parametrize("orientation", range(10))
+def test_images_and_masks_are_turned_as_viewers_do(tmp_path, suffix, orientation):
+    path, tags = tmp_path / f"image{suffix}", Image.Exif()
+    tags[ExifTags.Base.Orientation] = orientation
+    pixels = noise(40, 48, 3)
+    pixels[:20] = 0
+    options = {"quality": 100} if suffix == ".jpg" else {}
+    Image.fromarray(pixels).save(path, exif=tags, **options)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image))
+        stored = np.asarray(image)  # TIFF files are turned by Pillow
+    for exif, seen in ((True, expected), (False, stored)):
+        notes, preprocessing = Notes(), Preprocessing(0, 0, exif)
+        found = load_image(path, preprocessing, notes).transpose(1, 2, 0)
+        np.testing.assert_array_equal(found, seen)
+        np.testing.assert_array_equal(load_mask(path, preprocessing), seen.any(axis=2))
+        assert read_size(path, exif) == seen.shape[1::-1]
+        odd = not exif and 2 <= orientation <= 8 and suffix != ".tif"
+        assert [TURNED.what in sentence for sentence in notes.sentences()] == [True] * odd
 
 
 @pytest.mark.parametrize("value", [-1, 65536])

@@ -13,7 +13,7 @@ from datasets.layouts import LAYOUTS, VISA_SPLIT, find_classes
 TREES = {
     "mvtec": (
         ["train/good/0.png", "train/bad/0.png", "test/good/0.png", "test/a/0.png", "test/a/1.png"]
-        + [f"ground_truth/a/{name}.png" for name in ("0", "0_another_mask", "0_mask", "1_mask")],
+        + [f"ground_truth/a/{name}.png" for name in ("0_another_mask", "0_mask", "1_mask")],
         [("good_0",)],
         [("a_0", "ground_truth/a/0_mask.png"), ("a_1", "ground_truth/a/1_mask.png"), ("good_0",)],
     ),

@@ -11,7 +11,16 @@ import pytest
 from PIL import Image
 
 from datasets import demo
-from tests.helpers import MAIN, outputs, read_csv, read_rows, start
+from tests.helpers import (
+    MAIN,
+    call,
+    good_images,
+    outputs,
+    read_csv,
+    read_rows,
+    start,
+    write_image,
+)
 from tests.naive_pipeline import Stopwatch, load_network, naive_run
 from utils.evaluation import evaluate
 
@@ -23,7 +32,7 @@ def class_names(folder):
 def test_run_of_a_user_writes_all_results(experiment, tree, results_folder, tmp_path):
     done = start(*experiment, "--figures", "all", cwd=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
-    files = ["index.html", "metrics.csv", "metrics.json", "roc_curve.png"]
+    files = [".padim", "index.html", "metrics.csv", "metrics.json", "roc_curve.png"]
     files += ["scores.csv", "tables.md", "thresholds.csv"]
     for name in ("bolt", "weave"):
         files += [f"classes/{name}.json", f"models/{name}.safetensors"]
@@ -95,6 +104,64 @@ def test_class_without_masks_has_no_pixel_metrics(run, experiment, tree, results
         for name in ("bolt", "weave")
     ]
     assert widths[0] < widths[1]
+
+
+def test_notes_are_printed_and_stand_in_the_results(run, experiment, tree, results_folder):
+    (tree / "bolt/train/good/0.heic").touch()
+    for path in (tree / "bolt/ground_truth").rglob("*.png"):
+        with Image.open(path) as mask:
+            mask.point(lambda value: 255 - value).save(path)
+    done = run(*experiment, "--class_name", "bolt")
+    assert done.returncode == 0, done.stderr
+    taken = "6 defective test images (crack 3, stain 3); 6 masks; 1 files ignored"
+    assert taken in done.stdout.partition("ROCAUC")[0]
+    (result,) = json.loads((results_folder / "metrics.json").read_text())["results"]
+    assert len(result["notes"]) == 2
+    pages = [(results_folder / name).read_text() for name in ("index.html", "tables.md")]
+    for words in ("files among the images that are not read (.heic): ", "masks that mark more"):
+        assert sum(note.startswith(words) for note in result["notes"]) == 1
+        assert f"({words}" in done.stdout
+        assert all(words in page for page in pages)
+
+
+def test_results_beside_the_images_are_no_images_of_the_next_run(run, tmp_path, random_weights):
+    for i, pixels in enumerate(good_images(6)):
+        write_image(tmp_path / f"data/{'good' if i < 5 else 'bent'}/{i}.png", pixels)
+    options = ["--arch", "resnet18", "--weights", random_weights("resnet18"), "--figures", "all"]
+    for place in ("data", "data/results"):
+        options = ["--data_path", "data", "--save_path", place, *options]
+        assert run(*options).returncode == 0
+        done = run(*options)
+        assert "data is finished with these images and settings" in done.stdout
+        assert "files ignored" not in done.stdout
+
+
+def test_figure_that_cannot_be_written_costs_no_number(
+    run, experiment, tree, results_folder, monkeypatch
+):
+    def fail(*_):
+        raise OSError("cannot write a.png: File name too long")
+
+    monkeypatch.setattr("utils.plot._write", fail)
+    done = run(*experiment, "--class_name", "bolt")
+    assert done.returncode == 0, done.stderr
+    assert "(figures are missing: cannot write a.png: File name too long)" in done.stdout
+    assert len(read_rows(results_folder)) == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(tree)
+    assert "is finished" not in call(*experiment, "--class_name", "bolt").stdout
+    assert list((results_folder / "figures/bolt").iterdir())
+
+
+def test_long_names_are_shortened(run, experiment, tree, results_folder):
+    (tree / "bolt").rename(tree / ("b" * 240))
+    name = tree / ("b" * 240) / "test/good/000.png"
+    name.rename(name.with_stem("ä" * 124))
+    done = run(*experiment, "--class_name", "b" * 240, "--figures", "all")
+    assert done.returncode == 0, done.stderr
+    assert len(list(results_folder.glob("figures/*/*.png"))) == 8
+    assert len(list(results_folder.glob("models/*"))) == 1
+    assert "is finished" in run(*experiment, "--class_name", "b" * 240, "--figures", "all").stdout
 
 
 def test_images_without_labels_are_scored(run, experiment, tree, results_folder):

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 
 from datasets import mvtec
@@ -57,16 +59,25 @@ def test_empty_and_missing_test_folder_are_reported(tmp_path):
         list_samples(tmp_path, "bolt", "test")
 
 
-def test_mask_may_have_any_suffix_and_the_first_of_two_is_taken(folder):
+def test_mask_may_have_any_suffix_but_one_only(folder):
     masks = folder / "ground_truth/crack"
     (masks / "0_mask.png").rename(masks / "0_mask.TIFF")
+    assert masks_of(folder) == [["0_mask.TIFF"], ["1_mask.png"], ["2_mask.png"]]
     touch(masks / "1_mask.bmp")
-    assert masks_of(folder) == [["0_mask.TIFF"], ["1_mask.bmp"], ["2_mask.png"]]
+    with pytest.raises(ValueError, match=r"1_mask\.bmp and .*1_mask\.png may both be the mask of"):
+        masks_of(folder)
 
 
-def test_each_folder_of_masks_is_listed_once(folder, monkeypatch):
-    listed = []
-    original = mvtec.list_images
-    monkeypatch.setattr(mvtec, "list_images", lambda path: listed.append(path) or original(path))
-    assert len(masks_of(folder)) == 3
-    assert listed.count(folder / "ground_truth/crack") == 1
+def test_folders_are_listed_as_often_for_many_images_as_for_few(tmp_path, monkeypatch):
+    listed, original = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or original(path))
+    counts = []
+    for n in (5, 50):
+        folder = tmp_path / str(n) / "bolt"
+        for name in ("train/good/{}", "test/crack/{}", "ground_truth/crack/{}_mask"):
+            for i in range(n):
+                touch(folder / f"{name.format(i)}.png")
+        listed.clear()
+        assert len(list_samples(folder.parent, "bolt", "test")[0]) == n
+        counts.append(len(listed))
+    assert counts[0] == counts[1] > 2

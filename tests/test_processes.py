@@ -227,7 +227,12 @@ def test_two_processes_write_the_same_bytes_as_one(experiment, results_folder, a
     assert settings["processes"] == 2
     assert settings["command"].startswith("torchrun --nproc_per_node=2 main.py --data_path")
     assert done.stdout.count("image ROCAUC: ") == 2
-    for line in ("bolt: 5 training images", "weave: 5", "mean of 2 classes", "results in "):
+    for line in (
+        "bolt: 5 training images (",
+        "weave: 5 training images (",
+        "mean of 2 classes",
+        "results in ",
+    ):
         assert done.stdout.count(line) == 1
 
 

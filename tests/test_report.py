@@ -118,7 +118,7 @@ def test_a_class_that_is_begun_is_no_longer_finished(class_report, tmp_path):
 def test_seconds_count_to_the_stage_that_was_begun_last(class_report, clock, monkeypatch):
     def draw(*_):
         clock[0] += 16
-        return report.Figures({}, ["image"], None)
+        return report.Figures({}, ["image"], None, [])
 
     monkeypatch.setattr(report, "draw_figures", draw)
     clock[0] += 100  # before the first stage

@@ -122,9 +122,13 @@ def class_names(folder):
         (["--layers", "layer2", "layer3"], "scores.csv"),
         (["--neighbourhood", "3"], "scores.csv"),
         (["--precision", "bf16"], "scores.csv"),
+        (["--invert_masks"], "metrics.csv"),
         (["--target_fpr", "0.3"], "thresholds.csv"),
         (["--save_dtype", "float16"], "models/bolt.safetensors"),
         (["--save_models", "none"], None),
+        (["--exif"], None),
+        (["--bit_depth", "12"], None),
+        (["--normal", "good"], None),
         (["--figures", "2"], "figures/bolt/stain_002.png"),
     ],
 )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from utils.weights import file_sha256, read_state_dict, select_tensors, tensors_sha256
@@ -134,10 +135,49 @@ def test_code_in_a_file_is_not_run(tmp_path):
     assert not folder.exists()
 
 
-@pytest.mark.parametrize("content", [{"state_dict": {"w": torch.zeros(1)}}, [torch.zeros(1)], 3])
+@pytest.mark.parametrize(
+    "content", [{"state_dict": {"w": 1}}, {"epoch": 3}, {3: torch.zeros(1)}, [torch.zeros(1)], 3]
+)
 def test_file_without_a_state_dict_is_reported(tmp_path, content):
     path = save(content, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"weights\.pth hold no state dict of tensors; save the"):
+        read_state_dict(path)
+
+
+PLAIN = {"conv1.weight": torch.arange(3.0), "bn1.num_batches_tracked": torch.tensor(1)}
+PARALLEL = {f"module.{name}": tensor for name, tensor in PLAIN.items()}
+HALF = {name: tensor.half() if tensor.ndim else tensor for name, tensor in PLAIN.items()}
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [
+        (PLAIN, ""),
+        (PARALLEL, ": module. is taken off the names"),
+        ({"epoch": 3, "state_dict": PLAIN}, ": its state_dict is taken"),
+        ({"model": PARALLEL}, ": its model is taken, module. is taken off the names"),
+        (HALF, ": float16 becomes float32"),
+        ({"module.conv1.weight": torch.arange(3.0), "fc": torch.zeros(1)}, ""),
+    ],
+)
+def test_weights_as_people_have_them_are_read_and_said_in_a_line(tmp_path, capsys, content, line):
+    path = save(content, tmp_path / "weights.pth")
+    found = read_state_dict(path)
+    expected = content if "fc" in content else PLAIN
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name].float(), expected[name].float()) for name in found)
+    assert capsys.readouterr().out == (f"weights {path}{line}\n" if line else "")
+
+
+def test_safetensors_are_read_and_refused_if_damaged(tmp_path, capsys):
+    path = tmp_path / "weights.safetensors"
+    save_file(PARALLEL, path)
+    assert read_state_dict(path).keys() == PLAIN.keys()
+    assert "module." in capsys.readouterr().out
+    path.write_bytes(path.read_bytes()[:-4])
+    with pytest.raises(
+        ValueError, match=r"cannot read weights .*weights\.safetensors: damaged, or"
+    ):
         read_state_dict(path)
 
 

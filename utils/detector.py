@@ -22,6 +22,7 @@ from datasets.images import (
     prepare,
     preprocessed_size,
     resized_size,
+    to_rgb,
     uncrop,
 )
 from utils.backbone import BACKBONES, BATCH_SIZE, LAYERS, PRECISIONS, SEED, draw_channels
@@ -198,8 +199,9 @@ class Detector:
         Raises:
             ValueError: as in score.
         """
-        image = _to_image(image, name)
-        resize, crop = self.model.preprocessing
+        preprocessing = self.model.preprocessing
+        image = to_rgb(_to_image(image, name), name, preprocessing)
+        resize, crop = preprocessing.resize, preprocessing.crop
         width, height = resized_size(image.size, resize)
         rows, columns = (crop, crop) if crop else self.model.image_size
         if min(width, height) < crop or (not crop and (height, width) != (rows, columns)):
@@ -207,7 +209,7 @@ class Detector:
                 f"{name} has {image.width}x{image.height} pixels, for the network "
                 f"{width}x{height}; this model takes {columns}x{rows}{' or more' if crop else ''}"
             )
-        return prepare(image, self.model.preprocessing, name)
+        return prepare(image, preprocessing, name)
 
 
 def _check_settings(
@@ -229,7 +231,7 @@ def _prepare_all(
     prepared = []
     for i, given in enumerate(images):
         title = f"image {i} of {name}"
-        image = _to_image(given, title)
+        image = to_rgb(_to_image(given, title), title, preprocessing)
         preprocessed_size(title, image.size, preprocessing)
         prepared.append(prepare(image, preprocessing, title))
         if prepared[i].shape != prepared[0].shape:

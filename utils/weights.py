@@ -10,17 +10,29 @@ import tarfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from utils.system.processes import Processes
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 StateDict = Mapping[str, "Tensor"]
+WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints
+PREFIXES = (
+    "module.",
+    "_orig_mod.",
+    "model.",
+    "backbone.",
+)  # of DataParallel, torch.compile, others
 NAMES_SHOWN = 5  # of missing or misfitting tensors, in an error message
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file written by torch.save.
+    """The tensors of a file written by torch.save or safetensors, by the network's own names.
+
+    What a checkpoint has beside the state dict, and what a wrapper put before the names, is taken
+    away; a line is printed then, and if the numbers are not float32.
 
     Raises:
         FileNotFoundError: if path is no file.
@@ -29,25 +41,51 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     import torch
 
     _check_file(path)
+    content = _read(path)
+    steps = []
+    if isinstance(content, dict):
+        for key in WRAPPERS:
+            if isinstance(content.get(key), dict):
+                content, steps = content[key], [f"its {key} is taken"]
+                break
+    if not isinstance(content, dict) or not all(
+        isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
+    ):
+        raise ValueError(
+            f"weights {path} hold no state dict of tensors; save the model's state_dict() alone"
+        )
+    for prefix in PREFIXES:
+        if content and all(name.startswith(prefix) for name in content):
+            content = {name.removeprefix(prefix): value for name, value in content.items()}
+            steps.append(f"{prefix} is taken off the names")
+    dtypes = {value.dtype for value in content.values() if value.is_floating_point()}
+    if others := dtypes - {torch.float32}:
+        names = sorted(str(dtype).removeprefix("torch.") for dtype in others)
+        steps.append(f"{', '.join(names)} becomes float32")
+    if steps and Processes.from_environment().leads:
+        print(f"weights {path}: {', '.join(steps)}", flush=True)
+    return content
+
+
+def _read(path: Path) -> Any:
+    """The content of a file of weights; nothing in it is run."""
+    import torch
+    from safetensors.torch import load_file
+
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         # torch.save wrote tar archives before 2018; torch would unpack one into a folder first
         if tarfile.is_tarfile(path):
             raise tarfile.TarError
         # torch warns of kinds of tensors that select_tensors refuses
         with warnings.catch_warnings(action="ignore"):
-            state_dict = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged bytes raise is not documented
         raise ValueError(
             f"cannot read weights {path}: damaged, or not a plain state dict "
             f"({type(error).__name__}); --weights takes a torchvision state dict"
         ) from error
-    if not isinstance(state_dict, dict) or not all(
-        isinstance(value, torch.Tensor) for value in state_dict.values()
-    ):
-        raise ValueError(
-            f"weights {path} hold no state dict of tensors; save the model's state_dict() alone"
-        )
-    return state_dict
 
 
 def file_sha256(path: Path) -> str:

@@ -6,7 +6,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from datasets.images import CROP, RESIZE
+from datasets.images import BIT_DEPTHS, DEFAULT, Preprocessing
 from datasets.layouts import AUTO, LAYOUTS
 from utils import backbone
 from utils.system.device import count_cores
@@ -93,8 +93,14 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "class_name",
-        "classes to run (default: the 15 of MVTec AD; in other layouts and with --demo all)",
+        "classes (default: the 15 of MVTec AD if any of them is there, else all)",
         nargs="+",
+        metavar="NAME",
+    )
+    add_option(
+        parser,
+        "normal",
+        "name of the folders of good images (default: good, ok or normal)",
         metavar="NAME",
     )
     add_option(
@@ -102,7 +108,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "resize",
         "pixels of the images' shorter side; 0 keeps their size (default: %(default)s)",
         type=at_least(0),
-        default=RESIZE,
+        default=DEFAULT.resize,
         metavar="N",
     )
     add_option(
@@ -110,9 +116,34 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
         "crop",
         "side of the square cut from their centre; 0 cuts nothing (default: %(default)s)",
         type=at_least(0),
-        default=CROP,
+        default=DEFAULT.crop,
         metavar="N",
     )
+    add_option(
+        parser,
+        "exif",
+        "turn images upright, as their EXIF orientation says",
+        action="store_true",
+    )
+    add_option(
+        parser,
+        "bit_depth",
+        "bits that are used of the 16 of grey images (default: %(default)s)",
+        type=int,
+        choices=BIT_DEPTHS,
+        default=DEFAULT.bit_depth,
+    )
+    add_option(
+        parser,
+        "invert_masks",
+        "take masks whose background is white",
+        action="store_true",
+    )
+
+
+def read_preprocessing(args: argparse.Namespace) -> Preprocessing:
+    """How images are prepared, by the options of add_data_options."""
+    return Preprocessing(args.resize, args.crop, args.exif, args.bit_depth)
 
 
 def add_network_options(parser: argparse.ArgumentParser, batch_size: int) -> None:

@@ -112,7 +112,7 @@ def make_output(args: argparse.Namespace, thresholds: Thresholds, folder: Path |
 def load(path: Path, detector: Detector) -> Loaded:
     """Read an image and prepare it for the detector's network."""
     try:
-        image = to_rgb(open_image(path), path)
+        image = to_rgb(open_image(path), path, detector.model.preprocessing)
         return Loaded(image, detector.prepare(image, path))
     except (OSError, ValueError) as error:
         return Loaded(error=describe(error))

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from datasets.folders import is_junk
 from datasets.images import IMAGE_SUFFIXES
 from datasets.mvtec import is_image
 
@@ -89,8 +90,8 @@ def _walk(root: Path, results: set[Path]) -> Iterator[Path]:
             folders.clear()
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(parent, name) for name in names if not name.startswith("."))
+        folders[:] = sorted(name for name in folders if not is_junk(name))
+        paths = (Path(parent, name) for name in names if not is_junk(name))
         yield from filter(is_image, paths)
 
 

@@ -28,7 +28,12 @@ from datasets.dataset import load_all
 from datasets.images import DEFAULT, Preprocessing
 from datasets.loading import load_batches
 from utils import backbone
-from utils.commands.options import add_experiment_options, add_option, at_least
+from utils.commands.options import (
+    add_experiment_options,
+    add_option,
+    at_least,
+    read_preprocessing,
+)
 from utils.commands.study_tables import (
     Row,
     accuracy_table,
@@ -173,9 +178,16 @@ def run(args: argparse.Namespace) -> None:
     """
     if args.data_path is None:
         raise ValueError("give --data_path PATH, a folder of images")
-    preprocessing = Preprocessing(args.resize, args.crop)
+    preprocessing = read_preprocessing(args)
     names = choose_studies(args, preprocessing)
-    datasets = load_all(args.data_path, args.dataset, args.class_name, preprocessing)
+    datasets = load_all(
+        args.data_path,
+        args.dataset,
+        args.class_name,
+        preprocessing,
+        args.invert_masks,
+        args.normal,
+    )
     folder = make_folder(args.save_path / "studies" / args.arch)
     if not names:
         return
@@ -189,6 +201,8 @@ def run(args: argparse.Namespace) -> None:
         images = ClassFeatures(setup, train, test)
         for name in names:
             rows[name] += make_study(name, setup, images)
+        for note in test.notes.sentences():
+            print(f"({note})")
         del images  # free its memory before the next class is loaded
         tables = write_studies(folder, rows, args, describe_origin(args, setup))
     print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
@@ -201,7 +215,7 @@ def choose_studies(args: argparse.Namespace, preprocessing: Preprocessing) -> li
         ValueError: if rotation is asked for at another size of the images than the paper's.
     """
     names = list(dict.fromkeys(args.study))
-    if "rotation" in names and preprocessing != DEFAULT:
+    if "rotation" in names and preprocessing[:2] != DEFAULT[:2]:
         raise ValueError(
             f"--study rotation is defined for --resize {DEFAULT.resize} --crop {DEFAULT.crop}; "
             "leave these out or choose other studies"

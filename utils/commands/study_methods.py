@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.dataset import ImageDataset
-from datasets.images import CROP, RESIZE, Preprocessing
+from datasets.images import CROP, RESIZE
 from utils.backbone import BACKBONES, Backbone, draw_channels
 from utils.evaluation import ScoredImages, evaluate, score_images
 from utils.features import (
@@ -39,7 +39,6 @@ NEIGHBOURHOODS = (1, 3, 5)
 BEST_NEIGHBOURHOOD = 3  # on four classes of MVTec AD, by the study of neighbourhoods
 MAX_ANGLE = 10  # degrees (paper, section IV-A)
 MARGIN = 24  # pixels; a corner of the 256-pixel square turned by 10 degrees looks 21 beyond it
-SQUARE = Preprocessing(RESIZE, RESIZE)
 WARM_UP, REPEATS = 2, 15  # images, untimed and timed
 
 Features = list[Tensor]  # of each layer, finest first
@@ -381,9 +380,8 @@ class RotatedDataset:
         self.class_name, self.split = dataset.class_name, dataset.split
         self.has_masks = dataset.has_masks
         self.seed = seed
-        self._squares = ImageDataset(
-            self.class_name, self.split, dataset.samples, self.has_masks, SQUARE
-        )
+        preprocessing = dataset.preprocessing._replace(resize=RESIZE, crop=RESIZE)
+        self._squares = replace(dataset, preprocessing=preprocessing)
 
     def __len__(self) -> int:
         return len(self._squares)

@@ -10,6 +10,7 @@ from tqdm import tqdm
 from datasets.dataset import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
 from utils.plot import Localisation, plot_localisations
+from utils.system.files import shorten
 
 FOLDER = "figures"
 
@@ -21,11 +22,15 @@ class Figures(NamedTuple):
         paths: by image number the file, relative to the run's folder, with slashes.
         panels: names of what each figure shows, from left to right.
         size: width and height of each figure in pixels; None without figures.
+        missing: the files that could not be written, relative to the run's folder.
+        problem: why they could not be written.
     """
 
     paths: dict[int, str]
     panels: list[str]
     size: tuple[int, int] | None
+    missing: list[str]
+    problem: str = ""
 
 
 def draw_figures(
@@ -44,7 +49,8 @@ def draw_figures(
         evaluation: of the class; its pixel threshold gives the predicted masks.
         show_progress: whether a terminal shows a progress bar.
     """
-    paths = {i: Path(FOLDER, test.class_name, f"{test.samples[i].name}.png") for i in scored.drawn}
+    place = Path(FOLDER, shorten(test.class_name))
+    paths = {i: place / f"{test.names[i]}.png" for i in scored.drawn}
     localisations = [
         Localisation(
             folder / path,
@@ -60,10 +66,17 @@ def draw_figures(
     # None: the bar is shown in a terminal only
     disable = None if show_progress else True
     bar = tqdm(written, f"{test.class_name} figures", len(paths), unit="figure", disable=disable)
-    files = list(bar)
+    files, problem = [], ""
+    try:
+        for path in bar:
+            files.append(path)
+    except OSError as error:
+        problem = f"figures are missing: {error}"
     panels = _name_panels(test.has_masks, evaluation.pixel_threshold is not None)
     size = _read_size(files[0]) if files else None
-    return Figures({i: path.as_posix() for i, path in paths.items()}, panels, size)
+    names = {i: path.as_posix() for i, path in paths.items()}
+    written = dict(list(names.items())[: len(files)])
+    return Figures(written, panels, size, list(names.values())[len(files) :], problem)
 
 
 def _name_panels(has_masks: bool, has_threshold: bool) -> list[str]:
@@ -80,7 +93,7 @@ def _name_panels(has_masks: bool, has_threshold: bool) -> list[str]:
 def _title(test: ImageDataset, scored: ScoredImages, i: int) -> str:
     sample = test.samples[i]
     score = f"image score {scored.image_scores[i]:.2f}"
-    return f"{test.class_name} / {sample.defect_type} / {sample.path.name}    {score}"
+    return f"{test.class_name} / {sample.defect_type} / {sample.file}    {score}"
 
 
 def _read_size(path: Path) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from utils.report.results import (
     ImageResult,
     RateResult,
 )
-from utils.system.files import replacing
+from utils.system.files import replacing, shorten
 
 FORMAT = 4
 FOLDER = "classes"
@@ -121,7 +121,7 @@ def _read(path: Path, folder: Path) -> ClassRecord | None:
 
 
 def _path(folder: Path, class_name: str) -> Path:
-    return folder / FOLDER / f"{class_name}.json"
+    return folder / FOLDER / f"{shorten(class_name)}.json"
 
 
 def _sha256(text: str) -> str:

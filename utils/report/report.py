@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from datasets.dataset import ImageDataset
+from datasets.folders import MARKER
 from utils.evaluation import Evaluation, ScoredImages
 from utils.features import FeatureExtractor
 from utils.metrics import RocCurve
@@ -34,6 +35,7 @@ from utils.report.results import (
     write_thresholds,
 )
 from utils.report.tables import DASH, Table, run_tables, write_tables
+from utils.system.files import shorten
 from utils.thresholds import Thresholds
 
 ROC_FIGURE = "roc_curve.png"
@@ -94,6 +96,7 @@ class ClassReport:
         if self.args.save_models == "none" or refusal:
             self._notes += [f"(no model is saved: {refusal})"] if refusal else []
             return
+        (self.folder / MARKER).touch()
         paths = [sample.path for sample in self.train.samples]
         model = TrainedModel(
             class_name=self.train.class_name,
@@ -108,7 +111,7 @@ class ClassReport:
             padim=padim,
             thresholds=thresholds,
         )
-        name = f"{MODELS}/{self.train.class_name}.safetensors"
+        name = f"{MODELS}/{shorten(self.train.class_name)}.safetensors"
         save_model(self.folder / name, model, self.args.save_dtype)
         self._files.append(name)
         size = model_bytes(padim, self.args.save_dtype)
@@ -125,6 +128,7 @@ class ClassReport:
             thresholds: from good training images; None if there were too few.
         """
         self.begin("figures")
+        (self.folder / MARKER).touch()
         figures = draw_figures(self.folder, self.test, scored, evaluation, self.show_progress)
         self.begin(None)
         record = self._make_record(scored, evaluation, thresholds, figures)
@@ -142,6 +146,7 @@ class ClassReport:
     ) -> ClassRecord:
         name = self.test.class_name
         warning = thresholds and explain_false_alarms(thresholds, scored)
+        notes = [*evaluation.notes, *self.test.notes.sentences(), figures.problem, warning]
         return ClassRecord(
             fingerprint=self.fingerprint,
             settings_sha256=self.settings_sha256,
@@ -152,7 +157,7 @@ class ClassReport:
                 n_test=len(self.test),
                 metrics=evaluation.metrics,
                 seconds=dict(self._seconds),
-                notes=[*evaluation.notes, *([warning] if warning else [])],
+                notes=[*filter(None, notes)],
             ),
             thresholds=thresholds and compare_thresholds(name, thresholds, scored, evaluation),
             image_threshold=evaluation.image_threshold,
@@ -162,7 +167,8 @@ class ClassReport:
             images=_describe_images(self.test, scored, figures, evaluation.aupimo),
             panels=figures.panels,
             figure_size=figures.size,
-            files=[*self._files, *figures.paths.values()],
+            # a missing figure makes the next run fit the class again
+            files=[*self._files, *figures.paths.values(), *figures.missing],
         )
 
 
@@ -306,7 +312,7 @@ def _describe_images(
 ) -> list[ImageResult]:
     return [
         ImageResult(
-            image=sample.path.name,
+            image=sample.file,
             defect_type=sample.defect_type,
             label=sample.label,
             score=float(score),

@@ -11,7 +11,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets.dataset import ImageDataset, Splits
+from datasets.dataset import ImageDataset, Splits, describe
 from utils.backbone import channels_sha256
 from utils.report.finished import (
     discard_record,
@@ -33,8 +33,10 @@ if TYPE_CHECKING:
 
 # the arguments that the results of a class depend on, besides the weights
 SETTINGS = (
-    *("arch", "seed", "batch_size", "device", "dataset", "resize", "crop", "n_features"),
-    *("layers", "neighbourhood", "precision", "figures", "target_fpr", "save_models", "save_dtype"),
+    *("arch", "seed", "batch_size", "device", "dataset", "resize", "crop", "exif"),
+    *("bit_depth", "invert_masks", "normal"),
+    *("n_features", "layers", "neighbourhood", "precision", "figures", "target_fpr"),
+    *("save_models", "save_dtype"),
 )
 
 
@@ -94,9 +96,10 @@ class RunReport:
             (self.folder / "metrics.csv").unlink(missing_ok=True)
 
     def begin_class(self, train: ImageDataset, test: ImageDataset) -> ClassReport:
-        """The report of a class that is run now."""
+        """The report of a class that is run now; prints what of its files is taken."""
         from utils.report.report import ClassReport
 
+        print(describe(train, test), flush=True)
         hashes = self._fingerprints[test.class_name], self._settings_sha256
         return ClassReport(self.folder, train, test, self.args, *hashes, self.leads)
 

@@ -1,5 +1,6 @@
 """Files that appear under their name only when they are complete, and output that is lost."""
 
+import hashlib
 import os
 import sys
 import tempfile
@@ -10,6 +11,8 @@ from shutil import rmtree
 
 import psutil
 from safetensors import SafetensorError
+
+LONGEST_NAME = 200  # bytes; most file systems allow 255, of which suffixes take some
 
 
 @contextmanager
@@ -22,7 +25,7 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises:
         OSError: if path cannot be written; the message names it.
     """
-    hidden = path.with_name(f".{path.name}.part")
+    hidden = path.with_name(f".{shorten(path.name)}.part")
     folder = hidden / str(os.getpid())  # two runs may write the same file at once
     try:
         _remove_leftovers(hidden)
@@ -80,6 +83,31 @@ def find_output_error(error: Exception) -> OSError | None:
         f"cannot write to standard output: {found.strerror}; send it elsewhere and repeat the "
         "command: what is finished is kept"
     )
+
+
+def shorten(name: str) -> str:
+    """The name; if it is too long for a file's, its beginning and a hash of it."""
+    content = os.fsencode(name)
+    if len(content) <= LONGEST_NAME:
+        return name
+    # a character that is cut through is left out
+    start = content[: LONGEST_NAME - 17].decode("utf-8", "ignore")
+    return f"{start}_{hashlib.sha256(content).hexdigest()[:16]}"
+
+
+def make_unique(name: str, taken: set[str]) -> str:
+    """The name, with a number if it is taken; case is ignored, as some file systems do.
+
+    Args:
+        name: to be made unique.
+        taken: the names so far; gets the new one.
+    """
+    unique, number = name, 1
+    while unique.casefold() in taken:
+        number += 1
+        unique = f"{name}_{number}"
+    taken.add(unique.casefold())
+    return unique
 
 
 def printable(text: Path | str) -> str:

@@ -1,0 +1,138 @@
+"""Mask files as the pixels that they mark, whether by brightness, palette index or transparency."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from datasets.images import (
+    Preprocessing,
+    check_resized,
+    open_image,
+    refuse_float,
+    refuse_missing_palette,
+    resize_and_crop,
+    turn_upright,
+)
+from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, Notes
+
+# from these shares of the image or of its border on, a mask may be inverted
+LARGE_SHARE, LARGE_BORDER = 0.5, 0.9
+MOST_VALUES = 16  # of a mask: classes of defects may have values of their own
+UNCOMPRESSED = (".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".pbm")
+HEADER_BYTES = 1000
+BLACK_AND_WHITE = {(0, 0, 0), (255, 255, 255)}
+
+
+def load_mask(
+    path: Path, preprocessing: Preprocessing, invert: bool = False, notes: Notes | None = None
+) -> np.ndarray:
+    """A mask file, preprocessed: (H, W) bool.
+
+    Args:
+        path: of the mask.
+        preprocessing: of the mask and of its image.
+        invert: whether what the file marks is the background.
+        notes: gets what may be meant otherwise.
+
+    Raises:
+        ValueError: if the file cannot be read as an image, is floating-point, marks no pixel, or
+            has colours and transparency that disagree on what is marked.
+    """
+    mask = open_image(path)
+    if preprocessing.exif:
+        mask = turn_upright(mask)
+    marked = find_marked(mask, path) != invert
+    if not marked.any():
+        raise ValueError(
+            f"mask {path} marks no pixel, but its image lies among the defects; mark the defect, "
+            "or move the image to the good ones"
+        )
+    _look_at(mask, marked, path, invert, notes or Notes())
+    check_resized(mask.size, preprocessing.resize, path)
+    resized = resize_and_crop(
+        Image.fromarray(marked.view(np.uint8)), preprocessing, Image.Resampling.NEAREST
+    )
+    return np.asarray(resized).view(bool)
+
+
+def find_marked(mask: Image.Image, path: Path) -> np.ndarray:
+    """The pixels (h, w) bool that a decoded mask marks.
+
+    In an image with a palette these are the pixels whose index is not 0. Otherwise, if transparency
+    varies over the image, they are those that are not transparent; if it does not, they are those
+    above 0 in any channel.
+
+    Raises:
+        ValueError: as load_mask.
+    """
+    refuse_float(mask, path)
+    if mask.mode in ("P", "PA"):
+        return _find_marked_by_index(mask, path)
+    if "transparency" in mask.info and mask.mode in ("1", "L", "RGB"):
+        mask = mask.convert("RGBA")
+    if "A" in mask.getbands() and len(set(mask.getchannel("A").getextrema())) == 2:
+        return _find_marked_by_alpha(mask, path)
+    if mask.mode not in ("1", "L") and not mask.mode.startswith("I"):
+        mask = mask.convert("RGB")
+    marked = np.asarray(mask) > 0
+    return marked.any(axis=2) if marked.ndim == 3 else marked
+
+
+def _find_marked_by_index(mask: Image.Image, path: Path) -> np.ndarray:
+    refuse_missing_palette(mask, path)
+    indices = np.asarray(mask.getchannel(0))
+    palette = np.reshape(mask.getpalette("RGB"), (-1, 3)).tolist()
+    colours = {tuple(palette[i]) for i in np.unique(indices) if i < len(palette)}
+    if palette[0] != [0, 0, 0] and colours == BLACK_AND_WHITE:
+        raise ValueError(
+            f"mask {path} has a palette whose index 0, the background, is not black, but its "
+            "colours are black and white; save it in grey, without a palette"
+        )
+    return indices > 0
+
+
+def _find_marked_by_alpha(mask: Image.Image, path: Path) -> np.ndarray:
+    """The pixels that are not transparent; refused if two colours alone divide the image else."""
+    alpha = np.asarray(mask.getchannel("A"))
+    if alpha.min() > 0:
+        raise ValueError(
+            f"mask {path} has transparency from {alpha.min()} to {alpha.max()}, but no pixel that "
+            "is wholly transparent; save it in black and white, without transparency"
+        )
+    marked = alpha > 0
+    colours = np.asarray(mask.convert("RGBA"))[..., :3] @ (1, 256, 65536)
+    first = colours == colours[0, 0]
+    two_valued = not first.all() and np.unique(colours[~first]).size == 1
+    if two_valued and not (np.array_equal(first, marked) or np.array_equal(first, ~marked)):
+        raise ValueError(
+            f"mask {path} has two colours and transparent pixels, which do not agree on what is "
+            f"marked ({first.sum()} and {(~first).sum()} pixels by colour, {marked.sum()} are not "
+            "transparent); save it in black and white, without transparency"
+        )
+    return marked
+
+
+def _look_at(mask: Image.Image, marked: np.ndarray, path: Path, invert: bool, notes: Notes) -> None:
+    border = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
+    if marked.mean() > LARGE_SHARE or border.mean() > LARGE_BORDER:
+        notes.add(LARGE_INVERTED_MASK if invert else LARGE_MASK, path)
+    if mask.mode == "L" and mask.getcolors(MOST_VALUES) is None:
+        notes.add(MANY_VALUES, path)
+
+
+def is_black_and_white(path: Path) -> bool:
+    """Whether an image file has two colours, black and one other; False if it is damaged.
+
+    Only a file that is much smaller than its pixels is decoded: compressed, photographs are not.
+    """
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            compressed = path.suffix.lower() not in UNCOMPRESSED
+            if compressed and path.stat().st_size > HEADER_BYTES + width * height / 16:
+                return False
+            colours = image.convert("RGB").getcolors(2)
+    except Exception:  # what damaged files raise is not documented; who reads it will say it
+        return False
+    return colours is not None and len(colours) == 2 and (0, 0, 0) in [c for _, c in colours]

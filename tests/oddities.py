@@ -1,0 +1,321 @@
+"""Files that are intact but may mean something else: how they are made, and what a run says.
+
+Each case changes the folder data, which has six good images in data/good, three with a bright
+square in data/broken and their masks in data/ground_truth/broken, 40 x 40 pixels. NOTED has the
+note that a run and check print, REFUSED the line with which a run ends and that check calls a
+problem, TAKEN what is taken as it was meant, with how many training and test images and masks there
+are then. A case is the function that makes the change, and options.
+"""
+
+import shutil
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import ExifTags, Image
+
+from tests.helpers import good_images, write_image
+
+SIZE = (40, 40)
+DATA = Path("data")
+N_GOOD, N_BROKEN = 6, 3
+SQUARE = np.zeros(SIZE, np.uint8)
+SQUARE[8:18, 10:24] = 255
+
+
+def build() -> None:
+    """Write the folder data."""
+    for i, pixels in enumerate(good_images(N_GOOD, SIZE)):
+        write_image(DATA / f"good/{i}.png", pixels)
+    for i in range(N_BROKEN):
+        pixels = np.where(SQUARE[..., None] > 0, np.uint8(250 - i), good_images(1, SIZE)[0])
+        write_image(DATA / f"broken/{i}.png", pixels)
+        write_image(DATA / f"ground_truth/broken/{i}_mask.png", SQUARE)
+
+
+def paths(pattern: str) -> list[Path]:
+    """Files in data, of which there must be some."""
+    found = sorted(DATA.glob(pattern))
+    assert found
+    return found
+
+
+def move(pattern: str, folder: str, name: str = "{0}{1}") -> None:
+    """Move files into a folder of data; name is in terms of their stem and suffix."""
+    for path in paths(pattern):
+        new = DATA / folder / name.format(path.stem, path.suffix)
+        new.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(new)
+    while not list(path.parent.iterdir()):
+        path = path.parent
+        path.rmdir()
+
+
+def rename(*names: str) -> None:
+    """Rename files or folders: old, new, old, new, ..."""
+    for old, new in zip(names[::2], names[1::2], strict=True):
+        (DATA / new).parent.mkdir(parents=True, exist_ok=True)
+        (DATA / old).rename(DATA / new)
+
+
+def copy(old: str, *new: str) -> None:
+    for name in new:
+        (DATA / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(DATA / old, DATA / name)
+
+
+def edit(pattern: str, change: Callable[[Image.Image], Image.Image], suffix: str = "") -> None:
+    """Save what change makes of each image, with the suffix if one is given."""
+    for path in paths(pattern):
+        with Image.open(path) as image:
+            changed = change(image)
+        path.unlink()
+        exif = changed.info.get("exif", b"")
+        changed.save(path.with_suffix(suffix or path.suffix), exif=exif)
+
+
+def in_mvtec(function: Callable | None = None, *arguments: object) -> None:
+    """Make data/bolt a class in MVTec AD's layout, then change it."""
+    rename("good/5.png", "bolt/test/good/5.png")
+    rename("good", "bolt/train/good", "broken", "bolt/test/broken")
+    rename("ground_truth", "bolt/ground_truth")
+    if function:
+        function(*arguments)
+
+
+def nothing() -> None:
+    """Change nothing: the options alone matter."""
+
+
+def add_junk() -> None:
+    """Leave what other programs leave, everywhere."""
+    for folder in (DATA, DATA / "good", DATA / "broken"):
+        for name in ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "lost+found", ".ipynb_checkpoints"):
+            write_image(folder / name / "0.png", SQUARE)
+        for name in ("._0.png", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_bytes(b"no image")
+
+
+def sort_by_day() -> None:
+    move("good/[012].png", "good/monday")
+    move("good/[345].png", "good/tuesday")
+
+
+def name_masks_twice() -> None:
+    rename("ground_truth", "mask")
+    copy(f"mask/broken/{ONE}", f"label/broken/{ONE}")
+
+
+def put_masks_of_two_defects_together() -> None:
+    copy("broken/0.png", "dent/0.png")
+    move(MASKS, "masks")
+
+
+def keep_one_mask_beside_its_image() -> None:
+    copy(MASK, f"broken/{ONE}")
+    shutil.rmtree(DATA / "ground_truth")
+
+
+def invert(image: Image.Image) -> Image.Image:
+    return image.point(lambda value: 255 - value)
+
+
+def put_in_alpha(image: Image.Image) -> Image.Image:
+    """White everywhere, the defect in alpha."""
+    white = image.point(lambda _: 255)
+    return Image.merge("RGBA", [white, white, white, image])
+
+
+def contradict(image: Image.Image) -> Image.Image:
+    return Image.merge("LA", [image, image.rotate(90)])
+
+
+def lay_on_side(image: Image.Image) -> Image.Image:
+    """As a camera that was held sideways stores it: to be turned by 90 degrees."""
+    turned = image.convert("RGB").transpose(Image.Transpose.ROTATE_90)
+    tags = Image.Exif()
+    tags[ExifTags.Base.Orientation] = 6
+    turned.info["exif"] = tags.tobytes()
+    return turned
+
+
+def make_wide(image: Image.Image) -> Image.Image:
+    return image.crop((0, 0, 40, 36))
+
+
+def lay_wide_on_side() -> None:
+    for pattern in ("*/*.png", MASKS):
+        edit(pattern, make_wide)
+    edit("broken/*", lay_on_side)
+
+
+def lay_masks_on_side() -> None:
+    """The masks were drawn on the images as they are stored."""
+    lay_wide_on_side()
+    edit(MASKS, partial(Image.Image.transpose, method=Image.Transpose.ROTATE_90))
+
+
+def make_deep(image: Image.Image, bits: int = 12) -> Image.Image:
+    """As a grey camera of so many bits stores it in 16."""
+    pixels = np.asarray(image.convert("L")).astype(np.uint16)
+    return Image.fromarray(pixels * np.uint16(2 ** (bits - 8)))
+
+
+def add_alpha(image: Image.Image) -> Image.Image:
+    image.putalpha(Image.fromarray(SQUARE))
+    return image
+
+
+def write_tiff(
+    pattern: str, change: Callable[[np.ndarray], np.ndarray], photometric: str = "rgb", **options
+) -> None:
+    """Write each image as a TIFF file of what change makes of its pixels (H, W, 3)."""
+    for path in paths(pattern):
+        with Image.open(path) as image:
+            pixels = np.asarray(image)
+        tifffile.imwrite(
+            path.with_suffix(".tif"), change(pixels), photometric=photometric, **options
+        )
+        path.unlink()
+
+
+def write_planes(pixels: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def take_red(pixels: np.ndarray) -> np.ndarray:
+    return pixels[..., 0].astype(np.float32)
+
+
+def stack(pixels: np.ndarray) -> np.ndarray:
+    """Two pages in colour."""
+    return np.stack([pixels, pixels // 2])
+
+
+def write_infrared() -> None:
+    """A fourth channel beside the colours."""
+    write_tiff("good/*", lambda p: np.dstack([p, p[..., 0]]), extrasamples=["unspecified"])
+
+
+def write_deep_colours(pattern: str) -> None:
+    write_tiff(pattern, lambda pixels: pixels.astype(np.uint16) * 16)
+
+
+def blur(image: Image.Image) -> Image.Image:
+    return image.resize((20, 20)).resize(SIZE, Image.Resampling.BILINEAR)
+
+
+MASKS, ONE = "ground_truth/broken/*", "0_mask.png"
+MASK = f"ground_truth/broken/{ONE}"
+same = Image.Image.copy
+to_black_and_white = partial(Image.Image.convert, mode="1")
+ALL = (5, 4, 3)  # training images, test images, masks
+TO_FINE = ("bolt/train/good", "bolt/train/fine", "bolt/test/good", "bolt/test/fine")
+TO_OK = ("bolt/train/good", "bolt/train/ok", "bolt/test/good", "bolt/test/OK")
+TO_NG = ("good", "OK", "broken", "NG", "ground_truth/broken", "ground_truth/NG")
+TO_TEST = ("bolt/ground_truth", "bolt/test/ground_truth")
+TAKEN = {
+    "plain": (ALL, nothing),
+    "MVTec's layout": (ALL, in_mvtec),
+    "masks in alpha": (ALL, edit, MASKS, put_in_alpha),
+    "--invert_masks: inverted masks": (ALL, edit, MASKS, invert),
+    "junk": (ALL, add_junk),
+    "a folder called masks": (ALL, rename, "ground_truth", "masks"),
+    "masks named as their images": (ALL, move, MASKS, "mask/broken", "{0[0]}{1}"),
+    "masks of one defect in masks itself": (ALL, move, MASKS, "Masks"),
+    "a folder label in MVTec's layout": (ALL, in_mvtec, rename, TO_TEST[0], "bolt/label"),
+    "masks in test": (ALL, in_mvtec, rename, *TO_TEST),
+    "no masks": ((5, 4, 0), shutil.rmtree, "data/ground_truth"),
+    "Good": (ALL, rename, "good", "Good"),
+    "OK and NG": (ALL, rename, *TO_NG),
+    "normal": (ALL, rename, "good", "normal"),
+    "train/ok, test/OK": (ALL, in_mvtec, rename, *TO_OK),
+    "--normal fine: another name of good images": (ALL, rename, "good", "fine"),
+    "--normal fine: another name in MVTec's layout": (ALL, in_mvtec, rename, *TO_FINE),
+    "WebP": (ALL, edit, "good/*", same, ".webp"),
+    "jfif": (ALL, edit, "good/*", same, ".jfif"),
+    "JPEG 2000": (ALL, edit, "good/*", same, ".jp2"),
+    "PPM": (ALL, edit, "good/*", same, ".ppm"),
+    "masks as PBM": (ALL, edit, MASKS, to_black_and_white, ".pbm"),
+    "results": (ALL, copy, "good/0.png", "resnet18/figures/a.png", "resnet18/.padim"),
+    "--exif: images on their side": (ALL, edit, "broken/*", lay_on_side, ".jpg"),
+    "--exif: wide images on their side": (ALL, lay_wide_on_side),
+    "--bit_depth 12: a camera of 12 bits": (ALL, edit, "*/*.png", make_deep),
+    "16 bits": (ALL, edit, "*/*.png", partial(make_deep, bits=16)),
+    "images of one name": ((5, 5, 3), in_mvtec, copy, "bolt/test/good/5.png", "bolt/test/ok/5.png"),
+}
+LARGE, ADVICE = "masks that mark more than half of the image", "--invert_masks turns masks whose"
+BESIDE = "taken as masks of images beside them: 3, for example data/broken/"
+BELOW = "images in folders below the folder of their kind: 6, for example data/good/monday/0.png"
+ON_SIDE = (
+    "images with an EXIF orientation, taken as they are stored: 3, for example data/broken/0.png"
+)
+DARK = "16-bit images, none of which has a value above {}: …; --bit_depth {} reads them"
+UNUSED = "images with transparency or channels beyond RGB"
+RAW = "that are not read (.cr2, .heic): 2, for example data/good/0.CR2"
+UNREAD = "folders that are not read: data/bolt/validation; move"
+LOOSE = "images beside the folders of a split or class: data/9.png; they are not"
+TWICE = "test images with the pixels of a training image: data/good/2.png"
+NOTED = {
+    "inverted masks": (f"{LARGE}…: 3, for example data/{MASK}; {ADVICE}", edit, MASKS, invert),
+    "--invert_masks: masks that are not inverted": ("once inverted: 3, for example", nothing),
+    "blurred masks": ("of more than 16 different values", edit, MASKS, blur),
+    "masks beside their images": (f"{BESIDE}{ONE}", move, MASKS, "broken"),
+    "masks in the folder of the defect": (f"{BESIDE}masks/{ONE}", move, MASKS, "broken/masks"),
+    "mask of a good image": ("masks of good images: data", copy, MASK, f"ground_truth/good/{ONE}"),
+    "mask without image": ("belong to no image: data", copy, MASK, MASK.replace("0", "7")),
+    "images on their side": (ON_SIDE, edit, "broken/*", lay_on_side),
+    "a camera of 12 bits": (DARK.format(4095, 12), edit, "*/*.png", make_deep),
+    "a camera of 10 bits": (DARK.format(1023, 10), edit, "*/*.png", partial(make_deep, bits=10)),
+    "a camera of 14 bits": (DARK.format(16383, 14), edit, "*/*.png", partial(make_deep, bits=14)),
+    "--bit_depth 14: a camera of 12 bits": (DARK.format(4095, 12), edit, "*/*.png", make_deep),
+    "colours of 12 bits": (DARK.format(4095, 12), write_deep_colours, "good/*"),
+    "transparent images": (f"{UNUSED}: 3, for example data/broken/0", edit, "broken/*", add_alpha),
+    "infrared": (f"{UNUSED}: 6, for example data/good/0.tif", write_infrared),
+    "stacks": ("images of several pages or frames: 6, for", write_tiff, "good/*", stack),
+    "raw files": (RAW, copy, "good/0.png", "good/0.CR2", "good/0.heic"),
+    "no image in a folder": ("not read (.gif): data/dent", copy, "good/0.png", "dent/0.gif"),
+    "good images by day": (BELOW, sort_by_day),
+    "loose images": (LOOSE, copy, "good/0.png", "9.png"),
+    "another split": (
+        UNREAD,
+        in_mvtec,
+        copy,
+        "bolt/train/good/0.png",
+        "bolt/validation/good/0.png",
+    ),
+    "a test image that was trained on": (TWICE, copy, "good/0.png", "good/2.png"),
+}
+ASKED = "are the images in data/roi masks? they are all black and white; call the folder ground_tr"
+BRIGHTER = "data/good/0.png: its values go to 11392, beyond --bit_depth 12; give a larger one"
+PLANES = "0.tif: its 3 grey pages of one size may be the colours of one image; save it as one page"
+FLOAT = "0.tif: floating-point pixels have no fixed range; save it with 8 or 16 bits"
+TWO_GOOD = "data has several folders of good images by their names, OK, good; say which it is with"
+SAY = "say which has the good images with --normal NAME"
+TWO_FOLDERS = "data has several folders of masks, label, mask: keep one"
+TWO_MASKS = "0_mask.bmp and …0_mask.png may both be the mask of one image"
+TWO_IMAGES = f"mask data/{MASK} belongs to both data/broken/0.jpg and data/broken/0.png"
+TWO_DEFECTS = f"masks/{ONE} belongs to both data/broken/0.png and data/dent/0.png"
+NO_MASK = "mask missing for data/broken/1.png: expected data/broken/1_mask.png"
+REFUSED = {
+    "alpha against colours": ("which do not agree on what is", edit, MASKS, contradict),
+    "masks by another name": (ASKED, rename, "ground_truth", "roi"),
+    "masks by another name, no folders": (ASKED, move, MASKS, "roi"),
+    "wide images on their side": ("must be equal; give --exif", lay_wide_on_side),
+    "--exif: masks on their side": ("must be equal; leave out --exif", lay_masks_on_side),
+    "--bit_depth 12: brighter": (BRIGHTER, edit, "*/*.png", partial(make_deep, bits=14)),
+    "--bit_depth 12: in colour": ("--bit_depth cannot scale", write_deep_colours, "good/*"),
+    "a page for each colour": (PLANES, write_tiff, "good/*", write_planes, "minisblack"),
+    "floating-point colours": (FLOAT, write_tiff, "good/*", np.float32),
+    "floating-point grey": (FLOAT, write_tiff, "good/*", take_red, "minisblack"),
+    "two folders of good images": (TWO_GOOD, copy, "good/0.png", "OK/0.png"),
+    "no usual name": (f"data holds broken, fine: {SAY}", rename, "good", "fine"),
+    "--normal fine: no such folder": (f"data holds broken, good: {SAY}", nothing),
+    "two folders of masks": (TWO_FOLDERS, name_masks_twice),
+    "two masks of an image": (TWO_MASKS, copy, MASK, f"{MASK[:-4]}.bmp"),
+    "two images of a mask": (TWO_IMAGES, copy, "broken/0.png", "broken/0.jpg"),
+    "one mask of two defects": (TWO_DEFECTS, put_masks_of_two_defects_together),
+    "a mask is missing": (NO_MASK, keep_one_mask_beside_its_image),
+}

@@ -1,0 +1,108 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets.images import Preprocessing
+from datasets.masks import load_mask
+from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, Notes
+
+UNTOUCHED = Preprocessing(0, 0)
+DEFECT = np.zeros((40, 48), bool)
+DEFECT[10:20, 12:30] = True
+LEFT = np.arange(48)[None].repeat(40, 0) < 24
+GREY = (DEFECT * 255).astype(np.uint8)
+WHITE = np.full_like(GREY, 255)
+
+
+def layers(*bands):
+    """An image of these bands: grey and alpha, or red, green, blue and alpha."""
+    return Image.merge({2: "LA", 4: "RGBA"}[len(bands)], [Image.fromarray(b) for b in bands])
+
+
+def palette(indices, *colours, **info):
+    image = Image.fromarray(indices.astype(np.uint8)).convert("P")
+    image.putpalette(sum(colours, ()))
+    image.info.update(info)
+    return image
+
+
+MEANT = {
+    "white, the defect in alpha": layers(WHITE, WHITE, WHITE, GREY),
+    "grey with alpha": layers(WHITE, GREY),
+    "grey with a faint alpha": layers(WHITE, GREY // 200),
+    "black, the defect in alpha": layers(WHITE * 0, GREY),
+    "coloured on a transparent white": layers(WHITE, WHITE - GREY, WHITE - GREY, GREY),
+    "many colours on a transparent background": layers(np.tile(GREY[:1], (40, 1)), GREY),
+    "opaque": layers(GREY, WHITE),
+    "wholly transparent": layers(GREY, WHITE * 0),
+    "class numbers in colours": palette(DEFECT * 3, (9, 9, 9), (1, 1, 1), (2, 2, 2), (0, 0, 0)),
+    "white background in a palette": palette(DEFECT, (255, 255, 255), (255, 0, 0)),
+    "transparent index": palette(DEFECT, (0, 0, 0), (255, 255, 255), transparency=1),
+    "1 bit": Image.fromarray(DEFECT),
+    "16 bits": Image.fromarray(DEFECT.astype(np.uint16)),
+    "RGB": Image.merge("RGB", [Image.fromarray(b) for b in (GREY * 0, GREY * 0, GREY // 255)]),
+}
+
+
+@pytest.mark.parametrize("image", MEANT.values(), ids=MEANT)
+def test_what_is_meant_is_marked(tmp_path, image):
+    image.save(tmp_path / "mask.png")
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.png", UNTOUCHED), DEFECT)
+
+
+def test_a_colour_that_is_declared_transparent_is_the_background(tmp_path):
+    image = Image.fromarray(np.where(DEFECT, 7, 255).astype(np.uint8))
+    image.save(tmp_path / "mask.png", transparency=255)
+    np.testing.assert_array_equal(load_mask(tmp_path / "mask.png", UNTOUCHED), DEFECT)
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (layers(GREY, LEFT.astype(np.uint8) * 255), r"do not agree .*\(1740 and 180 .* 960 are no"),
+        (layers(WHITE, WHITE - GREY // 2), "transparency from 128 to 255, but no pixel that"),
+        (palette(DEFECT, (255, 255, 255), (0, 0, 0)), "palette whose index 0, the background, is"),
+        (palette(DEFECT * 0, (255, 255, 255)), "marks no pixel"),
+    ],
+)
+def test_mask_of_two_meanings_is_refused(tmp_path, image, message):
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(ValueError, match=message):
+        load_mask(tmp_path / "mask.png", UNTOUCHED)
+
+
+FRAME = np.pad(np.zeros((36, 44), np.uint8), 2, constant_values=255)
+BLURRED = np.minimum(np.arange(48, dtype=np.uint8) // 2, 19)[None].repeat(40, 0)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "invert", "kind"),
+    [
+        (255 - GREY, False, LARGE_MASK),
+        (FRAME, False, LARGE_MASK),
+        (GREY, True, LARGE_INVERTED_MASK),
+        (255 - GREY, True, None),
+        (GREY, False, None),
+        (np.where(LEFT, 255, 0).astype(np.uint8), False, None),  # half, not more
+        (BLURRED * LEFT.astype(np.uint8) + GREY // 9, False, MANY_VALUES),
+        (BLURRED // 2, False, LARGE_MASK),  # 12 values may be classes
+    ],
+)
+def test_what_may_be_meant_otherwise_is_noted_once(tmp_path, pixels, invert, kind):
+    notes, path = Notes(), tmp_path / "mask.png"
+    Image.fromarray(pixels).save(path)
+    for _ in range(2):
+        marked = load_mask(path, UNTOUCHED, invert, notes)
+    np.testing.assert_array_equal(marked, (pixels > 0) != invert)
+    expected = [f"{kind.what}: {path}; {kind.advice}"] if kind else []
+    assert notes.sentences() == expected
+
+
+def test_notes_count_files_and_show_the_first():
+    notes = Notes()
+    for name in ("b.png", "a\nb.png", "c.png"):
+        notes.add(LARGE_MASK, Path(name))
+    (sentence,) = notes.sentences()
+    assert sentence.startswith(f"{LARGE_MASK.what}: 3, for example a b.png; --invert_masks")
