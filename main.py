@@ -16,7 +16,6 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from datasets import demo
-from datasets.copies import first_copies_of_files
 from datasets.dataset import ImageDataset, Splits, load_all
 from datasets.loading import Loader
 from utils import backbone
@@ -127,8 +126,7 @@ def fit_and_score(
     # features of good images -> a Gaussian for each patch position
     report.begin("fit")
     good = (extractor(images) for images, _, _ in loader.batches(train))
-    copy_of = first_copies_of_files([sample.path for sample in train.samples])
-    model = PaDiM().fit(good, len(train), copy_of=copy_of)
+    model = PaDiM().fit(good, len(train), copy_of=train.find_copies())
 
     # good images, each left out in turn with its copies -> thresholds to deploy
     thresholds = find_thresholds(model.held_out_maps(train.image_size), args.target_fpr)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from datasets.copies import first_copies_of_files
 from datasets.images import (
     DEFAULT,
     Preprocessing,
@@ -21,7 +22,7 @@ from datasets.images import (
 from datasets.layouts import AUTO, LAYOUTS, Layout, find_classes
 from datasets.masks import is_black_and_white, load_mask
 from datasets.mvtec import CLASS_NAMES, UNLABELLED, Sample
-from datasets.notes import IGNORED, Notes
+from datasets.notes import COPIES, IGNORED, Notes
 from utils.system.files import make_unique, shorten
 
 LABELS = {0: "normal", 1: "defective", UNLABELLED: "unlabelled"}
@@ -86,6 +87,18 @@ class ImageDataset:
             mask |= load_mask(path, self.preprocessing, self.invert_masks, self.notes)
         self.notes.compare(self.split, sample.path, image)
         return image, sample.label, mask
+
+    def find_copies(self) -> list[int]:
+        """For each image the number of the first one whose file has the same content, and a note.
+
+        Raises:
+            OSError: if a file cannot be read.
+        """
+        copy_of = first_copies_of_files([sample.path for sample in self.samples])
+        for number, first in enumerate(copy_of):
+            if first != number:
+                self.notes.add(COPIES, self.samples[number].path)
+        return copy_of
 
 
 Splits = tuple[ImageDataset, ImageDataset]

@@ -47,6 +47,10 @@ BESIDE = Kind("files taken as masks of images beside them", "rename them if they
 GOOD_MASKS = Kind("masks of good images", "they are not read: a good image has no defect")
 ORPHANS = Kind("masks that belong to no image", "they are not read")
 LOOSE = Kind("images beside the folders of a split or class", "they are not read: move them in")
+COPIES = Kind(
+    "training images with the content of another",
+    "copies are held out together when thresholds are found; the Gaussians count each",
+)
 TRAINED = Kind("test images with the pixels of a training image", "take them away")
 UNREAD = Kind("folders that are not read", "move their images, or take them away")
 

@@ -287,6 +287,12 @@ NOTED = {
         "bolt/validation/good/0.png",
     ),
     "a test image that was trained on": (TWICE, copy, "good/0.png", "good/2.png"),
+    "a training image twice": (
+        "content of another: data/good/1.png",
+        copy,
+        "good/0.png",
+        "good/1.png",
+    ),
 }
 ASKED = "are the images in data/roi masks? they are all black and white; call the folder ground_tr"
 BRIGHTER = "data/good/0.png: its values go to 11392, beyond --bit_depth 12; give a larger one"

@@ -31,6 +31,7 @@ def take(*options):
     n_masks = sum(bool(mask.any()) for _, _, mask in items)
     assert n_masks in (0, sum(label for _, label, _ in items))
     assert len(set(test.names)) == len(test)
+    train.find_copies()
     return (len(train), len(test), n_masks), test.notes.sentences()
 
 

@@ -182,7 +182,7 @@ def test_note_on_false_alarms_is_kept_with_the_results(class_report, monkeypatch
     monkeypatch.setattr(report, "explain_false_alarms", lambda *_: "they differ")
     _, scored, evaluation = make_scored_class()
     evaluation.notes.append("another")
-    record = class_report.finish(scored, evaluation, find_thresholds(good_maps(), 0.01))
+    record = finish(class_report, scored, evaluation, find_thresholds(good_maps(), 0.01))
     assert record.result.notes == ["another", "they differ"]
 
 

@@ -88,7 +88,7 @@ def test_class_whose_images_have_changed_is_not_in_the_report_of_an_interrupted_
 def interrupt_at_weave(folder, test, *_):
     if test.class_name == "weave":
         raise KeyboardInterrupt
-    return Figures({}, ["image"], None)
+    return Figures({}, ["image"], None, [])
 
 
 def test_a_row_of_metrics_is_there_when_its_class_is_finished(
@@ -99,7 +99,7 @@ def test_a_row_of_metrics_is_there_when_its_class_is_finished(
 
     def look(*_):
         seen.append(class_names(results_folder))
-        return Figures({}, ["image"], None)
+        return Figures({}, ["image"], None, [])
 
     monkeypatch.setattr("utils.report.report.draw_figures", look)
     run(*command)

@@ -11,6 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
@@ -82,6 +83,8 @@ def check_class(
         for error in tqdm(errors, class_name, len(reads), unit="file", leave=False, disable=None):
             if error is not None:
                 notes.refuse(error)
+    with suppress(OSError):  # a file that cannot be read was reported
+        train.find_copies()
     sentences = notes.sentences()
     n_defective = sum(sample.label != 0 for sample in test.samples)
     counts = Counts(len(train), len(test) - n_defective, n_defective)
