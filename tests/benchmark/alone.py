@@ -6,11 +6,9 @@ All images are in memory before the clock starts. Time of the network includes p
 choosing channels; ONNX Runtime's includes neither. The last line on stdout is JSON.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,7 +21,8 @@ from torch import Tensor, nn
 
 from datasets.dataset import load_splits
 from datasets.loading import load_batches
-from utils.backbone import BACKBONES, draw_channels, load_network
+from tests.benchmark.jobs import make_parser
+from utils.backbone import draw_channels, load_network
 from utils.features import FeatureExtractor
 from utils.padim import PaDiM
 from utils.system.program import prepare_process
@@ -52,12 +51,7 @@ class Trunk(nn.Module):
 def main() -> None:
     """Print the seconds as JSON."""
     prepare_process()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_path", type=Path, required=True)
-    parser.add_argument("--class_name", nargs="+", required=True)
-    parser.add_argument("--arch", choices=BACKBONES, required=True)
-    parser.add_argument("--weights", type=Path)
-    args = parser.parse_args()
+    args = make_parser(__doc__).parse_args()
     network = load_network(args.arch, args.weights)
     extractor = FeatureExtractor(network, CPU, channels=draw_channels(args.arch))
     seconds: dict[str, float] = dict.fromkeys(("network", "fit", "score"), 0.0)
