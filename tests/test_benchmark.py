@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from tests.benchmark import __main__ as benchmark
-from tests.benchmark import alone, jobs, tables
+from tests.benchmark import alone, jobs, stream, tables
 from tests.benchmark.measure import FAILURE, FOLDER, Job, Row, read_rows, run_job, write_rows
-from tests.helpers import MAIN
+from tests.helpers import MAIN, SMALL, good_images, write_image
 from utils.backbone import load_network
 from utils.commands.command_line import parse_command_line
+from utils.detector import Detector
 from utils.features import FeatureExtractor
 
 RESULTS = MAIN.parent / "results" / "measured" / "benchmark"
@@ -65,6 +66,15 @@ def test_network_gaussians_and_onnx_runtime_are_timed(random_weights, monkeypatc
     names = ["network", "fit", "score", "per image, network", "per image, ONNX Runtime"]
     assert list(found) == names
     assert min(found.values()) > 0
+
+
+def test_answers_of_the_stream_are_timed(random_weights, tmp_path):
+    weights = random_weights("resnet18")
+    detector = Detector.fit(good_images(3), "resnet18", weights, SMALL)
+    path = write_image(tmp_path / "a.png", good_images(1)[0])
+    found = stream.time_stream(detector, weights, [path, path])
+    assert list(found) == ["decoding, network and Gaussians", "answer"]
+    assert 0 < min(found.values()) < max(found.values()) < 10
 
 
 def test_times_of_different_outputs_are_not_compared():
@@ -184,6 +194,13 @@ def test_limit_network_and_gaussians_have_a_table_each():
     assert cells(gaussians)["resnet18: network, s"] == ["20.0", "–", "–"]
     assert cells(gaussians)["resnet18: fit, s"] == ["0.50", "10.0", "20.0"]
     assert cells(gaussians)["resnet18: score, s"] == ["0.25", "30.0", "120.0"]
+
+
+def test_stream_is_compared_with_its_parts():
+    rows = make_rows("seconds answer", alone={0: 0.03})
+    rows += make_rows("seconds decoding, network and Gaussians", alone={0: 0.02})
+    (table,) = tables.stream_tables({"stream": rows})
+    assert cells(table)["resnet18"] == ["30.0", "20.0", "1.50"]
 
 
 def test_scaling_has_a_row_for_each_number_of_images_and_a_figure(tmp_path):

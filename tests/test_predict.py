@@ -111,7 +111,8 @@ def test_overlay_colours_the_crop_up_to_twice_the_pixel_threshold(run, command, 
 
 
 def test_regions_are_the_detectors_and_the_masks_show_them(run, command, detector, new):
-    assert run(*command, new, "--masks", "--maps", "npy").returncode == 0
+    options = ("--masks", "--maps", "npy", "--batch_size", 1)
+    assert run(*command, new, *options).returncode == 0
     found = {row["path"]: [] for row in read_rows()}
     for row in read_rows("regions.csv"):
         numbers = [float(row[name]) for name in Region._fields]
@@ -122,7 +123,7 @@ def test_regions_are_the_detectors_and_the_masks_show_them(run, command, detecto
         expected = detector.find_regions(detector.score(image)[1], image.size)
         assert len(found[row["path"]]) == len(expected)
         for numbers, region in zip(found[row["path"]], expected, strict=True):
-            assert numbers == pytest.approx(list(region), rel=1e-4)
+            assert numbers == pytest.approx(list(region), rel=1e-5)
         assert int(row["n_regions"]) == len(expected)
         assert int(row["area"]) == sum(region.area for region in expected)
     assert len(found[f"{new}/line 1/größe.png"]) > 0

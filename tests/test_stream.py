@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from threading import Timer
 
 import numpy as np
 import psutil
@@ -133,12 +134,16 @@ def test_closed_stream_is_refused(name, command, tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def process(command, tmp_path):
-    """The stream in a process of its own, with pipes."""
-    words = [sys.executable, MAIN, *command, "-"]
+def process(command, tmp_path, request):
+    """The stream in a process of its own, with pipes; it holds back what it does not flush."""
+    words = [sys.executable, MAIN, *command, "-", "--format", getattr(request, "param", "csv")]
     pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-    with subprocess.Popen(words, cwd=tmp_path, **pipes) as process:
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
+    with subprocess.Popen(words, cwd=tmp_path, env=environment, **pipes) as process:
+        timer = Timer(60, process.kill)  # an answer that does not come fails the test
+        timer.start()
         yield process
+        timer.cancel()
         process.kill()
 
 
@@ -147,11 +152,15 @@ def send(process, line):
     process.stdin.flush()
 
 
-def test_answer_comes_at_once_and_an_interrupt_ends_it(process):
-    assert process.stdout.readline().startswith(b"path,score,")  # before there is any path
+@pytest.mark.parametrize(
+    ("process", "header"), [("csv", b"path,score,"), ("json", b"")], indirect=["process"]
+)
+def test_answer_comes_at_once_and_an_interrupt_ends_it(process, header):
+    # the header comes before there is any path
+    assert not header or process.stdout.readline().startswith(header)
     for path in (b"new/good.png", b"nowhere.png"):
         send(process, path + b"\n")
-        assert process.stdout.readline().startswith(path)
+        assert path in process.stdout.readline()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130

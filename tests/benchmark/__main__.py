@@ -4,8 +4,9 @@
     python -m tests.benchmark --data_path mvtec_ad --class_name bottle --arch resnet18
 
 Parts: whole (the whole command and tests/naive_pipeline.py in turn), alone (decoding, the network
-and the Gaussians, and ONNX Runtime), scaling (more and more training images), processes (torchrun,
-on several classes), workers (threads that decode images). Each part writes its raw numbers to
+and the Gaussians, and ONNX Runtime), stream (predict's answers to one path at a time), scaling
+(more and more training images), processes (torchrun, on several classes), workers (threads that
+decode images). Each part writes its raw numbers to
 <part>.csv and what they were measured with to <part>.txt. benchmark.md has the tables of all parts
 and scaling.png the figure. Without --data_path the demo set is measured. The suite runs on
 --device, the naive reference and ONNX Runtime on the CPU. One command runs at a time: leave the

@@ -7,11 +7,9 @@ network includes preparing images and choosing channels; that of ONNX Runtime, w
 layers on the CPU, includes neither. The last line on stdout is JSON.
 """
 
-import argparse
 import json
 import time
 from collections.abc import Callable
-from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,7 +22,8 @@ from torch import Tensor, nn
 
 from datasets.dataset import load_splits
 from datasets.loading import load_batches
-from utils.backbone import BACKBONES, draw_channels
+from tests.benchmark.jobs import make_parser
+from utils.backbone import draw_channels
 from utils.features import FeatureExtractor, load_extractor
 from utils.padim import PaDiM
 from utils.system.device import count_cores
@@ -53,11 +52,7 @@ class Trunk(nn.Module):
 def main() -> None:
     """Print the seconds as JSON."""
     prepare_process()
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data_path", type=Path, required=True)
-    parser.add_argument("--class_name", nargs="+", required=True)
-    parser.add_argument("--arch", choices=BACKBONES, required=True)
-    parser.add_argument("--weights", type=Path)
+    parser = make_parser(__doc__)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     channels = draw_channels(args.arch)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from tests.benchmark.measure import FOLDER, ROOT, Job
+from utils.backbone import BACKBONES
 
 SUITE, NAIVE, ALONE = "suite", "naive", "alone"
 IMAGES, PROCESSES, THREADS = "training images", "processes", "threads"  # what is varied
@@ -56,6 +57,12 @@ def alone_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
         yield Job(arch, ALONE, module("benchmark.alone", *data_options(setup, arch), *device))
 
 
+def stream_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
+    """The stream's answers, and their parts alone."""
+    for arch in setup.args.arch:
+        yield Job(arch, ALONE, module("benchmark.stream", *data_options(setup, arch)))
+
+
 def scaling_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
     """The suite, and as far as asked for the naive reference, on more and more training images."""
     for n in setup.args.n_train:
@@ -89,6 +96,7 @@ def workers_jobs(setup: Setup, repeat: int) -> Iterator[Job]:
 JOBS = {
     "whole": whole_jobs,
     "alone": alone_jobs,
+    "stream": stream_jobs,
     "scaling": scaling_jobs,
     "processes": processes_jobs,
     "workers": workers_jobs,
@@ -104,6 +112,16 @@ def suite(setup: Setup, options: Sequence[str], launcher: Sequence[str] = ()) ->
 def module(name: str, *options: str) -> list[str]:
     """The command of a module of the tests."""
     return [sys.executable, "-m", f"tests.{name}", *options]
+
+
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The command line of a module that takes data_options."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data_path", type=Path, required=True)
+    parser.add_argument("--class_name", nargs="+", required=True)
+    parser.add_argument("--arch", choices=BACKBONES, required=True)
+    parser.add_argument("--weights", type=Path)
+    return parser
 
 
 def data_options(setup: Setup, arch: str) -> list[str]:

@@ -110,6 +110,18 @@ def alone_tables(parts: dict[str, Rows]) -> list[Table]:
     ]
 
 
+def stream_tables(parts: dict[str, Rows]) -> list[Table]:
+    """The stream's answer about an image beside its parts alone."""
+    rows, lines = parts["stream"], []
+    for arch in archs(rows):
+        names = "answer", "decoding, network and Gaussians"
+        answer, alone = (value(rows, arch, ALONE, f"seconds {name}") for name in names)
+        lines.append([arch, *map(milliseconds, (answer, alone)), ratio(alone, answer, digits=2)])
+    columns = ["", "answer, ms", "decoding, network and Gaussians alone, ms", "answer / alone"]
+    note = "One image at a time, without overlays, in turn; medians over the test images."
+    return [Table("predict from a stream", columns, lines, notes(rows, note))]
+
+
 def scaling_tables(parts: dict[str, Rows]) -> list[Table]:
     """Time and memory against the number of training images."""
     rows, lines = parts["scaling"], []
@@ -155,6 +167,7 @@ def _relative_table(title: str, unit: str, note: str, rows: Rows) -> Table:
 TABLES = {
     "whole": whole_tables,
     "alone": alone_tables,
+    "stream": stream_tables,
     "scaling": scaling_tables,
     "processes": processes_tables,
     "workers": workers_tables,
