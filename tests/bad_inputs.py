@@ -374,10 +374,12 @@ FOUND = [
 
 # with files limited to some bytes: the command, what it cannot write, and what it leaves
 MARKED = f"resnet18/{MARKER}"
+NUMBERS = [f"resnet18/{name}.csv" for name in ("metrics", "scores", "thresholds")]
+NUMBERS += ["resnet18/metrics.json", "resnet18/tables.md"]
 RECORD, TABLE, OVERLAY = "resnet18/classes/bolt.json", "predictions.csv", "overlays/good.png"
 SMALL_FILES = [
     (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", [MARKED]),
-    (8192, "run --figures=1", "resnet18/figures/bolt/crack_000.png", [MARKED]),
+    (8192, "run --figures=1", "resnet18/roc_curve.png", [MARKED, RECORD, *NUMBERS]),
     (1000, "run", RECORD, [MARKED]),
     (500, "predict", OVERLAY, [TABLE]),
     (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, TABLE]),
