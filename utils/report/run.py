@@ -58,7 +58,9 @@ class RunReport:
         settings = fingerprint_settings(args)
         for train, test in own:
             name = test.class_name
-            fingerprint = fingerprint_class(settings, args.data_path, train, test)
+            # files that are not read change no number, but the notes
+            of_class = settings | {"notes": test.notes.counts()}
+            fingerprint = fingerprint_class(of_class, args.data_path, train, test)
             self._fingerprints[name] = fingerprint
             record = None if args.force else read_record(self.folder, name, fingerprint)
             if record is None:
@@ -73,7 +75,9 @@ class RunReport:
         """The report of a class that is run now; prints what of its files is taken."""
         from utils.report.report import ClassReport
 
-        print(describe(train, test), flush=True)
+        # one call: the lines of several processes do not mix
+        notes = [f"({note})" for note in test.notes.sentences()]
+        print("\n".join([describe(train, test), *notes]), flush=True)
         fingerprint = self._fingerprints[test.class_name]
         return ClassReport(self.folder, train, test, self.args, fingerprint, show_progress)
 
