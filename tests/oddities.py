@@ -301,6 +301,13 @@ NOTED = {
     "--invert_masks: masks that are not inverted": ("once inverted: 3, for example", nothing),
     "blurred masks": ("of more than 16 different values", edit, MASKS, blur),
     "masks beside their images": (f"{BESIDE}{ONE}", move, MASKS, "broken"),
+    "masks beside, with another ending": (
+        f"{BESIDE}0_gt.png",
+        move,
+        MASKS,
+        "broken",
+        "{0[0]}_gt{1}",
+    ),
     "masks in the folder of the defect": (f"{BESIDE}masks/{ONE}", move, MASKS, "broken/masks"),
     "mask of a good image": ("masks of good images: data", copy, MASK, f"ground_truth/good/{ONE}"),
     "mask without image": ("belong to no image: data", copy, MASK, MASK.replace("0", "7")),
