@@ -9,8 +9,17 @@ Reference: Defard et al., arXiv 2011.08785; xiahaifeng1995/PaDiM-Anomaly-Detecti
 
 from __future__ import annotations
 
-import argparse
+import os
 import sys
+
+# before other packages called datasets or utils, and also with PYTHONSAFEPATH
+sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+from utils.system.lacks import report_lack
+
+if __name__ == "__main__":
+    sys.excepthook = report_lack  # from the first slow import on
+
+import argparse
 from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING

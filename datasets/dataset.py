@@ -218,7 +218,8 @@ def describe(train: ImageDataset, test: ImageDataset) -> str:
             folders = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
             parts.append(f"{counts.total()} {word} test images ({folders})")
     n_masks = sum(len(sample.mask_paths) for sample in test.samples)
-    parts += [f"{n_masks} masks", f"{test.notes.count(IGNORED)} files ignored"]
+    n_ignored = test.notes.counts().get(IGNORED.what, 0)
+    parts += [f"{n_masks} masks", f"{n_ignored} files ignored"]
     return "; ".join(parts)
 
 

@@ -128,17 +128,24 @@ def split_masks(
     Returns:
         The images, and the masks by the image's path without suffix.
     """
-    stems = {path.with_suffix("") for path in paths}
-    images, masks = [], {}
-    for path in paths:
-        parts = path.parent.relative_to(folder).parts
-        place = folder.joinpath(*(part for part in parts if not holds_masks(part)))
-        bare = [path.stem.removesuffix(end) for end in MASK_ENDINGS if path.stem.endswith(end)]
+
+    def skip_masks(parent: Path) -> Path:
+        """The folder without those of masks on its way."""
+        return folder.joinpath(*(p for p in parent.relative_to(folder).parts if not holds_masks(p)))
+
+    places = {parent: skip_masks(parent) for parent in {path.parent for path in paths}}
+    endings = tuple(filter(None, MASK_ENDINGS))
+    odd = {p for p in paths if places[p.parent] != p.parent or p.stem.endswith(endings)}
+    stems = {path.with_suffix("") for path in paths} if odd else set()
+    masks: dict[Path, list[Path]] = {}
+    for path in sorted(odd):
+        place = places[path.parent]
+        bare = [path.stem.removesuffix(end) for end in endings if path.stem.endswith(end)]
+        bare.append(path.stem)
         of_images = [place / stem for stem in bare if place / stem in stems]
-        in_masks = place != path.parent
-        if in_masks or (of_images and of_images[0] != path.with_suffix("")):
+        if place != path.parent or of_images[0] != path.with_suffix(""):
             notes.add(BESIDE, path)
             masks.setdefault((of_images or [place / path.stem])[0], []).append(path)
         else:
-            images.append(path)
-    return images, masks
+            odd.remove(path)
+    return [path for path in paths if path not in odd], masks

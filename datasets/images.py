@@ -188,7 +188,7 @@ def load_image(path: Path, preprocessing: Preprocessing, notes: Notes | None = N
         ValueError: if the file cannot be read as an image.
     """
     image = open_image(path)
-    _look_at(image, path, preprocessing, notes or Notes())
+    _look_at_image(image, path, preprocessing, notes or Notes())
     return prepare(image, preprocessing, path)
 
 
@@ -263,11 +263,21 @@ def _find_orientation(image: Image.Image) -> int:
     return tags.get(ExifTags.Base.Orientation, 1)
 
 
-def _look_at(image: Image.Image, path: Path, preprocessing: Preprocessing, notes: Notes) -> None:
-    """Note what of a decoded image is not used."""
-    facts, bands = find_facts(image), image.getbands()
-    if not preprocessing.exif and facts.orientation in UPRIGHT:
+def look_at_file(image: Image.Image, path: Path, exif: bool, notes: Notes) -> None:
+    """Note a decoded image or mask that is not upright, unless exif, or has several pages."""
+    facts = find_facts(image)
+    if not exif and facts.orientation in UPRIGHT:
         notes.add(TURNED, path)
+    if facts.n_pages > 1:
+        notes.add(PAGES, path)
+
+
+def _look_at_image(
+    image: Image.Image, path: Path, preprocessing: Preprocessing, notes: Notes
+) -> None:
+    """Note what of a decoded image is not used."""
+    look_at_file(image, path, preprocessing.exif, notes)
+    facts, bands = find_facts(image), image.getbands()
     if image.mode.startswith("I"):
         notes.add_depth(path, int(np.asarray(image).max()), preprocessing.bit_depth)
     elif facts.deep:
@@ -279,8 +289,6 @@ def _look_at(image: Image.Image, path: Path, preprocessing: Preprocessing, notes
         or ("A" in bands and len(set(image.getchannel("A").getextrema())) > 1)
     ):
         notes.add(CHANNELS, path)
-    if facts.n_pages > 1:
-        notes.add(PAGES, path)
 
 
 def unreadable(path: Path, error: Exception) -> ValueError:

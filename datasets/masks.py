@@ -8,6 +8,7 @@ from PIL import Image
 from datasets.images import (
     Preprocessing,
     check_resized,
+    look_at_file,
     open_image,
     refuse_float,
     refuse_missing_palette,
@@ -39,7 +40,9 @@ def load_mask(
         ValueError: if the file cannot be read as an image, is floating-point, marks no pixel, or
             has colours and transparency that disagree on what is marked.
     """
+    notes = notes or Notes()
     mask = open_image(path)
+    look_at_file(mask, path, preprocessing.exif, notes)
     if preprocessing.exif:
         mask = turn_upright(mask)
     marked = find_marked(mask, path) != invert
@@ -48,7 +51,7 @@ def load_mask(
             f"mask {path} marks no pixel, but its image lies among the defects; mark the defect, "
             "or move the image to the good ones"
         )
-    _look_at(mask, marked, path, invert, notes or Notes())
+    _look_at(mask, marked, path, invert, notes)
     check_resized(mask.size, preprocessing.resize, path)
     resized = resize_and_crop(
         Image.fromarray(marked.view(np.uint8)), preprocessing, Image.Resampling.NEAREST

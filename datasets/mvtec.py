@@ -254,10 +254,10 @@ class MaskFinder:
         """The mask of an image; refuses if there is none, or if it is another image's."""
         folder, masks = self._list(defect_type)
         stem = folder / relative.with_suffix("")
-        expected = [stem.with_name(stem.name + ending) for ending in self.endings]
+        expected = (stem.with_name(stem.name + ending) for ending in self.endings)
         mask = next((masks[path] for path in expected if path in masks), None)
         if mask is None:
-            self.notes.refuse(missing_mask(image, expected[0]))
+            self.notes.refuse(missing_mask(image, stem.with_name(stem.name + self.endings[0])))
             return ()
         other = self._images.setdefault(mask, image)
         if other != image:

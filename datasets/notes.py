@@ -36,11 +36,11 @@ MANY_VALUES = Kind(
 )
 
 TURNED = Kind(
-    "images with an EXIF orientation, taken as they are stored",
+    "files with an EXIF orientation, taken as they are stored",
     "--exif turns them upright, as other programs do",
 )
 CHANNELS = Kind("images with transparency or channels beyond RGB", "these are not used")
-PAGES = Kind("images of several pages or frames", "the first is used")
+PAGES = Kind("files of several pages or frames", "the first is used")
 IGNORED = Kind("files among the images that are not read", "convert them if they are images")
 NESTED = Kind("images in folders below the folder of their kind", "they are taken as well")
 BESIDE = Kind("files taken as masks of images beside them", "rename them if they are none")
@@ -71,10 +71,10 @@ class Notes:
         with self._lock:
             self._paths[kind].add(path)
 
-    def count(self, kind: Kind) -> int:
-        """The files of a kind so far."""
+    def counts(self) -> dict[str, int]:
+        """The files of each kind so far."""
         with self._lock:
-            return len(self._paths.get(kind, ()))
+            return {kind.what: len(paths) for kind, paths in sorted(self._paths.items())}
 
     def compare(self, split: str, path: Path, pixels: np.ndarray) -> None:
         """Count a test image if its pixels turn out to be those of a training image."""

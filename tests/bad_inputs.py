@@ -387,9 +387,11 @@ FOUND = [
 MARKED = f"resnet18/{MARKER}"
 RECORD, OVERLAY = "resnet18/classes/bolt.json", "overlays/good.jpg"
 TABLES = ["predictions.csv", "regions.csv"]
+NUMBERS = [f"resnet18/{name}.csv" for name in ("metrics", "scores", "thresholds")]
+NUMBERS += ["resnet18/metrics.json", "resnet18/tables.md"]
 SMALL_FILES = [
     (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", [MARKED]),
-    (8192, "run --figures=1", "resnet18/figures/bolt/crack_000.png", [MARKED]),
+    (8192, "run --figures=1", "resnet18/roc_curve.png", [MARKED, RECORD, *NUMBERS]),
     (1000, "run", RECORD, [MARKED]),
     (500, "predict", OVERLAY, TABLES),
     (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, *TABLES]),

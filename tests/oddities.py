@@ -70,7 +70,7 @@ def edit(pattern: str, change: Callable[[Image.Image], Image.Image], suffix: str
     """Save what change makes of each image, with the suffix if one is given."""
     for path in paths(pattern):
         with Image.open(path) as image:
-            changed = change(image)
+            changed = change(image.copy())
         path.unlink()
         exif = changed.info.get("exif", b"")
         changed.save(path.with_suffix(suffix or path.suffix), exif=exif)
@@ -83,6 +83,36 @@ def in_mvtec(function: Callable | None = None, *arguments: object) -> None:
     rename("ground_truth", "bolt/ground_truth")
     if function:
         function(*arguments)
+
+
+def in_btad() -> None:
+    in_mvtec(rename, "bolt/train/good", "bolt/train/ok", "bolt/test/good", "bolt/test/ok")
+    rename("bolt/test/broken", "bolt/test/ko")
+    move("bolt/ground_truth/broken/*", "bolt/ground_truth/ko", "{0[0]}{1}")
+
+
+def in_loco() -> None:
+    in_mvtec()
+    for i in range(N_BROKEN):
+        move(f"bolt/ground_truth/broken/{i}_mask.png", f"bolt/ground_truth/broken/{i}")
+    copy("bolt/train/good/0.png", "bolt/validation/good/0.png")
+
+
+def in_mvtec3d() -> None:
+    in_mvtec()
+    move("bolt/ground_truth/broken/*", "bolt/test/broken/gt", "{0[0]}{1}")
+    for folder in ("train/good", "test/good", "test/broken"):
+        move(f"bolt/{folder}/*.png", f"bolt/{folder}/rgb")
+        (DATA / f"bolt/{folder}/xyz").mkdir()
+    write_image(DATA / "bolt/test/good/gt/5.png", SQUARE * 0)
+
+
+def in_visa() -> None:
+    rows = [f"bolt,{'test' if i == 5 else 'train'},normal,good/{i}.png," for i in range(N_GOOD)]
+    names = ((f"broken/{i}.png", f"ground_truth/broken/{i}_mask.png") for i in range(N_BROKEN))
+    rows += [f"bolt,test,anomaly,{','.join(pair)}" for pair in names]
+    (DATA / "split_csv").mkdir()
+    (DATA / "split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
 
 
 def nothing() -> None:
@@ -132,13 +162,16 @@ def contradict(image: Image.Image) -> Image.Image:
     return Image.merge("LA", [image, image.rotate(90)])
 
 
-def lay_on_side(image: Image.Image) -> Image.Image:
-    """As a camera that was held sideways stores it: to be turned by 90 degrees."""
-    turned = image.convert("RGB").transpose(Image.Transpose.ROTATE_90)
+def tag_as_on_side(image: Image.Image) -> Image.Image:
+    """With the tag of a camera that was held sideways: to be turned by 90 degrees."""
     tags = Image.Exif()
     tags[ExifTags.Base.Orientation] = 6
-    turned.info["exif"] = tags.tobytes()
-    return turned
+    image.info["exif"] = tags.tobytes()
+    return image
+
+
+def lay_on_side(image: Image.Image) -> Image.Image:
+    return tag_as_on_side(image.convert("RGB").transpose(Image.Transpose.ROTATE_90))
 
 
 def make_wide(image: Image.Image) -> Image.Image:
@@ -219,6 +252,11 @@ TO_TEST = ("bolt/ground_truth", "bolt/test/ground_truth")
 TAKEN = {
     "plain": (ALL, nothing),
     "MVTec's layout": (ALL, in_mvtec),
+    "--dataset btad: BTAD": (ALL, in_btad),
+    "--dataset loco: MVTec LOCO AD": (ALL, in_loco),
+    "--dataset mvtec3d: MVTec 3D-AD": (ALL, in_mvtec3d),
+    "--dataset visa: VisA": (ALL, in_visa),
+    "BTAD": (ALL, in_btad),
     "masks in alpha": (ALL, edit, MASKS, put_in_alpha),
     "--invert_masks: inverted masks": (ALL, edit, MASKS, invert),
     "junk": (ALL, add_junk),
@@ -250,7 +288,7 @@ LARGE, ADVICE = "masks that mark more than half of the image", "--invert_masks t
 BESIDE = "taken as masks of images beside them: 3, for example data/broken/"
 BELOW = "images in folders below the folder of their kind: 6, for example data/good/monday/0.png"
 ON_SIDE = (
-    "images with an EXIF orientation, taken as they are stored: 3, for example data/broken/0.png"
+    "files with an EXIF orientation, taken as they are stored: 3, for example data/broken/0.png"
 )
 DARK = "16-bit images, none of which has a value above {}: …; --bit_depth {} reads them"
 UNUSED = "images with transparency or channels beyond RGB"
@@ -263,6 +301,13 @@ NOTED = {
     "--invert_masks: masks that are not inverted": ("once inverted: 3, for example", nothing),
     "blurred masks": ("of more than 16 different values", edit, MASKS, blur),
     "masks beside their images": (f"{BESIDE}{ONE}", move, MASKS, "broken"),
+    "masks beside, with another ending": (
+        f"{BESIDE}0_gt.png",
+        move,
+        MASKS,
+        "broken",
+        "{0[0]}_gt{1}",
+    ),
     "masks in the folder of the defect": (f"{BESIDE}masks/{ONE}", move, MASKS, "broken/masks"),
     "mask of a good image": ("masks of good images: data", copy, MASK, f"ground_truth/good/{ONE}"),
     "mask without image": ("belong to no image: data", copy, MASK, MASK.replace("0", "7")),
@@ -274,7 +319,9 @@ NOTED = {
     "colours of 12 bits": (DARK.format(4095, 12), write_deep_colours, "good/*"),
     "transparent images": (f"{UNUSED}: 3, for example data/broken/0", edit, "broken/*", add_alpha),
     "infrared": (f"{UNUSED}: 6, for example data/good/0.tif", write_infrared),
-    "stacks": ("images of several pages or frames: 6, for", write_tiff, "good/*", stack),
+    "stacks": ("files of several pages or frames: 6, for", write_tiff, "good/*", stack),
+    "stacks of masks": ("several pages or frames: 3, for", write_tiff, MASKS, stack, "minisblack"),
+    "masks on their side": (f"stored: 3, for example data/{MASK}", edit, MASKS, tag_as_on_side),
     "raw files": (RAW, copy, "good/0.png", "good/0.CR2", "good/0.heic"),
     "no image in a folder": ("not read (.gif): data/dent", copy, "good/0.png", "dent/0.gif"),
     "good images by day": (BELOW, sort_by_day),

@@ -50,6 +50,7 @@ def test_command_gets_its_own_options():
     assert command.name == "main.py check"
     assert command.run.__module__ == "utils.commands.check"
     assert str(command.args.data_path) == "data"
+    assert command.kept == "the classes so far are checked"
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ import sys
 import pytest
 from PIL import Image
 
+from datasets.folders import MARKER
 from tests.faults import Server, draw_moments, mount, small_disk
 from tests.helpers import outputs
 
@@ -42,12 +43,13 @@ def undisturbed(server, command, tmp_path_factory):
 
 
 def is_temporary(path):
-    return any(part.startswith(".") for part in path.parts)
+    return any(part.startswith(".") and part != MARKER for part in path.parts)
 
 
 def assert_complete(folder, expected):
     """Every file that has its final name is whole."""
-    for path in (p for p in folder.rglob("*") if p.is_file() and not is_temporary(p)):
+    paths = (path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
+    for path in (path for path in paths if not is_temporary(path)):
         name = str(path.relative_to(folder))
         if path.parent.name == "models" or "figures" in path.parts:
             assert path.read_bytes() == expected[name], name

@@ -314,6 +314,7 @@ def touch(tmp_path, monkeypatch):
 
 def test_folders_are_searched_at_any_depth_in_order(touch):
     touch("in/b.PNG", "in/a/z.jpeg", "in/a/y.tif", "in/c.txt", "in/.d.png", "in/.e/f.png", "x.bmp")
+    touch("in/@eaDir/b.png", "in/a/__MACOSX/y.tif")
     expected = [("x.bmp", "x"), ("in/a/y.tif", "a/y"), ("in/a/z.jpeg", "a/z"), ("in/b.PNG", "b")]
     assert find("x.bmp", "in") == expected
     assert find("in", Path("in/b.PNG").absolute()) == expected[1:]  # each only once

@@ -1,14 +1,17 @@
 """How the program starts and ends: exit statuses, one line for what a user can mend."""
 
 import os
+import re
+import resource
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
-from tests.helpers import MAIN
+from tests.helpers import MAIN, start
 from utils.system.program import explain, run_program
 
 
@@ -52,6 +55,16 @@ def full_memory_of_torch():
     return lack.value
 
 
+def failed_import():
+    """As NumPy reports it: with advice of many lines, and the reason behind it."""
+    try:
+        raise ImportError("libtorch.so: failed to map segment")
+    except ImportError as reason:
+        error = ImportError("IMPORTANT: PLEASE READ THIS\nfor advice")
+        error.__cause__ = reason
+        return error
+
+
 @pytest.mark.parametrize(
     ("make_error", "expected"),
     [
@@ -73,13 +86,67 @@ def full_memory_of_torch():
             lambda: torch.AcceleratorError("CUDA error: an illegal memory access"),
             "the device failed (CUDA error: an illegal memory access",
         ),
+        (
+            lambda: RuntimeError("can't start new thread"),
+            "no more threads can be started; raise the limit on processes (ulimit -u), or lower",
+        ),
+        (
+            failed_import,
+            "a package cannot be imported (libtorch.so: failed to map segment); pip install -r",
+        ),
     ],
-    ids=["Python", "NumPy", "torch", "torch on Windows", "GPU", "broken GPU"],
+    ids=["Python", "NumPy", "torch", "torch on Windows", "GPU", "broken GPU", "threads", "import"],
 )
 def test_lack_of_the_machine_is_explained_in_one_line(make_error, expected):
     message = explain(make_error())
     assert message.startswith(expected)
     assert "\n" not in message
+
+
+def test_failed_import_of_the_program_itself_is_a_bug():
+    assert explain(ModuleNotFoundError("No module named", name="utils.plots")) is None
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        ("KeyboardInterrupt", 130, "interrupted"),
+        (
+            "ImportError('libc.so')",
+            2,
+            "main.py: error: a package cannot be imported (libc.so); pip",
+        ),
+        ("RuntimeError('shapes')", 1, "RuntimeError: shapes"),
+    ],
+)
+def test_lack_at_the_start_is_one_line_and_a_bug_a_traceback(error, status, line):
+    code = (
+        f"import sys\nfrom utils.system.lacks import *\nsys.excepthook = report_lack\nraise {error}"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=MAIN.parent, capture_output=True, text=True
+    )
+    assert done.returncode == status
+    assert done.stderr.splitlines()[-1].startswith(line)
+    assert (len(done.stderr.splitlines()) == 1) == (status != 1)
+
+
+def test_too_little_memory_for_the_imports_is_one_line(tmp_path):
+    limit = partial(resource.setrlimit, resource.RLIMIT_AS, (10**8, 10**8))
+    command = [sys.executable, MAIN, "tables", "--help"]
+    done = subprocess.run(command, capture_output=True, text=True, preexec_fn=limit)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert re.match("main.py: error: (a package cannot be imported|memory is full) ", line)
+
+
+def test_other_packages_of_the_same_names_are_not_imported(tmp_path):
+    for name in ("datasets", "utils"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    for environment in ({}, {"PYTHONSAFEPATH": "1"}):
+        done = start("tables", "--help", cwd=tmp_path, PYTHONPATH=str(tmp_path), **environment)
+        assert (done.returncode, done.stderr) == (0, "")
 
 
 def python(code, **settings):

@@ -17,8 +17,16 @@ from utils.system.processes import Processes
 from utils.system.program import MISTAKE
 from utils.thresholds import TARGET_FPR
 
-# modules of utils.commands with add_arguments(parser) and run(args)
-COMMANDS = ("check", "download", "export", "predict", "study", "tables")
+# modules of utils.commands with add_arguments(parser) and run(args), and what is left of one that
+# ends early
+COMMANDS = {
+    "check": "the classes so far are checked",
+    "download": "the same command goes on",
+    "export": "no file is written",
+    "predict": "what is scored is in predictions.csv",
+    "study": "the studies of the classes so far are in the results",
+    "tables": "the same command writes the rest",
+}
 PATIENCE = 10  # seconds; torchrun ends all processes when the first has ended
 
 
@@ -53,7 +61,7 @@ def parse_command_line(
     if Processes.from_environment().size > 1:
         parser.error("torchrun is for the experiment; start this command with python")
     command.add_arguments(parser)
-    return Command(parser.prog, command.run, parser.parse_args(words[1:]))
+    return Command(parser.prog, command.run, parser.parse_args(words[1:]), COMMANDS[words[0]])
 
 
 class OneLineParser(argparse.ArgumentParser):

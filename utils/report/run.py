@@ -64,7 +64,9 @@ class RunReport:
         place = {"data_path": args.data_path.resolve()}
         self._settings_sha256 = make_fingerprint(settings | place, args.data_path, [])
         for train, test in own:
-            fingerprint = fingerprint_class(settings, args.data_path, train, test)
+            # files that are not read change no number, but the notes
+            of_class = settings | {"notes": test.notes.counts()}
+            fingerprint = fingerprint_class(of_class, args.data_path, train, test)
             self._fingerprints[test.class_name] = fingerprint
             if not self._is_finished(test.class_name, fingerprint):
                 self.unfinished.append((train, test))
@@ -99,7 +101,9 @@ class RunReport:
         """The report of a class that is run now; prints what of its files is taken."""
         from utils.report.report import ClassReport
 
-        print(describe(train, test), flush=True)
+        # one call: the lines of several processes do not mix
+        notes = [f"({note})" for note in test.notes.sentences()]
+        print("\n".join([describe(train, test), *notes]), flush=True)
         hashes = self._fingerprints[test.class_name], self._settings_sha256
         return ClassReport(self.folder, train, test, self.args, *hashes, self.leads)
 

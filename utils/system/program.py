@@ -8,10 +8,7 @@ from io import TextIOWrapper
 from typing import Any
 
 from utils.system.files import find_output_error
-
-# what torch says when memory is full, on any system
-MEMORY_IS_FULL = ("out of memory", "not enough memory", "can't allocate memory")
-MISTAKE, INTERRUPTED = 2, 130  # exit statuses
+from utils.system.lacks import INTERRUPTED, MISTAKE, explain_lack
 
 
 def prepare_process() -> None:
@@ -64,14 +61,7 @@ def run_program(name: str, run: Callable[[Any], None], args: Any, kept: str = ""
 
 def explain(error: Exception) -> str | None:
     """One line on what went wrong, if the user can mend it; None for a bug."""
-    text = " ".join(str(find_output_error(error) or error).split())
+    error = find_output_error(error) or error
     if isinstance(error, (OSError, ValueError)):
-        return text
-    if isinstance(error, MemoryError) or any(words in text for words in MEMORY_IS_FULL):
-        return (
-            f"memory is full ({text[:120] or 'no more is given'}); lower --batch_size, "
-            "--n_features or --crop, or start fewer processes"
-        )
-    if type(error).__name__ == "AcceleratorError":  # torch is not imported only for its name
-        return f"the device failed ({text[:120]}); repeat the command, or give --device cpu"
-    return None
+        return " ".join(str(error).split())
+    return explain_lack(error)
