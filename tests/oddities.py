@@ -86,6 +86,10 @@ def in_mvtec(function: Callable | None = None, *arguments: object) -> None:
         function(*arguments)
 
 
+def move_beside() -> None:
+    move("bolt/ground_truth/broken/*", "bolt/test/broken")
+
+
 def in_btad() -> None:
     in_mvtec(rename, "bolt/train/good", "bolt/train/ok", "bolt/test/good", "bolt/test/ok")
     rename("bolt/test/broken", "bolt/test/ko")
@@ -311,6 +315,11 @@ NOTED = {
     "--invert_masks: masks that are not inverted": ("once inverted: 3, for example", nothing),
     "blurred masks": ("of more than 16 different values", edit, MASKS, blur),
     "masks beside their images": (f"{BESIDE}{ONE}", move, MASKS, "broken"),
+    "masks beside, in MVTec's layout": (
+        f"3, for example data/bolt/test/broken/{ONE}",
+        in_mvtec,
+        move_beside,
+    ),
     "masks beside, with another ending": (
         f"{BESIDE}0_gt.png",
         move,
