@@ -158,12 +158,14 @@ def list_folder(
     if split == "train":
         del good[HELD_OUT]
         return good, has_masks
-    note_unread(notes, folder, list_folders(folder))
     defect_types = [n for n in list_folders(folder) if n != name and not holds_masks(n)]
+    note_unread(notes, folder, [name, *defect_types], masks)
+    find_masks = masks and MaskFinder(masks, notes)
     if any(list_images(folder / defect_type) for defect_type in defect_types):
-        find_masks = masks and MaskFinder(masks, notes)
         defects, has_masks = read_folders(folder, defect_types, notes, find_masks, normal)
         samples += defects
+    elif find_masks:
+        find_masks.note_unused(normal)
     if not samples:
         raise FileNotFoundError(
             f"nothing to test on in {folder}; give at least 3 images in {name}, or a folder of "

@@ -122,7 +122,7 @@ def list_samples(
     masks = find_mask_folder(folder, notes) or find_mask_folder(folder / "test", notes)
     if split == "train":
         good = find_good(folder / split, normal) or "good"
-        note_unread(notes, folder, ("train", "test"))
+        note_unread(notes, folder, ["train", "test"], masks)
         note_unread(notes, folder / split, [good])
         return read_folders(folder / split, [good], notes, normal=normal)[0], masks is not None
     defect_types = [name for name in list_folders(folder / split) if not holds_masks(name)]
@@ -130,7 +130,7 @@ def list_samples(
         paths = list_images(folder / split, notes)
         require_images(paths, folder / split, "<defect type>/*.png")
         return [Sample(path, "unlabelled", UNLABELLED) for path in paths], False
-    note_unread(notes, folder / split, defect_types)
+    note_unread(notes, folder / split, defect_types, masks)
     find_masks = masks and MaskFinder(masks, notes)
     return read_folders(folder / split, defect_types, notes, find_masks, normal)
 
@@ -146,13 +146,15 @@ def find_mask_folder(folder: Path, notes: Notes) -> Path | None:
     return folder / found[0] if found else None
 
 
-def note_unread(notes: Notes, folder: Path, known: Sequence[str]) -> None:
-    """Note the images in a folder itself, and its folders that are neither known nor of masks."""
+def note_unread(
+    notes: Notes, folder: Path, known: Sequence[str], masks: Path | None = None
+) -> None:
+    """Note the images in a folder itself, and its folders that are neither known nor masks."""
     names, files = scan(folder) if folder.is_dir() else ((), ())
     for path in filter(is_image, files):
         notes.add(LOOSE, path)
     for name in names:
-        if name not in known and not holds_masks(name) and scan(folder / name) != ([], []):
+        if name not in known and folder / name != masks and scan(folder / name) != ([], []):
             notes.add(UNREAD, folder / name)
 
 

@@ -7,6 +7,7 @@ problem, TAKEN what is taken as it was meant, with how many training and test im
 are then. A case is the function that makes the change, and options.
 """
 
+import os
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -85,6 +86,10 @@ def in_mvtec(function: Callable | None = None, *arguments: object) -> None:
         function(*arguments)
 
 
+def move_beside() -> None:
+    move("bolt/ground_truth/broken/*", "bolt/test/broken")
+
+
 def in_btad() -> None:
     in_mvtec(rename, "bolt/train/good", "bolt/train/ok", "bolt/test/good", "bolt/test/ok")
     rename("bolt/test/broken", "bolt/test/ko")
@@ -113,6 +118,12 @@ def in_visa() -> None:
     rows += [f"bolt,test,anomaly,{','.join(pair)}" for pair in names]
     (DATA / "split_csv").mkdir()
     (DATA / "split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
+
+
+def rename_defects(name: str) -> None:
+    """Give the only defect another name; there are no masks."""
+    shutil.rmtree(DATA / "ground_truth")
+    rename("broken", name)
 
 
 def nothing() -> None:
@@ -277,6 +288,7 @@ TAKEN = {
     "JPEG 2000": (ALL, edit, "good/*", same, ".jp2"),
     "PPM": (ALL, edit, "good/*", same, ".ppm"),
     "masks as PBM": (ALL, edit, MASKS, to_black_and_white, ".pbm"),
+    "an empty folder": (ALL, in_mvtec, os.mkdir, "data/bolt/notes"),
     "results": (ALL, copy, "good/0.png", "resnet18/figures/a.png", "resnet18/.padim"),
     "--exif: images on their side": (ALL, edit, "broken/*", lay_on_side, ".jpg"),
     "--exif: wide images on their side": (ALL, lay_wide_on_side),
@@ -293,6 +305,8 @@ ON_SIDE = (
 DARK = "16-bit images, none of which has a value above {}: …; --bit_depth {} reads them"
 UNUSED = "images with transparency or channels beyond RGB"
 RAW = "that are not read (.cr2, .heic): 2, for example data/good/0.CR2"
+LABEL = "bolt/test/label/0.png"
+LABELS = "folders that are not read: data/bolt/test/label; move"
 UNREAD = "folders that are not read: data/bolt/validation; move"
 LOOSE = "images beside the folders of a split or class: data/9.png; they are not"
 TWICE = "test images with the pixels of a training image: data/good/2.png"
@@ -301,6 +315,11 @@ NOTED = {
     "--invert_masks: masks that are not inverted": ("once inverted: 3, for example", nothing),
     "blurred masks": ("of more than 16 different values", edit, MASKS, blur),
     "masks beside their images": (f"{BESIDE}{ONE}", move, MASKS, "broken"),
+    "masks beside, in MVTec's layout": (
+        f"3, for example data/bolt/test/broken/{ONE}",
+        in_mvtec,
+        move_beside,
+    ),
     "masks beside, with another ending": (
         f"{BESIDE}0_gt.png",
         move,
@@ -326,6 +345,14 @@ NOTED = {
     "no image in a folder": ("not read (.gif): data/dent", copy, "good/0.png", "dent/0.gif"),
     "good images by day": (BELOW, sort_by_day),
     "loose images": (LOOSE, copy, "good/0.png", "9.png"),
+    "defects of labels": ("belong to no image: 3, for example data/label", rename_defects, "label"),
+    "defects of labels, in MVTec's layout": (
+        LABELS,
+        in_mvtec,
+        copy,
+        "bolt/test/broken/0.png",
+        LABEL,
+    ),
     "another split": (
         UNREAD,
         in_mvtec,

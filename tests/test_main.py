@@ -153,6 +153,7 @@ def test_figure_that_cannot_be_written_costs_no_number(
     assert list((results_folder / "figures/bolt").iterdir())
 
 
+@pytest.mark.filterwarnings("error")
 def test_long_names_are_shortened(run, experiment, tree, results_folder):
     (tree / "bolt").rename(tree / ("b" * 240))
     name = tree / ("b" * 240) / "test/good/000.png"

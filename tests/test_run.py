@@ -165,6 +165,8 @@ def test_changed_and_new_images_fit_their_class_again(run, command, tree):
     assert fitted(run(*command)) == ["weave"]
     write_image(tree / "bolt/train/good/999.png", np.zeros((48, 48, 3), dtype=np.uint8))
     assert fitted(run(*command)) == ["bolt"]
+    (tree / "weave/train/good/0.heic").touch()  # the note on it belongs to the results
+    assert fitted(run(*command)) == ["weave"]
 
 
 def test_other_weights_fit_again_and_a_copy_of_the_same_does_not(

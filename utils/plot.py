@@ -34,6 +34,7 @@ BOUNDARY_COLOUR = (255, 0, 0)  # upstream
 STRIP = 256  # rows of an overlay that are coloured at once; affects memory only
 ROC_SIZE = (2000, 1000)  # upstream; width and height in pixels
 MOST_NAMED = 20  # curves in the legend of the ROC figure
+MOST_LETTERS = 60  # of a class's name in that legend: a longer one would leave no room for curves
 ROC_STEPS = 2000  # resolution of a drawn curve, in x and in y
 # pixels around and between the panels, above them for the titles, right of them for the bar
 MARGIN, TITLES, COLOUR_BAR = 12, 52, 84
@@ -261,7 +262,7 @@ def _plot_roc_panel(axes: Axes, level: str, curves: Curves) -> None:
     title = f"the lowest {MOST_NAMED} of {len(defined)}" if len(defined) > MOST_NAMED else None
     # the texts come later: matplotlib leaves out a label that begins with an underscore
     legend = axes.legend(lines, ["?"] * len(lines), loc="lower right", title=title)
-    names = [f"{name} {level} ROCAUC: {defined[name].auroc:.3f}" for name in named]
+    names = [f"{name[:MOST_LETTERS]} {level} ROCAUC: {defined[name].auroc:.3f}" for name in named]
     for entry, name in zip(legend.get_texts(), [*names, "chance"], strict=True):
         path, text = _find_font(name)
         entry.set_fontproperties(font_manager.FontProperties(fname=path, size=FONT_SIZE))
