@@ -191,7 +191,7 @@ CALLS = (
 
 
 def weights(scratch: Path) -> Target:
-    BACKBONES["tiny"] = Backbone((4, 4, 4), 3, (0,) * 3, (1,) * 3, _tiny, lambda n: [n], dict)
+    BACKBONES["tiny"] = Backbone((4, 4, 4), 3, (0,) * 3, (1,) * 3, _tiny, lambda n: [n], dict, bool)
     whole = _tiny().state_dict()
     first = whole["0.weight"]
     with warnings.catch_warnings(action="ignore"):  # torch will give up quantised tensors

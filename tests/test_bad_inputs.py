@@ -276,7 +276,7 @@ def test_file_that_cannot_be_written_is_one_line_and_not_left(
     shutil.rmtree("data/bolt/ground_truth")  # a curve of pixels would fill the record
     with small_files(size):
         done = run(*words(command))
-    assert set(snapshot("out")) == set(left)
+    assert set(snapshot("out")) == set(left), done
     assert_refused(done, f"cannot write out/{failed}: …File too large")
 
 

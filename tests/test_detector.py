@@ -158,7 +158,7 @@ def test_orientation_and_bit_depth_are_kept_in_the_model(weights, tmp_path):
         assert detector.score(image)[0] == pytest.approx(expected.score(plain[3])[0], rel=1e-3)
     names = ["--model", tmp_path / "m", "--weights", weights, "--output", tmp_path / "out"]
     assert call("predict", odd[3], *names).returncode == 0
-    assert Image.open(tmp_path / "out/overlays/3.png").size == plain[3].size
+    assert Image.open(tmp_path / "out/overlays/3.jpg").size == plain[3].size
 
 
 def test_the_readmes_lines_run(weights, tmp_path, monkeypatch, capsys):

@@ -58,9 +58,9 @@ def test_records_of_the_same_settings_are_found_sorted_and_others_left_alone(
     (tmp_path / "classes/old.json").write_bytes(b"{}")
     found = read_records(tmp_path, record.settings_sha256)
     assert [record.result.class_name for record in found] == ["anchor", "bolt"]
+    # a figure that could not be written makes the class unfinished, its numbers are reported
     (tmp_path / record.files[0]).unlink()
-    found = read_records(tmp_path, record.settings_sha256)
-    assert [record.result.class_name for record in found] == ["anchor"]
+    assert len(read_records(tmp_path, record.settings_sha256)) == 2
     assert capsys.readouterr().out == ""
 
 

@@ -166,7 +166,8 @@ class Gaussians:
         members = cells_on(self.grids, self.whitening.device).members
         m = torch.tensor([len(copies) for copies in images], device=self.whitening.device)
         flat = torch.tensor(list(chain(*images)), device=m.device)
-        owner = torch.arange(len(m), device=m.device).repeat_interleave(m)
+        owners = [row for row, copies in enumerate(images) for _ in copies]
+        owner = torch.tensor(owners, device=m.device)
         sums = self.loadings.new_empty(len(self.loadings), len(images))
         for cells, _ in blocks_of(self.grids, PATCH_BLOCK):
             # the columns of the copies are added before they are squared: they almost cancel

@@ -31,6 +31,7 @@ from utils.commands.prediction import (
 )
 from utils.commands.sources import Source, check_image, find_results
 from utils.system.files import make_folder, printable
+from utils.system.program import INTERRUPTED
 
 if TYPE_CHECKING:
     from utils.detector import Detector
@@ -45,7 +46,7 @@ def run_stream(args: argparse.Namespace) -> None:
 
     Raises:
         OSError, ValueError: if an argument, the model, the weights or a stream is unusable.
-        SystemExit: with 1 if an image could not be scored.
+        SystemExit: with 1 if an image could not be scored, with 130 if interrupted.
     """
     for name in ("stdin", "stdout"):
         if getattr(sys, name) is None:
@@ -59,10 +60,14 @@ def run_stream(args: argparse.Namespace) -> None:
     output = make_output(args, choose_thresholds(args, detector.model.thresholds), folder)
     write = make_writer(args.format)
     failed = False
-    for line in read_lines(sys.stdin.buffer):
-        answer = answer_line(line, detector, output)
-        write(answer)
-        failed |= answer.row["error"] != ""
+    try:
+        for line in read_lines(sys.stdin.buffer):
+            answer = answer_line(line, detector, output)
+            write(answer)
+            failed |= answer.row["error"] != ""
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from None
     if failed:
         raise SystemExit(1)
 

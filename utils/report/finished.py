@@ -76,19 +76,23 @@ def read_record(folder: Path, class_name: str) -> ClassRecord | None:
     """
     path = _path(folder, class_name)
     try:
-        return _read(path, folder)
+        record = _read(path)
+    except FileNotFoundError:
+        return None
     except ValueError as error:
         print(f"{path} {error}: {class_name} is fitted again")
         return None
+    return record if all((folder / name).is_file() for name in record.files) else None
 
 
 def read_records(folder: Path, settings_sha256: str) -> list[ClassRecord]:
     """The records of all classes that any run finished with these settings, sorted by class."""
     found = []
     for path in (folder / FOLDER).glob("*.json"):
-        with suppress(ValueError):  # a record that cannot be used counts as none
-            record = _read(path, folder)
-            if record is not None and record.settings_sha256 == settings_sha256:
+        # a record that cannot be used, or that another run has just taken away, counts as none
+        with suppress(FileNotFoundError, ValueError):
+            record = _read(path)
+            if record.settings_sha256 == settings_sha256:
                 found.append(record)
     return sorted(found, key=lambda record: record.result.class_name)
 
@@ -98,11 +102,12 @@ def discard_record(folder: Path, class_name: str) -> None:
     _path(folder, class_name).unlink(missing_ok=True)
 
 
-def _read(path: Path, folder: Path) -> ClassRecord | None:
-    """The record in a file; None if the file or one of those that it names is gone.
+def _read(path: Path) -> ClassRecord:
+    """The record in a file.
 
     Raises:
-        ValueError: if the record cannot be used; the message says why.
+        FileNotFoundError: if there is none.
+        ValueError: if it cannot be used; the message says why.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -111,13 +116,11 @@ def _read(path: Path, folder: Path) -> ClassRecord | None:
             if content["sha256"] != _sha256(json.dumps(content["record"])):
                 raise ValueError("its content was changed")
             record = _from_json(content["record"])
-    except FileNotFoundError:
-        return None
     except DAMAGE as error:
         raise ValueError(f"is damaged ({type(error).__name__})") from error
     if written != FORMAT:
         raise ValueError("was written by another version")
-    return record if all((folder / name).is_file() for name in record.files) else None
+    return record
 
 
 def _path(folder: Path, class_name: str) -> Path:
