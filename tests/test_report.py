@@ -174,7 +174,8 @@ def test_more_false_alarms_than_promised_are_noted(class_report, n_reached, is_n
     if note:
         assert note == (
             "24 of 100 good test images reach the image threshold, which is set at a rate of false "
-            "alarms of 0.05: training and test images differ"
+            "alarms of 0.05: training and test images differ, or training images are nearly copies "
+            "of each other"
         )
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from datasets.folders import is_junk
 from datasets.images import IMAGE_SUFFIXES
 from datasets.mvtec import is_image
+from utils.system.files import make_unique
 
 OVERLAYS, MASKS, MAPS = FOLDERS = "overlays", "masks", "maps"  # of the results
 
@@ -39,7 +40,7 @@ def find_images(given: Sequence[Path], output: Path) -> list[Source]:
             if absolute not in seen:
                 seen.add(absolute)
                 relative = path.relative_to(root) if path != root else Path(path.name)
-                sources.append(Source(path, _make_unique(str(relative.with_suffix("")), taken)))
+                sources.append(Source(path, make_unique(str(relative.with_suffix("")), taken)))
     if not sources:
         raise FileNotFoundError(
             f"no images in {', '.join(map(str, given))}; accepted are {', '.join(IMAGE_SUFFIXES)}"
@@ -99,13 +100,3 @@ def _refuse_folder(error: OSError) -> None:
     raise OSError(
         f"cannot read folder {error.filename}: {error.strerror}; make it readable or take it away"
     ) from error
-
-
-def _make_unique(name: str, taken: set[str]) -> str:
-    """The name, with a number if it is taken; case is ignored, as some file systems do."""
-    unique, number = name, 1
-    while unique.casefold() in taken:
-        number += 1
-        unique = f"{name}_{number}"
-    taken.add(unique.casefold())
-    return unique

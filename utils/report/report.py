@@ -234,7 +234,8 @@ def explain_false_alarms(thresholds: Thresholds, scored: ScoredImages) -> str | 
         return None
     return (
         f"{n_reached} of {len(good)} good test images reach the image threshold, which is set at a "
-        f"rate of false alarms of {thresholds.image_fpr:.2g}: training and test images differ"
+        f"rate of false alarms of {thresholds.image_fpr:.2g}: training and test images differ, or "
+        "training images are nearly copies of each other"
     )
 
 
