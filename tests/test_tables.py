@@ -205,7 +205,8 @@ def root(tmp_path, monkeypatch):
     for name in ("studies/r/a.md", "studies/r/.b.0badcafe-1.md", "benchmark/benchmark.md"):
         (measured / name).parent.mkdir(parents=True, exist_ok=True)
         (measured / name).write_text(f"text of {name}\n")
-    (measured / "benchmark/scaling.png").touch()
+    for name in ("studies/r/size.png", "benchmark/scaling.png"):
+        (measured / name).touch()
     for path in (PUBLISHED, PEERS):
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     (tmp_path / "results" / "README.md").write_text(f"before\n{START}old\n{END}after\n")
@@ -225,7 +226,9 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, 
     assert measured.count("| bottle |") == 5
     # of runs only the measured ones; half-written files of killed processes are left out
     assert all_of_them == (
-        f"before\n{START}\n{measured}\ntext of studies/r/a.md\n\ntext of benchmark/benchmark.md\n\n"
+        f"before\n{START}\n{measured}\ntext of studies/r/a.md\n\n"
+        "![Size and time of smaller models against their accuracy](measured/studies/r/size.png)\n\n"
+        "text of benchmark/benchmark.md\n\n"
         f"![Time and memory of larger inputs](measured/benchmark/scaling.png)\n\n{END}after\n"
     )
     assert at_a_glance.startswith(f"before\n{GLANCE_START}\n**Means over classes of MVTec AD")

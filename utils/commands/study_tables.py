@@ -148,15 +148,17 @@ def plot_sizes(path: Path, rows: Sequence[Row], title: str) -> None:
         )
         best = [row for row in shown if is_efficient(row, shown, metric, cost)]
         axes.plot([row[cost] / unit for row in best], [row[metric] for row in best], "o-")
-        for row in shown:
+        for number, row in enumerate(shown):
             place = row[cost] / unit, row[metric]
             axes.plot(*place, "o", color="C0" if row in best else "0.6")
+            # in turn above and below, as neighbours may be close
+            offset = (4, 4) if number % 2 else (4, -11)
             axes.annotate(
-                row["method"], place, xytext=(4, 4), textcoords="offset points", fontsize=8
+                row["method"], place, xytext=offset, textcoords="offset points", fontsize=8
             )
         axes.set(xscale="log", xlabel=label, ylabel=METRICS[metric])
         axes.grid(color="0.9")
-        axes.margins(x=0.25)
+        axes.margins(x=0.35, y=0.1)
     figure.suptitle(f"{title}: size and time against accuracy; the efficient ones are joined")
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100)

@@ -8,6 +8,7 @@ results/README.md, and what is measured and published at a glance into README.md
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 
@@ -31,6 +32,11 @@ from utils.system.files import replacing
 
 START, END = "<!-- written by: python main.py tables -->\n", "<!-- end of the tables -->\n"
 GLANCE_START = "<!-- results at a glance, written by: python main.py tables -->\n"
+FIGURES = {
+    "studies.png": "Metrics of all studies",
+    "size.png": "Size and time of smaller models against their accuracy",
+    "scaling.png": "Time and memory of larger inputs",
+}
 GLANCE_END = "<!-- end of the results at a glance -->\n"
 
 
@@ -78,12 +84,16 @@ def all_tables(results: Path) -> str:
     ]
     # studies and the benchmark have written their own
     parts += [read_text(path) for path in sorted(measured.glob("studies/**/[!.]*.md"))]
+    parts += map(partial(show_figure, results), sorted(measured.glob("studies/**/[!.]*.png")))
     parts += [read_text(path) for path in measured.glob("benchmark/benchmark.md")]
-    for path in measured.glob("benchmark/scaling.png"):
-        parts.append(
-            f"![Time and memory of larger inputs]({path.relative_to(results).as_posix()})\n"
-        )
+    parts += map(partial(show_figure, results), measured.glob("benchmark/scaling.png"))
     return "\n".join(parts)
+
+
+def show_figure(results: Path, path: Path) -> str:
+    """A figure in Markdown, as results/README.md shows it."""
+    place = path.relative_to(results).as_posix()
+    return f"![{FIGURES.get(path.name, path.stem)}]({place})\n"
 
 
 def glance(results: Path) -> str:
