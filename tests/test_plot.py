@@ -14,7 +14,8 @@ from utils.plot import (
     MARGIN,
     TITLES,
     Localisation,
-    _find_outline,
+    _find_boundaries,
+    _open,
     plot_localisations,
     plot_overlay,
     plot_roc_curves,
@@ -101,6 +102,17 @@ def test_predicted_mask_is_opened_as_skimage_opens_it(item, seed):
     assert expected[[0, -1]].any()
     pred_mask = panels(item._replace(anomaly_map=mask.astype(np.float32)), threshold=1)[3]
     np.testing.assert_array_equal(pred_mask, black_and_white(expected))
+
+
+@pytest.mark.parametrize(("top", "left"), [(0, 25), (7, 0), (20, 30)])
+def test_small_masks_are_opened_as_skimage_opens_them(top, left):
+    mask = np.zeros((60, 70), dtype=bool)
+    mask[top : top + 20, left : left + 15] = True
+    mask[50, 60] = True  # a speck
+    found = _open(mask)
+    np.testing.assert_array_equal(found, opening(mask, disk(4)))
+    assert 0 < found.sum() < mask.sum()
+    assert not _open(mask & False).any()
 
 
 def test_heat_map_and_colour_bar_share_one_scale(item):
@@ -211,4 +223,4 @@ def test_overlay_is_coloured_where_the_map_is_finite_and_the_mask_is_outlined(tm
 
 def test_outline_is_the_inner_boundary():
     mask = np.random.default_rng(0).random((60, 70)) > 0.4
-    np.testing.assert_array_equal(_find_outline(mask), find_boundaries(mask, mode="inner"))
+    np.testing.assert_array_equal(_find_boundaries(mask), find_boundaries(mask))

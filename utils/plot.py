@@ -20,7 +20,6 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, binary_erosion
 from skimage.morphology import disk
-from skimage.segmentation import find_boundaries
 
 from utils.metrics import RocCurve
 from utils.system.files import printable, replacing
@@ -29,7 +28,8 @@ DPI = 100
 FONT_SIZE = 10  # points
 HEAT_MAP = "jet"  # upstream
 HEAT_MAP_ALPHA = 0.5  # upstream
-OPENING = disk(4)  # upstream; removes specks from the drawn mask only, metrics see them
+OPENING_RADIUS = 4  # upstream; removes specks from the drawn mask only, metrics see them
+OPENING = disk(OPENING_RADIUS)
 BOUNDARY_COLOUR = (255, 0, 0)  # upstream
 STRIP = 256  # rows of an overlay that are coloured at once; affects memory only
 ROC_SIZE = (2000, 1000)  # upstream; width and height in pixels
@@ -138,7 +138,7 @@ def plot_overlay(
         strip = image.crop((0, top, image.width, top + len(scores)))
         blend = Image.blend(strip, colours.convert("RGB"), HEAT_MAP_ALPHA)
         drawn.paste(blend, (0, top), Image.fromarray(np.isfinite(scores)))
-    drawn.paste(BOUNDARY_COLOUR, mask=Image.fromarray(_find_outline(mask)))
+    drawn.paste(BOUNDARY_COLOUR, mask=Image.fromarray(_find_boundaries(mask) & mask))
     # Pillow writes JPEG to a file without noticing that the disk is full
     content = BytesIO()
     if path.suffix == ".jpg":
@@ -155,17 +155,17 @@ def _palette() -> bytes:
     return colormaps[HEAT_MAP](np.arange(256), bytes=True)[:, :3].tobytes()
 
 
-def _find_outline(mask: np.ndarray) -> np.ndarray:
-    """The pixels of a mask with one of four neighbours outside; skimage's takes ten times as long.
+def _find_boundaries(mask: np.ndarray) -> np.ndarray:
+    """The pixels on both sides of a mask's edge; skimage's takes ten times as long.
 
-    The border of the image is no outline.
+    The border of the image is no edge.
     """
     outline = np.zeros_like(mask)
     for one, next_one in (np.s_[:-1, :], np.s_[1:, :]), (np.s_[:, :-1], np.s_[:, 1:]):
         differ = mask[one] != mask[next_one]
         outline[one] |= differ
         outline[next_one] |= differ
-    return outline & mask
+    return outline
 
 
 def _write(frame: np.ndarray, norm: Normalize, threshold: float | None, item: Localisation) -> Path:
@@ -221,15 +221,25 @@ def _panel_pixels(
     if threshold is not None:
         pred_mask = _open(item.anomaly_map >= threshold)
         outlined = image.copy()
-        outlined[find_boundaries(pred_mask)] = BOUNDARY_COLOUR
+        outlined[_find_boundaries(pred_mask)] = BOUNDARY_COLOUR
         panels["Predicted mask"] = _black_and_white(pred_mask)
         panels["Segmentation result"] = outlined
     return panels
 
 
 def _open(mask: np.ndarray) -> np.ndarray:
-    """The morphological opening; equal to skimage's for grey images and twice as fast."""
-    return binary_dilation(binary_erosion(mask, OPENING, border_value=1), OPENING)
+    """The morphological opening, equal to skimage's for grey images."""
+    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
+    opened = np.zeros_like(mask)
+    if rows.size:
+        # the rest of the image is empty, which takes most of the time
+        part = tuple(
+            slice(max(found[0] - OPENING_RADIUS, 0), found[-1] + OPENING_RADIUS + 1)
+            for found in (rows, columns)
+        )
+        eroded = binary_erosion(mask[part], OPENING, border_value=1)
+        opened[part] = binary_dilation(eroded, OPENING)
+    return opened
 
 
 def _overlay(image: np.ndarray, anomaly_map: np.ndarray, norm: Normalize) -> np.ndarray:
