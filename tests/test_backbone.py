@@ -88,8 +88,7 @@ def test_channels_hash_is_that_of_the_comma_joined_list():
 
 
 @pytest.mark.parametrize("arch", BACKBONES)
-@pytest.mark.parametrize("size", [(64, 64), (37, 50)])
-@pytest.mark.parametrize("layers", ["all", "first and last"])
+@pytest.mark.parametrize(("size", "layers"), [((64, 64), "first and last"), ((37, 50), "all")])
 def test_grids_and_channels_of_the_layers_are_those_of_the_network(arch, size, layers):
     backbone = BACKBONES[arch]
     first, second, third = backbone.layer_channels
