@@ -32,6 +32,7 @@ if "PADIM_GPU_CASES" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
+LONGEST = ("test_reference", "test_study", "test_processes", "test_run", "test_main", "test_export")
 TREE_CLASSES = ("bolt", "weave")
 TREE_DEFECT_TYPES = ("crack", "stain")
 # width and height, RGB or grey
@@ -40,8 +41,8 @@ TREE_N_TRAIN, TREE_N_GOOD, TREE_N_DEFECT = 5, 2, 3
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest test: at the end, one of two processes would wait for it."""
-    items.sort(key=lambda item: item.path.name != "test_reference.py")
+    """Begin with the longest files: at the end, one of two processes would wait for them."""
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
 
 
 @pytest.fixture(scope="session", autouse=True)
