@@ -70,6 +70,22 @@ def rewrite(path, change):
     save_file(tensors, path, {KEY: json.dumps(settings)})
 
 
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"arch": "resnet99"}, "it needs resnet99, this version has resnet18, "),
+        ({"precision": "int8"}, "it needs int8, this version has float32, "),
+        ({"channels": [*CHANNELS[:-1], 9999]}, "its Gaussians do not fit its channels of resnet18"),
+        ({"channels": CHANNELS[:-1]}, "its Gaussians do not fit its channels of resnet18"),
+        ({"image_size": (32, 64)}, "its Gaussians do not fit its channels of resnet18 and its ima"),
+    ],
+)
+def test_settings_that_do_not_fit_the_network_are_refused(model, tmp_path, change, reason):
+    save_model(tmp_path / "bolt.safetensors", replace(model, **change))
+    with pytest.raises(ValueError, match=f"no model of this suite .*{reason}"):
+        load_model(tmp_path / "bolt.safetensors", CPU)
+
+
 def test_loaded_model_is_the_one_saved(model, path):
     loaded = load_model(path, CPU)
     same = set(vars(model)) - {"padim", "thresholds"}
@@ -153,7 +169,7 @@ def test_changed_content_is_refused(path, change):
 def test_model_of_a_single_layer_is_the_one_saved(model, tmp_path):
     layer = features(5)[:1]
     padim = PaDiM().fit([layer], 5)
-    save_model(tmp_path / "x.safetensors", replace(model, padim=padim))
+    save_model(tmp_path / "x.safetensors", replace(model, padim=padim, channels=[3, 12]))
     loaded = load_model(tmp_path / "x.safetensors", CPU).padim
     assert torch.equal(loaded.anomaly_maps(layer, SIZE), padim.anomaly_maps(layer, SIZE))
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from datasets.images import Preprocessing
-from utils.backbone import LAYERS, chosen_layers
+from utils.backbone import BACKBONES, LAYERS, PRECISIONS, chosen_layers
 from utils.gaussian import COVARIANCE_EPS, Gaussians, count_numbers, is_primal
 from utils.padim import SMOOTHING_SIGMA, PaDiM
 from utils.system.files import replacing
@@ -151,7 +151,9 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         if found == FORMAT:
             if settings.pop("sha256") != _sha256(settings, tensors):
                 raise ValueError("its content was changed")
-            return _to_model(settings, tensors, device)
+            model = _to_model(settings, tensors, device)
+            _check_fit(model)
+            return model
     except DAMAGE as error:
         raise ValueError(
             f"{path} is damaged or no model of this suite "
@@ -193,6 +195,23 @@ def _to_model(
         padim=padim,
         thresholds=Thresholds(**settings["thresholds"], **scores),
     )
+
+
+def _check_fit(model: TrainedModel) -> None:
+    """Refuse settings that do not fit the network or the Gaussians.
+
+    Raises:
+        ValueError: if they do not.
+    """
+    for value, accepted in ((model.arch, BACKBONES), (model.precision, PRECISIONS)):
+        if value not in accepted:
+            raise ValueError(f"it needs {value}, this version has {', '.join(accepted)}")
+    gaussians = model.padim.gaussians
+    found = gaussians.grids, [mean.shape[2] for mean in gaussians.means]
+    if found != chosen_layers(model.arch, model.channels, model.image_size):
+        raise ValueError(
+            f"its Gaussians do not fit its channels of {model.arch} and its image size"
+        )
 
 
 def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
