@@ -6,7 +6,15 @@ from os import fsdecode
 import pytest
 
 from tests.records import make_image, make_record, make_result
-from utils.report.results import Run, read_run, write_run, write_scores, write_thresholds
+from utils.report.results import (
+    Run,
+    append_metrics,
+    read_run,
+    write_metrics,
+    write_run,
+    write_scores,
+    write_thresholds,
+)
 
 SETTINGS = {"arch": "resnet18", "seed": 1024}
 
@@ -119,3 +127,12 @@ def test_a_truncated_file_is_refused(tmp_path):
     path.write_text(path.read_text()[:100])
     with pytest.raises(ValueError, match=r"metrics.json is damaged"):
         read_run(path)
+
+
+def test_rows_that_are_appended_are_those_that_are_written_at_once(tmp_path):
+    results = [make_result("brick"), make_result("grass", aupimo=None)]
+    for result in results:
+        append_metrics(tmp_path, result)
+    appended = (tmp_path / "metrics.csv").read_bytes()
+    write_metrics(tmp_path, results)
+    assert (tmp_path / "metrics.csv").read_bytes() == appended
