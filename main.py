@@ -136,6 +136,7 @@ def fit_and_score(
     report.begin("fit")
     good = (extractor(images) for images, _, _ in loader.batches(train))
     model = PaDiM().fit(good, len(train), copy_of=train.find_copies())
+    train.note_near_copies(model.held_out.near_copies)
 
     # good images, each left out in turn with its copies -> thresholds to deploy
     thresholds = find_thresholds(model.held_out_maps(train.image_size), args.target_fpr)

@@ -22,7 +22,7 @@ from datasets.images import (
 from datasets.layouts import AUTO, LAYOUTS, Layout, find_classes
 from datasets.masks import is_black_and_white, load_mask
 from datasets.mvtec import CLASS_NAMES, UNLABELLED, Sample
-from datasets.notes import COPIES, IGNORED, Notes
+from datasets.notes import COPIES, IGNORED, NEAR_COPIES, Notes
 from utils.system.files import make_unique, shorten
 
 LABELS = {0: "normal", 1: "defective", UNLABELLED: "unlabelled"}
@@ -99,6 +99,11 @@ class ImageDataset:
             if first != number:
                 self.notes.add(COPIES, self.samples[number].path)
         return copy_of
+
+    def note_near_copies(self, numbers: Iterable[int]) -> None:
+        """Add a note on images that turned out to be nearly copies of others."""
+        for number in numbers:
+            self.notes.add(NEAR_COPIES, self.samples[number].path)
 
 
 Splits = tuple[ImageDataset, ImageDataset]

@@ -188,7 +188,7 @@ def load_image(path: Path, preprocessing: Preprocessing, notes: Notes | None = N
         ValueError: if the file cannot be read as an image.
     """
     image = open_image(path)
-    _look_at_image(image, path, preprocessing, notes or Notes())
+    look_at_image(image, path, preprocessing, notes or Notes())
     return prepare(image, preprocessing, path)
 
 
@@ -272,7 +272,7 @@ def look_at_file(image: Image.Image, path: Path, exif: bool, notes: Notes) -> No
         notes.add(PAGES, path)
 
 
-def _look_at_image(
+def look_at_image(
     image: Image.Image, path: Path, preprocessing: Preprocessing, notes: Notes
 ) -> None:
     """Note what of a decoded image is not used."""

@@ -34,6 +34,8 @@ MOST_SEEN = 10  # folders that an error message names
 # good images of the folder layout that are kept for testing: one in five, about as in MVTec AD,
 # from the third on, so that at least two are left for training
 HELD_OUT = slice(2, None, 5)
+# folders of a class that tell its layout from those in BY_NAME
+SIGNS = {"mvtec3d": "train/good/xyz", "loco": "test/logical_anomalies"}
 VISA_SPLIT = Path("split_csv", "1cls.csv")
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 VISA_LABELS = {("train", "normal"): 0, ("test", "normal"): 0, ("test", "anomaly"): 1}
@@ -61,7 +63,8 @@ def find_classes(
 
     Args:
         data_path: of the data set.
-        dataset: a key of LAYOUTS; AUTO means "mvtec" if that fits, else "folder".
+        dataset: a key of LAYOUTS; AUTO means that of SIGNS or VISA_SPLIT if there is one, else
+            "mvtec" if that fits, else "folder".
         normal: name of the folders of good images; None takes those in folders.GOOD.
 
     Raises:
@@ -69,7 +72,10 @@ def find_classes(
         ValueError: if data_path is itself a class, the layout's files are damaged, or the layout
             has its own name for good images.
     """
-    names = BY_NAME if dataset == AUTO else (dataset,)
+    names = (dataset,)
+    if dataset == AUTO:
+        sign = normal is None and data_path.is_dir() and _find_sign(data_path)
+        names = (sign,) if sign else BY_NAME
     layouts = [LAYOUTS[name] for name in names]
     if normal is not None:
         if dataset not in (AUTO, *BY_NAME):
@@ -92,6 +98,15 @@ def find_classes(
     raise FileNotFoundError(
         f"no class in {data_path}; --data_path must hold {expected}{_describe(data_path)}"
     )
+
+
+def _find_sign(data_path: Path) -> str | None:
+    """The layout whose authors' folders are in data_path."""
+    if (data_path / VISA_SPLIT).is_file():
+        return "visa"
+    classes = [data_path / name for name in list_folders(data_path)]
+    found = (name for name, sign in SIGNS.items() if any((c / sign).is_dir() for c in classes))
+    return next(found, None)
 
 
 def _with_normal(layout: Layout, normal: str) -> Layout:

@@ -8,6 +8,7 @@ from PIL import Image
 from datasets.images import (
     Preprocessing,
     check_resized,
+    find_facts,
     look_at_file,
     open_image,
     refuse_float,
@@ -47,10 +48,10 @@ def load_mask(
         mask = turn_upright(mask)
     marked = find_marked(mask, path) != invert
     if not marked.any():
-        raise ValueError(
-            f"mask {path} marks no pixel, but its image lies among the defects; mark the defect, "
-            "or move the image to the good ones"
-        )
+        reason = "its image lies among the defects; mark the defect, or move it to the good ones"
+        if find_facts(mask).deep:
+            reason = "its colours have 16 bits, of which the upper 8 are read: save it in grey"
+        raise ValueError(f"mask {path} marks no pixel, but {reason}")
     _look_at(mask, marked, path, invert, notes)
     check_resized(mask.size, preprocessing.resize, path)
     resized = resize_and_crop(

@@ -51,6 +51,10 @@ COPIES = Kind(
     "training images with the content of another",
     "copies are held out together when thresholds are found; the Gaussians count each",
 )
+NEAR_COPIES = Kind(
+    "training images that are nearly copies of another, as in bursts or augmentations",
+    "these are held out together when thresholds are found; the Gaussians count each",
+)
 TRAINED = Kind("test images with the pixels of a training image", "take them away")
 UNREAD = Kind("folders that are not read", "move their images, or take them away")
 

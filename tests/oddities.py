@@ -247,6 +247,11 @@ def write_deep_colours(pattern: str) -> None:
     write_tiff(pattern, lambda pixels: pixels.astype(np.uint16) * 16)
 
 
+def write_deep_masks() -> None:
+    """Masks of class numbers in colours of 16 bits, of which Pillow keeps the upper 8."""
+    write_tiff(MASKS, lambda pixels: np.dstack([pixels > 0] * 3).astype(np.uint16))
+
+
 def blur(image: Image.Image) -> Image.Image:
     return image.resize((20, 20)).resize(SIZE, Image.Resampling.BILINEAR)
 
@@ -372,6 +377,7 @@ ASKED = "are the images in data/roi masks? they are all black and white; call th
 BRIGHTER = "data/good/0.png: its values go to 11392, beyond --bit_depth 12; give a larger one"
 PLANES = "0.tif: its 3 grey pages of one size may be the colours of one image; save it as one page"
 FLOAT = "0.tif: floating-point pixels have no fixed range; save it with 8 or 16 bits"
+DEEP_MASK = "its colours have 16 bits, of which the upper 8 are read: save it in grey"
 TWO_GOOD = "data has several folders of good images by their names, OK, good; say which it is with"
 SAY = "say which has the good images with --normal NAME"
 TWO_FOLDERS = "data has several folders of masks, label, mask: keep one"
@@ -390,6 +396,7 @@ REFUSED = {
     "a page for each colour": (PLANES, write_tiff, "good/*", write_planes, "minisblack"),
     "floating-point colours": (FLOAT, write_tiff, "good/*", np.float32),
     "floating-point grey": (FLOAT, write_tiff, "good/*", take_red, "minisblack"),
+    "class numbers in 16-bit colours": (DEEP_MASK, write_deep_masks),
     "two folders of good images": (TWO_GOOD, copy, "good/0.png", "OK/0.png"),
     "no usual name": (f"data holds broken, fine: {SAY}", rename, "good", "fine"),
     "--normal fine: no such folder": (f"data holds broken, good: {SAY}", nothing),

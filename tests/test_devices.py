@@ -80,6 +80,8 @@ def test_features_are_float32_on_the_device(precision, request, monkeypatch):
 
 @in_both_forms
 def test_fit_and_maps_stay_on_the_device(pretended, monkeypatch, n):
+    # near copies are found by numbers, which do not exist
+    monkeypatch.setattr("utils.held_out.group_near_copies", lambda *_: None)
     model = PaDiM().fit((make_layers(20) for _ in range(n // 20)), n)
     gaussians = model.gaussians
     assert gaussians.is_primal is (n == 120)

@@ -119,6 +119,21 @@ def test_auto_prefers_mvtec(tmp_path):
     assert find_classes(tmp_path, "folder") == (LAYOUTS["folder"], ["b"])
 
 
+@pytest.mark.parametrize(
+    ("dataset", "paths"),
+    [
+        ("mvtec3d", ["bolt/train/good/rgb/0.png", "bolt/train/good/xyz/0.tiff"]),
+        ("loco", ["bolt/train/good/0.png", "bolt/test/logical_anomalies/0.png"]),
+        ("mvtec", ["bolt/train/good/rgb/0.png", "bolt/test/anomalies/0.png"]),
+    ],
+)
+def test_auto_recognises_the_folders_of_a_data_sets_authors(tmp_path, dataset, paths):
+    touch(*(tmp_path / path for path in paths))
+    assert find_classes(tmp_path) == (LAYOUTS[dataset], ["bolt"])
+    assert find_classes(tmp_path, "mvtec") == (LAYOUTS["mvtec"], ["bolt"])
+    assert find_classes(tmp_path, normal="good")[0].shape == LAYOUTS["mvtec"].shape
+
+
 def test_class_given_as_data_path_is_refused_with_the_options(tmp_path):
     touch(tmp_path / "bolt/train/good/0.png")
     message = f"bolt is itself a class; give --data_path {tmp_path} --class_name bolt"
@@ -188,6 +203,7 @@ def read_visa(data_path, split="test"):
 
 def test_visa_is_read_by_its_table(visa):
     assert find_classes(visa, "visa")[1] == ["candle", "pcb1"]
+    assert find_classes(visa) == find_classes(visa, "visa")
     assert read_visa(visa, "train")[0] == [("good_0",), ("good_1",)]
     assert read_visa(visa) == ([("anomaly_bad", "mask.png"), ("good_2",)], True)
 

@@ -97,10 +97,3 @@ def test_copies_are_held_out_together(n):
 def test_without_two_other_images_nothing_is_held_out(n, count):
     held_out_maps = fit(draw_layers(n, GRIDS), [n]).held_out_maps(SIZE)
     assert held_out_maps.shape == (count, *SIZE)
-
-
-def test_held_out_images_are_those_that_thresholds_are_found_with(monkeypatch):
-    monkeypatch.setattr("utils.padim.choose_held_out", lambda n, copy_of: [n - 1])
-    model = fit(draw_layers(20, GRIDS), [20])
-    expected = fit(draw_layers(20, GRIDS), [20], held_out=[19]).held_out_maps(SIZE)
-    np.testing.assert_array_equal(model.held_out_maps(SIZE), expected)

@@ -268,6 +268,16 @@ def test_image_of_another_size_is_a_row_when_nothing_is_cut(run, command, weight
     np.testing.assert_allclose(np.load("predictions/maps/good.npy"), expected, rtol=1e-5)
 
 
+def test_what_is_not_used_of_images_is_noted(run, command, new):
+    exif = Image.Exif()
+    exif[274] = 6  # turn it by 90 degrees
+    Image.open(new / "good.png").save(new / "turned.jpg", exif=exif)
+    done = run(*command, new)
+    assert done.returncode == 0
+    (note,) = [line for line in done.stdout.splitlines() if "EXIF" in line]
+    assert f"taken as they are stored: {new / 'turned.jpg'}; --exif" in note
+
+
 def test_interrupt_keeps_the_rows_so_far(run, command, new, monkeypatch):
     finish = predict.finish_image
 

@@ -169,14 +169,17 @@ def test_more_false_alarms_than_promised_are_noted(class_report, n_reached, is_n
     scores[:n_reached] = scores[-2:] = 1.5  # the last two are defects
     scored = scored._replace(labels=np.repeat([0, 1], [100, 2]), image_scores=scores)
     thresholds = find_thresholds(good_maps(199), 0.05)
-    note = report.explain_false_alarms(thresholds, scored)
-    assert (note is not None) == is_noted
-    if note:
-        assert note == (
-            "24 of 100 good test images reach the image threshold, which is set at a rate of false "
-            "alarms of 0.05: training and test images differ, or training images are nearly copies "
-            "of each other"
-        )
+    for near_copies, or_else in (
+        (True, ""),
+        (False, ", or training images are variations of a few, which went unseen"),
+    ):
+        note = report.explain_false_alarms(thresholds, scored, near_copies)
+        assert (note is not None) == is_noted
+        if note:
+            assert note == (
+                "24 of 100 good test images reach the image threshold, which is set at a rate of "
+                f"false alarms of 0.05: training and test images differ{or_else}"
+            )
 
 
 def test_note_on_false_alarms_is_kept_with_the_results(class_report, monkeypatch):

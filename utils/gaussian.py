@@ -23,6 +23,7 @@ Reference: Defard et al., arXiv 2011.08785, sections III-B (eq. 1) and III-C (eq
 a Gaussian: Rasmussen and Williams, Gaussian Processes for Machine Learning, 2006, appendix A.2.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -117,69 +118,99 @@ class Gaussians:
         squared = (lengths - _square_lengths(whitened)).div_(self.eps).clamp_(min=0)
         return whitened, squared
 
-    def leave_one_out(
-        self,
-        images: Sequence[Sequence[int]],
-        layers: Sequence[Tensor] | None,
-        n_train: int,
+    def leave_out(
+        self, groups: Sequence[Sequence[int]], layers: Sequence[Tensor] | None, n_train: int
     ) -> Tensor:
-        """Distances of training images to the Gaussians of the other training images.
+        """Distances of training images to the Gaussians without them and the rest of their group.
 
-        No second fit is needed: mean and scatter without an image are rank-one updates of those
-        with it, and so is the distance by the Sherman-Morrison formula; m copies of an image count
-        m times in it. Equal to a fit without the image and its copies, with eps larger by
-        (N - 1) / (N - m - 1).
+        No second fit is needed. Let Z (m x d) be the centred embeddings of a group of m images, A
+        the scatter of all N plus eps (N - 1) I, and R = I - 1/N - Z A⁻¹ Zᵀ (m x m). By the Woodbury
+        identity the squared distances are (N - m - 1) (r - 1 - 1 / (N - m)), with r the diagonal
+        of R⁻¹. They are those of a fit without the group, with eps larger by (N - 1) / (N - m - 1).
 
         Args:
-            images: for B training images the numbers, in the order of the fit, of the image and
-                of all its copies; at most N - 2.
-            layers: embeddings of the B images, as in distances; the dual form needs none.
+            groups: of at most N - 2 images each. The dual form takes their numbers in the order of
+                the fit, the primal form their numbers in layers, where a copy may have the number
+                of the image that it is a copy of.
+            layers: embeddings of training images, as in distances; the dual form needs none.
             n_train: N, at least 3.
 
         Returns:
-            (B, h, w) float32.
+            (sum of all m, h, w) float32, one group after the other.
         """
-        n, m = n_train, np.array([len(copies) for copies in images])
-        part = (n - 1) / (m * (n - m))  # 1 for an image without a copy
-
-        def scale(values: np.ndarray) -> Tensor:
-            return torch.from_numpy(values).to(self.whitening)[:, None, None]
-
-        if self.is_primal:
-            # m zᵀ (S + eps (N - 1) I)⁻¹ z, with S the scatter, is below (N - m) / N
-            taken = n / (n - 1) ** 2 * self.distances(layers).square()
-            left = 1 - scale(m**2 * part) * taken
-        else:
-            left = scale(n * self.eps * part) * self._on_grid(self._inverse_sums(images))
-        left = left.clamp_(torch.finfo(left.dtype).eps, 1)
-        return (scale((n - m - 1) * n / (m * (n - m))) * (1 - left) / left).sqrt()
-
-    def _inverse_sums(self, images: Sequence[Sequence[int]]) -> Tensor:
-        """Sums over entries of the inverse of all regularised inner products: (P, B).
-
-        With G = M + X_1 X_1ᵀ the products of all layers, M = LLᵀ those of the coarser ones, 1 minus
-        zᵀ (S + eps (N - 1) I)⁻¹ z is eps (N - 1) times an entry of the diagonal of
-        G⁻¹ = L⁻ᵀ (I - eps BTᵀTBᵀ) L⁻¹. For m copies it is the sum over their m x m entries.
-        """
-        n = self.whitening.shape[1]
-        ridge = self.eps * (n - 1)
-        members = cells_on(self.grids, self.whitening.device).members
-        m = torch.tensor([len(copies) for copies in images], device=self.whitening.device)
-        flat = torch.tensor(list(chain(*images)), device=m.device)
-        owners = [row for row, copies in enumerate(images) for _ in copies]
-        owner = torch.tensor(owners, device=m.device)
-        sums = self.loadings.new_empty(len(self.loadings), len(images))
+        image = torch.tensor([*chain(*groups)], device=self.whitening.device)
+        places = _places_by_size(groups, image.device)
+        squared = self.loadings.new_empty(len(self.loadings), len(image))
+        finest, coarser = _split(to_patches(layers)) if self.is_primal else (None, [])
+        members = cells_on(self.grids, image.device).members
         for cells, _ in blocks_of(self.grids, PATCH_BLOCK):
-            # the columns of the copies are added before they are squared: they almost cancel
-            columns = self.whitening[cells].mT[:, flat]
-            columns = columns.new_zeros(len(columns), len(m), n).index_add_(1, owner, columns)
-            # without what _mean_square_length has added for the constant vector
-            level = _mean_square_length(self.samples, self.grids, cells)
-            coarser = _square_lengths(columns) - m**2 / (n * (ridge + n * level[:, None]))
+            if self.is_primal:
+                rows = self._whiten_coarser(coarser, cells)[0][:, image]
+            else:
+                rows = self.whitening[cells].mT[:, image]
+            add_coarser = self._residual_of_coarser(rows, cells, n_train)
             for patches in members[cells].unbind(1):
-                explained = columns @ self.loadings[patches] @ self.residual_whitening[patches].mT
-                sums[patches] = coarser - self.eps * _square_lengths(explained)
-        return sums
+                fine_rows = rows @ self.loadings[patches]
+                if self.is_primal:
+                    mean = _split(self.means)[0][patches]
+                    fine_rows = _centre(finest[patches][:, image], mean).sub_(fine_rows)
+                fine_rows = fine_rows @ self.residual_whitening[patches].mT
+                scale = -1 / (n_train - 1) if self.is_primal else -(self.eps**2) * (n_train - 1)
+                found = squared.new_empty(fine_rows.shape[:2])
+                for of_size in places:
+                    residual = add_coarser(of_size) + scale * _inner_products(fine_rows, of_size)
+                    found[:, of_size] = _left_out_squares(residual, n_train)
+                squared[patches] = found
+        return self._on_grid(squared.sqrt_())
+
+    def _residual_of_coarser(
+        self, rows: Tensor, cells: slice, n_train: int
+    ) -> Callable[[Tensor], Tensor]:
+        """What the coarser layers and the mean contribute to R of leave_out, for groups of a size.
+
+        In the primal form rows are the whitened images w, with Z A⁻¹ Zᵀ = wwᵀ / (N - 1) and more
+        from the finest layer. In the dual form they are the columns of L⁻¹. With G = M + X_1 X_1ᵀ
+        the inner products of all layers and M = LLᵀ those of the coarser ones, R is
+        eps (N - 1) G⁻¹ without its part along the constant vector, and
+        G⁻¹ = L⁻ᵀ (I - eps BTᵀTBᵀ) L⁻¹.
+        """
+        ridge = self.eps * (n_train - 1)
+        if self.is_primal:
+            return lambda of_size: (
+                torch.eye(of_size.shape[1], device=rows.device)
+                - 1 / n_train
+                - _inner_products(rows, of_size) / (n_train - 1)
+            )
+        # the eigenvalue that the fit gave the constant vector
+        level = ridge + n_train * _mean_square_length(self.samples, self.grids, cells)
+        constant = 1 / (n_train * level[:, None, None, None])
+        return lambda of_size: ridge * (_inner_products(rows, of_size) - constant)
+
+
+def _places_by_size(groups: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    """For each size m of the groups, the places (g, m) of their images in all groups joined."""
+    by_size = defaultdict(list)
+    first = 0
+    for group in groups:
+        by_size[len(group)].append(range(first, first + len(group)))
+        first += len(group)
+    return [torch.tensor([*map(list, places)], device=device) for places in by_size.values()]
+
+
+def _inner_products(rows: Tensor, places: Tensor) -> Tensor:
+    """Rows (P, B, k) and places (g, m) among B: the inner products in each group (P, g, m, m)."""
+    of_groups = rows[:, places]
+    return of_groups @ of_groups.mT
+
+
+def _left_out_squares(residual: Tensor, n_train: int) -> Tensor:
+    """Squared distances (P, g, m) from R (P, g, m, m), as in leave_out."""
+    m, least = residual.shape[-1], torch.finfo(residual.dtype).eps
+    inverse = residual.reciprocal() if m == 1 else torch.linalg.inv_ex(residual).inverse
+    r = inverse.diagonal(dim1=2, dim2=3)
+    # rounding may leave nothing, or less, of an image that is far from all others
+    r = r.where(r > 0, 1 / least).clamp(1 + 1 / (n_train - m), 1 / least)
+    return (n_train - m - 1) * (r - 1 - 1 / (n_train - m))
 
 
 def fit_gaussians(
@@ -409,7 +440,7 @@ def _mean_square_length(samples: list[Tensor], grids: Grids, cells: slice) -> Te
     """The samples' mean squared length in each cell (C,), which is added to all inner products.
 
     Samples are centred, so the constant vector is no part of any product Xz and no distance
-    changes. Left at eps, its eigenvalue would swamp the diagonal that leave_one_out reads.
+    changes. Left at eps, its eigenvalue would swamp the diagonal that leave_out reads.
     """
     return _sum(_at_cells(grids, cells, lambda x: _square_lengths(x).mean(dim=1), samples))
 

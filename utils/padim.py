@@ -3,8 +3,7 @@
 Reference: Defard et al., arXiv 2011.08785, section III; upstream's main.py.
 """
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 
 import numpy as np
@@ -13,8 +12,8 @@ import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
-from utils.gaussian import Gaussians, fit_gaussians, is_primal
-from utils.thresholds import choose_held_out
+from utils.gaussian import Gaussians, fit_gaussians
+from utils.held_out import HeldOut
 
 SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
 
@@ -25,10 +24,12 @@ class PaDiM:
     Attributes:
         gaussians: of every patch position, after fit.
         n_train: number of images they were fitted to.
+        held_out: those of the images that thresholds are found with.
     """
 
     gaussians: Gaussians
     n_train: int
+    held_out: HeldOut
 
     @torch.inference_mode()
     def fit(
@@ -52,47 +53,15 @@ class PaDiM:
             ValueError: if there are fewer than 2 images or a feature is not finite.
         """
         self.n_train = n_train
-        self._held_out = choose_held_out(n_train, copy_of) if held_out is None else held_out
-        self._copies = defaultdict(list)
-        for number, first in enumerate(range(n_train) if copy_of is None else copy_of):
-            self._copies[first].append(number)
-        self._held_out_features: list[Tensor] | None = None
-        self.gaussians = fit_gaussians(self._keep_held_out(batches), n_train)
+        self.held_out = HeldOut(n_train, copy_of, held_out)
+        self.gaussians = fit_gaussians(self.held_out.watch(batches), n_train)
         return self
-
-    def _keep_held_out(self, batches: Iterable[list[Tensor]]) -> Iterator[list[Tensor]]:
-        """Yield the batches, and keep their held-out images if held_out_maps will need them.
-
-        The dual form of the Gaussians keeps all images anyway.
-        """
-        first = 0
-        for layers in batches:
-            numbers = range(first, first + len(layers[0]))
-            first = numbers.stop
-            if is_primal(self.n_train, [layer.shape[1] for layer in layers]):
-                self._keep(layers, [i - numbers.start for i in self._held_out if i in numbers])
-            yield layers
-            del layers  # free this batch before the next one is made
-
-    def _keep(self, layers: list[Tensor], images: list[int]) -> None:
-        """Copy these images of a batch to the held-out features."""
-        if self._held_out_features is None:
-            # one piece for all: pieces made in between would fragment the memory
-            shapes = [(len(self._held_out), *layer.shape[1:]) for layer in layers]
-            self._held_out_features = [
-                layer.new_empty(shape) for layer, shape in zip(layers, shapes, strict=True)
-            ]
-            self._n_kept = 0
-        end = self._n_kept + len(images)
-        for kept, layer in zip(self._held_out_features, layers, strict=True):
-            kept[self._n_kept : end] = layer[images]
-        self._n_kept = end
 
     @torch.inference_mode()
     def held_out_maps(self, size: Sequence[int]) -> np.ndarray:
-        """Maps of the held-out training images, each by the Gaussians without it and its copies.
+        """Maps of the held-out images, each by the Gaussians without it and its copies.
 
-        The kept features are freed, so it can be called only once after a fit.
+        It can be called only once after a fit: then the features that were kept are freed.
 
         Args:
             size: H and W of the images.
@@ -100,12 +69,9 @@ class PaDiM:
         Returns:
             (n, H, W) float32, as anomaly_maps.
         """
-        features, self._held_out_features = self._held_out_features, None
-        if not self._held_out:
+        if not self.held_out.chosen:
             return np.empty((0, *size), dtype=np.float32)
-        left_out = [self._copies[number] for number in self._held_out]
-        distances = self.gaussians.leave_one_out(left_out, features, self.n_train)
-        return enlarge(distances, size).numpy(force=True)
+        return enlarge(self.held_out.distances(self.gaussians), size).numpy(force=True)
 
     @torch.inference_mode()
     def anomaly_maps(self, features: list[Tensor], size: Sequence[int]) -> Tensor:

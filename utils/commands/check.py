@@ -3,8 +3,9 @@
     python main.py check --data_path mvtec_ad
     python main.py check --data_path mvtec_ad --class_name bottle transistor
 
-prints a line for each problem, which a run would refuse, and the notes that it would print. Exit
-status: 0 without problems, 1 with problems, 2 for a wrong argument.
+prints a line for each problem, which a run would refuse, and the notes that it would print, but for
+those that need the network, on near copies and false alarms. Exit status: 0 without problems, 1
+with problems, 2 for a wrong argument.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from tqdm import tqdm
 
 from datasets.dataset import ImageDataset, choose_classes, load_splits
 from datasets.folders import list_folders, scan
-from datasets.layouts import AUTO, BY_NAME, LAYOUTS, Layout, find_classes
+from datasets.layouts import BY_NAME, LAYOUTS, Layout, find_classes
 from datasets.mvtec import COUNTS, Counts
 from datasets.notes import Notes
 from utils.commands.options import add_data_options, read_preprocessing
@@ -61,7 +62,8 @@ def run(args: argparse.Namespace) -> None:
         for line in [*problems, *(f"note: {note}" for note in notes)]:
             print(line, flush=True)
         n_problems += len(problems)
-    if not args.class_name and args.dataset in (AUTO, *BY_NAME):
+    of_authors = [LAYOUTS[name] for name in LAYOUTS if name not in BY_NAME]
+    if not args.class_name and layout not in of_authors:
         for name in _other_folders(args.data_path, found):
             print(f"note: {args.data_path / name} is no class: no folder of good images")
     print(f"{len(found)} classes checked, {n_problems} problems", flush=True)

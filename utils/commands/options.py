@@ -86,7 +86,7 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
     add_option(
         parser,
         "dataset",
-        "layout of the folder (default: auto, which is mvtec if that fits, else folder)",
+        "layout of the folder (default: auto, by the folders that are there)",
         choices=(AUTO, *LAYOUTS),
         default=AUTO,
     )

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from datasets.images import IMAGE_SUFFIXES
 from datasets.loading import Loader
+from datasets.notes import Notes
 from utils.commands.options import add_network_options, add_option, at_least, finite, rate
 from utils.commands.prediction import (
     COLUMNS,
@@ -59,17 +60,19 @@ class Images:
     Args:
         sources: the images.
         detector: prepares them for its network.
+        notes: gets what of the images is not used.
     """
 
-    def __init__(self, sources: Sequence[Source], detector: Detector) -> None:
+    def __init__(self, sources: Sequence[Source], detector: Detector, notes: Notes) -> None:
         self.sources = sources
         self.detector = detector
+        self.notes = notes
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __getitem__(self, index: int) -> Loaded:
-        return load(self.sources[index].path, self.detector)
+        return load(self.sources[index].path, self.detector, self.notes)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -173,15 +176,18 @@ def run(args: argparse.Namespace) -> None:
     detector = load_detector(args, sys.stdout)
     thresholds = choose_thresholds(args, detector.model.thresholds)
     output = make_output(args, thresholds, folder)
+    images = Images(sources, detector, Notes())
     answers: list[Prediction] = []
     try:
-        for answer in predict(sources, detector, output, args.batch_size, args.num_workers):
+        for answer in predict(images, output, args.batch_size, args.num_workers):
             answers.append(answer)
     except KeyboardInterrupt:
         print(f"interrupted; the rows so far are in {printable(folder / TABLE)}", file=sys.stderr)
         raise SystemExit(INTERRUPTED) from None
     finally:  # an error, too, leaves the rows before it
         write_tables(folder, answers)
+    for sentence in images.notes.sentences():
+        print(f"({sentence})")
     summarise(answers, output, thresholds)
 
 
@@ -206,27 +212,22 @@ def summarise(answers: Sequence[Prediction], output: Output, thresholds: Thresho
 
 
 def predict(
-    sources: Sequence[Source],
-    detector: Detector,
-    output: Output,
-    batch_size: int,
-    num_workers: int,
+    images: Images, output: Output, batch_size: int, num_workers: int
 ) -> Iterator[Prediction]:
     """Score the images and write their files; yield the answer about each image after its files.
 
     Memory holds two batches of images. If an image cannot be scored, its row has the error, which
     is also printed on stderr.
     """
-    images = Images(sources, detector)
-    finish = partial(finish_image, detector, output)
+    finish = partial(finish_image, images.detector, output)
     with (
         Loader([images], batch_size, num_workers, batches_ahead=1) as loader,
         ThreadPoolExecutor(num_workers or 1) as pool,
-        tqdm(total=len(sources), desc="predict", unit="image", disable=None) as progress,
+        tqdm(total=len(images), desc="predict", unit="image", disable=None) as progress,
     ):
-        items = zip(sources, loader.items(images), strict=True)
+        items = zip(images.sources, loader.items(images), strict=True)
         while batch := list(islice(items, batch_size)):
-            maps = score_valid(detector, [loaded for _, loaded in batch])
+            maps = score_valid(images.detector, [loaded for _, loaded in batch])
             for answer in pool.map(finish, *zip(*batch, strict=True), maps):
                 if answer.row["error"]:
                     progress.write(answer.row["error"], file=sys.stderr)

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import numpy as np
 from PIL import Image
 
-from datasets.images import Box, crop_box, open_image, to_rgb
+from datasets.images import Box, crop_box, look_at_image, open_image, to_rgb
+from datasets.notes import Notes
 from utils.commands.sources import MAPS, MASKS, OVERLAYS, Source
 from utils.regions import Region, draw_regions, find_regions
 from utils.system.files import printable, replacing
@@ -109,10 +110,14 @@ def make_output(args: argparse.Namespace, thresholds: Thresholds, folder: Path |
     )
 
 
-def load(path: Path, detector: Detector) -> Loaded:
-    """Read an image and prepare it for the detector's network."""
+def load(path: Path, detector: Detector, notes: Notes | None = None) -> Loaded:
+    """Read an image and prepare it for the detector's network; note what of it is not used."""
+    preprocessing = detector.model.preprocessing
     try:
-        image = to_rgb(open_image(path), path, detector.model.preprocessing)
+        image = open_image(path)
+        if notes is not None:
+            look_at_image(image, path, preprocessing, notes)
+        image = to_rgb(image, path, preprocessing)
         return Loaded(image, detector.prepare(image, path))
     except (OSError, ValueError) as error:
         return Loaded(error=describe(error))

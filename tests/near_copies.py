@@ -1,0 +1,141 @@
+"""Measure how well near copies are found, and what they do to thresholds, on real images.
+
+    python -m tests.near_copies --data_path mvtec_ad --class_name bottle pill screw transistor
+
+writes near_copies_<arch>.md to --save_path. The training images of a class are varied as a camera
+that takes bursts or a tool that augments would, several images of each of some scenes. Three
+thresholds are compared: images held out one by one, in the groups that PaDiM finds, and in the true
+groups. New good images are those held out in their true groups.
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from datetime import date
+from functools import partial
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+from torch import Tensor
+from tqdm import tqdm
+
+from datasets.dataset import load_splits
+from datasets.images import DEFAULT, open_image, prepare
+from utils.backbone import draw_channels
+from utils.commands.options import add_network_options, number_or_all
+from utils.features import FeatureExtractor, load_extractor
+from utils.near_copies import group_near_copies
+from utils.padim import PaDiM, image_scores
+from utils.report.tables import Table, to_markdown
+from utils.system.files import replacing
+from utils.thresholds import find_thresholds
+
+TARGET_FPR = 0.05
+BORDER = 16  # pixels around an image that turning and shifting may show
+COLUMNS = ["class", "variation", "images", "near copies found"]
+COLUMNS += [f"threshold, {how}" for how in ("one by one", "as found", "true groups")]
+COLUMNS += [f"false alarms, {how}" for how in ("one by one", "as found")]
+
+
+def augment(
+    rng: np.random.Generator, image: Image.Image, turn: float, shift: float, light: float
+) -> Image.Image:
+    """Turn (degrees), shift (pixels of 256) and light an image at random, up to these limits."""
+    width, height = image.size
+    shifts = rng.uniform(-shift, shift, 2) * width / 256
+    image = Image.fromarray(np.pad(image, ((BORDER,) * 2, (BORDER,) * 2, (0, 0)), mode="edge"))
+    image = image.rotate(
+        rng.uniform(-turn, turn), Image.Resampling.BILINEAR, translate=tuple(shifts)
+    )
+    image = ImageOps.crop(image, BORDER)
+    image = ImageEnhance.Brightness(image).enhance(1 + rng.uniform(-light, light))
+    return ImageEnhance.Contrast(image).enhance(1 + rng.uniform(-light, light))
+
+
+def take_again(
+    rng: np.random.Generator, image: Image.Image, noise: float, shift: int
+) -> Image.Image:
+    """The next picture of a burst: shifted by up to so many pixels, with other noise."""
+    pixels = np.roll(np.asarray(image, float), rng.integers(-shift, shift + 1, 2), (0, 1))
+    pixels += rng.normal(0, noise, pixels.shape)
+    return Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8))
+
+
+Vary = Callable[[np.random.Generator, Image.Image], Image.Image]
+# scenes, images of each, and how an image becomes another
+VARIATIONS: dict[str, tuple[int, int, Vary]] = {
+    "none": (10**9, 1, lambda rng, image: image),
+    "none, 40 images": (40, 1, lambda rng, image: image),
+    "augmented 10 times": (20, 10, partial(augment, turn=3, shift=4, light=0.08)),
+    "augmented 3 times": (40, 3, partial(augment, turn=3, shift=4, light=0.08)),
+    "burst of 2, noise 2": (50, 2, partial(take_again, noise=2, shift=0)),
+    "burst of 2, noise 5": (50, 2, partial(take_again, noise=5, shift=0)),
+    "burst of 3, noise 3, 1 pixel": (40, 3, partial(take_again, noise=3, shift=1)),
+}
+
+
+def score(
+    batches: Sequence[list[Tensor]], n: int, group: Callable[..., list[list[int]] | None]
+) -> tuple[np.ndarray, int]:
+    """Maps of n images held out as group groups them, and how many of them are near copies."""
+    with patch("utils.held_out.group_near_copies", group):
+        padim = PaDiM().fit(batches, n)
+    return padim.held_out_maps([DEFAULT.crop] * 2), len(padim.held_out.near_copies)
+
+
+def measure(name: str, images: Sequence[Image.Image], extractor: FeatureExtractor) -> list[str]:
+    """A row of the table: a variation of the images of a class."""
+    n_scenes, n_each, vary = VARIATIONS[name]
+    rng = np.random.default_rng(0)
+    scenes = rng.choice(len(images), min(n_scenes, len(images)), replace=False)
+    varied = [vary(rng, images[i]) for i in scenes for _ in range(n_each)]
+    pixels = np.stack([prepare(image, DEFAULT, name) for image in varied])
+
+    def group_truly(_: Tensor, chosen: Sequence[int]) -> list[list[int]]:
+        firsts = sorted({number // n_each * n_each for number in chosen})
+        return [[*range(first, first + n_each)] for first in firsts]
+
+    ways = (lambda *_: None), group_near_copies, group_truly
+    batches = [extractor(pixels[i : i + 32]) for i in range(0, len(pixels), 32)]
+    scored = [score(batches, len(pixels), way) for way in ways]
+    (alone, _), (found, n_found), (new, _) = scored
+    thresholds = [find_thresholds(maps, TARGET_FPR).image for maps in (alone, found, new)]
+    alarms = [np.mean(image_scores(new) >= threshold) for threshold in thresholds[:2]]
+    cells = [str(len(pixels)), str(n_found), *(f"{value:.1f}" for value in thresholds)]
+    return [name, *cells, *(f"{value:.2f}" for value in alarms)]
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data_path", type=Path, required=True, help="folder in MVTec's layout")
+    parser.add_argument("--class_name", nargs="+", required=True)
+    parser.add_argument("--arch", default="resnet18")
+    parser.add_argument("--n_features", default=None, help="a number, or all")
+    parser.add_argument("--save_path", type=Path, default=Path("results"))
+    add_network_options(parser, 32)
+    args = parser.parse_args()
+    n_features = args.n_features and number_or_all(args.n_features)
+    channels = draw_channels(args.arch, n_features=n_features)
+    extractor = load_extractor(args.arch, args.weights, args.device, "float32", channels, 1)
+    rows = []
+    for class_name in args.class_name:
+        train, _ = load_splits(args.data_path, class_name)
+        images = [open_image(sample.path).convert("RGB") for sample in train.samples]
+        for name in tqdm(VARIATIONS, class_name):
+            rows.append([class_name, *measure(name, images, extractor)])
+    names = " ".join(args.class_name)
+    options = f"--arch {args.arch}" + (f" --n_features {n_features}" if n_features else "")
+    command = f"python -m tests.near_copies --data_path mvtec_ad --class_name {names} {options}"
+    note = f"{command}; a false alarm rate of {TARGET_FPR}, {date.today().isoformat()}."
+    text = to_markdown(Table(f"Near copies, {args.arch}", COLUMNS, rows, [note]))
+    with replacing(args.save_path / f"near_copies_{args.arch}.md") as path:
+        path.write_text(text, encoding="utf-8")
+    print(text)
+
+
+if __name__ == "__main__":
+    main()

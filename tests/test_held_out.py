@@ -1,0 +1,84 @@
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from tests.naive import naive_distances, naive_embeddings
+from tests.samples import draw_layer
+from utils.gaussian import fit_gaussians
+from utils.held_out import HeldOut
+
+GRIDS, DEPTHS = [(14, 14), (7, 7), (7, 7)], [3, 4, 12]
+
+
+def draw_bursts(n_scenes: int, n_each: int) -> list[Tensor]:
+    """Layers of scenes of which there are several images each, and two images of their own."""
+    layers = []
+    for d, grid in zip(DEPTHS, GRIDS, strict=True):
+        scenes = draw_layer(n_scenes, d, grid).repeat_interleave(n_each, dim=0)
+        scenes += 0.3 * draw_layer(len(scenes), d, grid, seed=1)
+        layers.append(torch.cat([scenes, draw_layer(2, d, grid, seed=2)]))
+    return layers
+
+
+def score_held_out(layers: list[Tensor], **options) -> tuple[HeldOut, np.ndarray, bool]:
+    """The held-out images, their distances, and whether the form is primal."""
+    n = len(layers[0])
+    held_out = HeldOut(n, **options)
+    batches = map(list, zip(*(layer.split(5) for layer in layers), strict=True))
+    gaussians = fit_gaussians(held_out.watch(batches), n)
+    return held_out, held_out.distances(gaussians).numpy(), gaussians.is_primal
+
+
+def fit_without(embeddings: np.ndarray, group: list[int], image: int) -> np.ndarray:
+    """Naive distances of an image to a fit without the group."""
+    n, others = len(embeddings), np.delete(embeddings, group, axis=0)
+    eps = 0.01 * (n - 1) / (len(others) - 1)
+    return naive_distances(others, embeddings[[image]], eps=eps)[0]
+
+
+@pytest.mark.parametrize(("n_scenes", "primal"), [(6, False), (15, True)])
+def test_near_copies_are_held_out_together(n_scenes, primal):
+    layers = draw_bursts(n_scenes, 2)
+    held_out, distances, is_primal = score_held_out(layers)
+    n = len(layers[0])
+    assert (is_primal, len(distances)) == (primal, n)
+    assert sorted(held_out.near_copies) == [*range(n - 2)]
+    embeddings = naive_embeddings(layers)
+    for image, group in ((0, [0, 1]), (5, [4, 5]), (n - 1, [n - 1])):
+        expected = fit_without(embeddings, group, image)
+        np.testing.assert_allclose(distances[image], expected, rtol=5e-3)
+
+
+def test_copies_of_near_copies_are_held_out_with_them():
+    layers = draw_bursts(15, 2)
+    for layer in layers:
+        layer[31] = layer[8]
+    held_out, distances, _ = score_held_out(layers, copy_of=[*range(31), 8])
+    assert held_out.chosen == [*range(31)]
+    expected = fit_without(naive_embeddings(layers), [8, 9, 31], 9)
+    np.testing.assert_allclose(distances[9], expected, rtol=5e-3)
+
+
+def test_near_copies_of_images_that_are_not_kept_are_no_part_of_the_fit():
+    layers = draw_bursts(15, 2)
+    chosen = sorted([*range(0, 30, 3), *range(1, 30, 6), 30])
+    held_out, distances, primal = score_held_out(layers, chosen=chosen)
+    assert primal
+    numbers = held_out.chosen
+    assert {*held_out.near_copies} >= {*range(0, 30, 3)}
+    kept = naive_embeddings(layers)[numbers]
+    for image in (0, 12, 30):
+        group = [i for i, number in enumerate(numbers) if number // 2 == image // 2]
+        expected = fit_without(kept, group, numbers.index(image))
+        np.testing.assert_allclose(distances[numbers.index(image)], expected, rtol=5e-3)
+
+
+def test_images_of_their_own_are_held_out_alone():
+    layers = [draw_layer(25, d, grid) for d, grid in zip(DEPTHS, GRIDS, strict=True)]
+    held_out, distances, primal = score_held_out(layers, chosen=[0, 7, 24])
+    assert primal
+    assert held_out.near_copies == []
+    for distance, image in zip(distances, held_out.chosen, strict=True):
+        expected = fit_without(naive_embeddings(layers), [image], image)
+        np.testing.assert_allclose(distance, expected, rtol=5e-3)

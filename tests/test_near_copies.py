@@ -1,0 +1,89 @@
+import pytest
+import torch
+from torch import Tensor
+
+from tests.samples import draw_layer
+from utils import near_copies
+from utils.near_copies import group_near_copies, take_samples
+
+
+def draw_samples(n_scenes: int, n_each: int, noise: float, seed: int = 0) -> Tensor:
+    """Samples of scenes of which there are several images each, one scene after the other."""
+    scenes = draw_layer(n_scenes, 12, (7, 7), seed).repeat_interleave(n_each, dim=0)
+    return take_samples([scenes + noise * draw_layer(len(scenes), 12, (7, 7), seed + 1)])
+
+
+def groups_of(n_scenes: int, n_each: int) -> list[list[int]]:
+    return [[*range(i * n_each, (i + 1) * n_each)] for i in range(n_scenes)]
+
+
+@pytest.mark.parametrize("n_each", [2, 3, 10])
+@pytest.mark.parametrize("noise", [0.01, 0.5])
+def test_bursts_are_grouped(n_each, noise):
+    samples = draw_samples(20, n_each, noise)
+    assert sorted(group_near_copies(samples, range(20 * n_each))) == groups_of(20, n_each)
+
+
+@pytest.mark.parametrize("n", [4, 20, 200])
+def test_images_of_their_own_are_not_grouped(n):
+    assert group_near_copies(draw_samples(n, 1, 0), range(n)) is None
+
+
+def test_a_class_that_varies_in_few_ways_is_not_grouped():
+    # parts that lie at any angle: each has neighbours, which have neighbours in turn
+    generator = torch.Generator().manual_seed(0)
+    angles = 2 * torch.pi * torch.rand(300, 1, 1, generator=generator)
+    phases = torch.rand(12, 49, generator=generator)
+    waves = torch.stack([torch.cos(k * angles + k * phases) for k in (1, 2, 3)]).sum(dim=0)
+    assert group_near_copies(waves, range(300)) is None
+
+
+def test_scale_and_mean_of_channels_do_not_matter():
+    samples = draw_samples(20, 2, 0.3)
+    scale = torch.linspace(1, 1000, 12)[:, None]
+    assert sorted(group_near_copies(scale * samples + 5000, range(40))) == groups_of(20, 2)
+
+
+def test_few_bursts_among_many_images_are_none():
+    many, burst = draw_samples(60, 1, 0), draw_samples(5, 3, 0.1, seed=7)
+    assert group_near_copies(torch.cat([many, burst]), range(75)) is None
+
+
+def test_images_most_of_which_are_alike_are_the_class_itself():
+    samples = torch.cat([draw_samples(1, 15, 0.1), draw_samples(6, 2, 0.1, seed=5)])
+    assert group_near_copies(samples, range(27)) is None
+
+
+def test_images_without_a_near_copy_are_alone():
+    samples = torch.cat([draw_samples(20, 3, 0.3), draw_samples(2, 1, 0, seed=9)])
+    assert sorted(group_near_copies(samples, range(62)))[-2:] == [[60], [61]]
+
+
+def test_equal_images_and_constant_channels_are_no_error():
+    samples = draw_samples(20, 2, 0)
+    samples[:, 3] = 7
+    assert sorted(group_near_copies(samples, range(40))) == groups_of(20, 2)
+    assert group_near_copies(torch.ones(9, 5, 4), range(9)) is None
+
+
+def test_of_too_few_images_none_is_a_copy():
+    assert group_near_copies(draw_samples(1, 3, 0.01), range(3)) is None
+
+
+def test_of_many_images_those_most_like_the_chosen_ones_are_compared(monkeypatch):
+    samples, chosen = draw_samples(40, 3, 0.2), [0, 33, 60, 119]
+    expected = [group for group in groups_of(40, 3) if not {*group}.isdisjoint(chosen)]
+    assert sorted(group_near_copies(samples, chosen)) == expected
+    monkeypatch.setattr(near_copies, "MOST_COMPARED", 40)
+    assert sorted(group_near_copies(samples, chosen)) == expected
+
+
+@pytest.mark.parametrize(
+    ("d", "grid", "shape"),
+    [(100, (14, 14), (48, 49)), (5, (57, 30), (5, 49)), (48, (2, 3), (48, 6)), (6, (1, 1), (6, 1))],
+)
+def test_samples_are_few_and_of_the_coarsest_layer(d, grid, shape):
+    layers = [draw_layer(3, 4, (20, 20)), draw_layer(3, d, grid)]
+    samples = take_samples(layers)
+    assert samples.shape == (3, *shape)
+    assert set(samples[1].flatten().tolist()) <= set(layers[1][1].flatten().tolist())

@@ -1,0 +1,89 @@
+"""Training images that are nearly copies of each other: bursts of a camera, augmentations.
+
+A threshold comes from good images that are held out in turn. An image whose near copies stay in the
+fit scores far lower than a new one, so near copies are held out together.
+
+Two images are compared by their features, with the variation that is usual among the training
+images divided out: the coarsest layer is whitened at a grid of positions and correlated over all of
+them. Among images that are taken independently of each other, each has several that are about as
+much like it as the nearest one. A group of near copies stands apart from all others.
+
+Reference: average linkage, Sokal and Michener, 1958. The constants are measured by
+tests/near_copies.py.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.spatial.distance import squareform
+from torch import Tensor
+
+from utils.gaussian import COVARIANCE_EPS
+
+POSITIONS = 7  # of the coarsest layer that are compared, along an axis
+CHANNELS = 48  # of that layer
+JOINED = 0.3  # mean correlation of two groups from which on they are one
+# how much more the median image is like one of its group than like any other image. MVTec AD's
+# screws reach 0.22, near copies 0.23 to 0.75
+APART = 0.27
+FEWEST = 4  # images: fewer say nothing of what is usual
+MOST_COMPARED = 2048  # images with each other; affects memory and time
+
+
+def take_samples(layers: Sequence[Tensor]) -> Tensor:
+    """What is kept of each image to compare it: (B, p) float32 from layers, finest first."""
+    _, d, *grid = layers[-1].shape
+    rows, columns = (_spread(side, POSITIONS) for side in grid)
+    return layers[-1][:, _spread(d, CHANNELS)][:, :, rows][..., columns].flatten(2)
+
+
+def _spread(n: int, most: int) -> Tensor:
+    """At most so many of n indices, evenly spread."""
+    k = min(n, most)
+    return ((torch.arange(k) + 0.5) * n / k).long()
+
+
+def group_near_copies(samples: Tensor, chosen: Sequence[int]) -> list[list[int]] | None:
+    """Groups of images that are nearly copies; None unless most images have a near copy.
+
+    Args:
+        samples: (N, d, p), from take_samples, of images that all differ.
+        chosen: numbers of the images whose groups are sought.
+
+    Returns:
+        The numbers in each group that has a chosen image; images without a near copy are alone.
+    """
+    if len(samples) < FEWEST:
+        return None
+    whitened = _whiten(samples)
+    compared = torch.arange(len(samples))
+    if len(samples) > MOST_COMPARED:  # those most like the chosen ones
+        alike = whitened[chosen] @ whitened.T
+        compared = alike.topk(MOST_COMPARED // len(chosen)).indices.unique().cpu()
+    alike = (whitened[compared] @ whitened[compared].T).cpu().double().numpy()
+    distances = 1 - alike.clip(max=1)
+    np.fill_diagonal(distances, 0)
+    joined = linkage(squareform(distances, checks=False), method="average")
+    labels = fcluster(joined, 1 - JOINED, criterion="distance")
+    np.fill_diagonal(alike, -1)
+    nearest_other = np.where(labels[:, None] == labels, -1, alike).max(axis=1)
+    is_chosen = np.isin(compared, chosen)
+    apart = (alike.max(axis=1) - nearest_other)[is_chosen]
+    # images most of which are in one group are the class itself
+    if np.median(apart) < APART or np.bincount(labels).max() > len(labels) / 2:
+        return None
+    numbers = compared.numpy()
+    return [numbers[labels == label].tolist() for label in np.unique(labels[is_chosen])]
+
+
+def _whiten(samples: Tensor) -> Tensor:
+    """Samples (N, d, p), whitened at each of p positions, as unit vectors (N, p d)."""
+    n, d, _ = samples.shape
+    centred = (samples - samples.mean(dim=0)).permute(2, 0, 1)
+    covariance = centred.mT @ centred / (n - 1)
+    covariance += COVARIANCE_EPS * torch.eye(d, device=samples.device)
+    factor = torch.linalg.cholesky(covariance)
+    whitened = torch.linalg.solve_triangular(factor, centred.mT, upper=False)
+    return torch.nn.functional.normalize(whitened.permute(2, 0, 1).flatten(1))
