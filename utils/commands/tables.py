@@ -82,11 +82,12 @@ def all_tables(results: Path) -> str:
         for path in sorted(measured.rglob("metrics.json"))
         for table in read_tables(path)
     ]
-    # studies and the benchmark have written their own
+    # studies, the benchmark and the test of near copies have written their own
     parts += [read_text(path) for path in sorted(measured.glob("studies/**/[!.]*.md"))]
     parts += map(partial(show_figure, results), sorted(measured.glob("studies/**/[!.]*.png")))
     parts += [read_text(path) for path in measured.glob("benchmark/benchmark.md")]
     parts += map(partial(show_figure, results), measured.glob("benchmark/scaling.png"))
+    parts += [read_text(path) for path in sorted(measured.glob("near_copies_*.md"))]
     return "\n".join(parts)
 
 
