@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from tests.records import make_scored_class
+from utils import plot
 from utils.plot import COLOUR_BAR, MARGIN
 from utils.report.figures import draw_figures
 
@@ -14,13 +15,24 @@ PANELS = ["image", "ground truth", "heat map", "predicted mask", "outline of tha
 def test_figures_are_drawn_for_the_chosen_images(tmp_path):
     test, scored, evaluation = make_scored_class(drawn=[0, 3])
     figures = draw_figures(tmp_path, test, scored, evaluation)
-    assert figures.paths == {0: "figures/bolt/crack_000.png", 3: "figures/bolt/good_003.png"}
+    assert figures.paths == {0: "figures/bolt/crack_000.jpg", 3: "figures/bolt/good_003.jpg"}
     assert figures.panels == PANELS
     written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     assert written == [tmp_path / path for path in figures.paths.values()]
     for path in written:
         with Image.open(path) as figure:
             assert figure.size == figures.size
+
+
+def test_figures_that_are_too_wide_for_jpeg_are_written_as_png(tmp_path, monkeypatch):
+    test, scored, evaluation = make_scored_class(drawn=[0])
+    (width, _) = draw_figures(tmp_path, test, scored, evaluation).size
+    for longest, suffix in ((width, ".jpg"), (width - 1, ".png")):
+        monkeypatch.setattr(plot, "LONGEST_JPEG", longest)
+        (path,) = draw_figures(tmp_path, test, scored, evaluation).paths.values()
+        assert path.endswith(suffix)
+        with Image.open(tmp_path / path) as figure:
+            assert figure.format == {".jpg": "JPEG", ".png": "PNG"}[suffix]
 
 
 @pytest.mark.parametrize(
@@ -54,7 +66,7 @@ def test_title_names_class_defect_type_file_and_score(tmp_path, monkeypatch):
     draw_figures(Path("run"), test, scored, evaluation)
     item, norm, threshold = drawn
     assert item.title == f"bolt / crack / 000.png    image score {scored.image_scores[0]:.2f}"
-    assert item.path == Path("run/figures/bolt/crack_000.png")
+    assert item.path == Path("run/figures/bolt/crack_000.jpg")
     np.testing.assert_array_equal(item.mask, scored.masks[0])
     assert (norm.vmin, norm.vmax) == scored.score_range
     assert threshold == evaluation.pixel_threshold

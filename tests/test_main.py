@@ -38,7 +38,7 @@ def test_run_of_a_user_writes_all_results(experiment, tree, results_folder, tmp_
         files += [f"classes/{name}.json", f"models/{name}.safetensors"]
         images = list((tree / name / "test").rglob("*.png"))
         assert len(images) == 8
-        files += [f"figures/{name}/{path.parent.name}_{path.name}" for path in images]
+        files += [f"figures/{name}/{path.parent.name}_{path.stem}.jpg" for path in images]
     written = [str(p.relative_to(results_folder)) for p in results_folder.rglob("*") if p.is_file()]
     assert sorted(written) == sorted(files)
     rows = read_rows(results_folder)
@@ -86,7 +86,7 @@ def test_what_is_saved_and_how_many_threads_decode_changes_no_score(
     assert found[0] == found[1]
     # the first and the last test image
     figures = sorted(path.name for path in (results_folder / "figures/bolt").iterdir())
-    assert figures == ["crack_000.png", "stain_002.png"]
+    assert figures == ["crack_000.jpg", "stain_002.jpg"]
 
 
 def test_class_without_masks_has_no_pixel_metrics(run, experiment, tree, results_folder):
@@ -100,7 +100,7 @@ def test_class_without_masks_has_no_pixel_metrics(run, experiment, tree, results
     assert "pixel ROCAUC: –" in done.stdout
     assert "there is no ground_truth folder" in done.stdout
     widths = [
-        Image.open(results_folder / f"figures/{name}/crack_000.png").width
+        Image.open(results_folder / f"figures/{name}/crack_000.jpg").width
         for name in ("bolt", "weave")
     ]
     assert widths[0] < widths[1]
@@ -160,7 +160,7 @@ def test_long_names_are_shortened(run, experiment, tree, results_folder):
     name.rename(name.with_stem("ä" * 124))
     done = run(*experiment, "--class_name", "b" * 240, "--figures", "all")
     assert done.returncode == 0, done.stderr
-    assert len(list(results_folder.glob("figures/*/*.png"))) == 8
+    assert len(list(results_folder.glob("figures/*/*.jpg"))) == 8
     assert len(list(results_folder.glob("models/*"))) == 1
     assert "is finished" in run(*experiment, "--class_name", "b" * 240, "--figures", "all").stdout
 
@@ -183,7 +183,7 @@ def test_images_without_labels_are_scored(run, experiment, tree, results_folder)
         ("001.png", "unlabelled", "-1"),
     ]
     assert all(float(s["score"]) > 0 for s in scores)
-    assert (results_folder / "figures/bolt/unlabelled_000.png").exists()
+    assert (results_folder / "figures/bolt/unlabelled_000.jpg").exists()
 
 
 def test_folder_of_good_and_bad_images_that_are_not_square(run, tree, random_weights, tmp_path):
@@ -202,7 +202,7 @@ def test_folder_of_good_and_bad_images_that_are_not_square(run, tree, random_wei
     assert row["image_auroc"]
     assert row["pixel_auroc"]
     names = sorted(path.name for path in (results / "figures" / "my parts").iterdir())
-    assert names == ["crack_000.png", "crack_001.png", "crack_002.png", "good_002.png"]
+    assert names == ["crack_000.jpg", "crack_001.jpg", "crack_002.jpg", "good_002.jpg"]
 
 
 def test_demo_has_its_data_its_network_and_a_folder_of_its_own(run, tree, tmp_path, monkeypatch):
@@ -240,9 +240,9 @@ def assert_report_on_bolt_alone(folder):
     """The report of a run that ended in its second class."""
     assert class_names(folder) == ["bolt"]
     found = outputs(folder)
-    assert {"metrics.json", "tables.md", "roc_curve.png", "figures/bolt/crack_000.png"} <= {*found}
+    assert {"metrics.json", "tables.md", "roc_curve.png", "figures/bolt/crack_000.jpg"} <= {*found}
     page = "\n".join(found["index.html"])
-    assert "figures/bolt/crack_000.png" in page
+    assert "figures/bolt/crack_000.jpg" in page
     assert "weave" not in page
 
 

@@ -15,6 +15,7 @@ from datasets.images import Preprocessing, crop_box
 from datasets.loading import Loader
 from tests.conftest import write_image
 from tests.helpers import MAIN, SMALL, defective, good_images
+from utils import plot
 from utils.commands import predict, prediction
 from utils.commands.prediction import COLUMNS, find_peak
 from utils.commands.sources import find_images
@@ -162,7 +163,7 @@ def test_overlays_are_of_the_images_asked_for(overlays, names, run, command, new
 
 
 def test_image_that_is_too_long_for_jpeg_has_an_overlay_in_png(run, command, new, monkeypatch):
-    monkeypatch.setattr(prediction, "LONGEST_JPEG", 150)
+    monkeypatch.setattr(plot, "LONGEST_JPEG", 150)
     assert run(*command, new).returncode == 0
     assert Path("predictions/overlays/good.jpg").is_file()
     assert pixels("predictions/overlays/line 1/größe.png").shape == (127, 151, 3)

@@ -70,7 +70,7 @@ def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, t
     class_report.save_model(PaDiM(), thresholds, extractor)
     assert saved == [(tmp_path / "models/bolt.safetensors", "float16")]
     record = finish(class_report, scored, evaluation, None)
-    figures = ["figures/bolt/crack_000.png", "figures/bolt/good_003.png"]
+    figures = ["figures/bolt/crack_000.jpg", "figures/bolt/good_003.jpg"]
     assert record.files == ["models/bolt.safetensors", *figures]
     assert all((tmp_path / name).is_file() for name in record.files)
     assert [image.figure for image in record.images] == [figures[0], None, None, figures[1], None]

@@ -129,7 +129,7 @@ def class_names(folder):
         (["--exif"], None),
         (["--bit_depth", "12"], None),
         (["--normal", "good"], None),
-        (["--figures", "2"], "figures/bolt/stain_002.png"),
+        (["--figures", "2"], "figures/bolt/stain_002.jpg"),
     ],
 )
 def test_other_settings_fit_again_and_change_the_results(
@@ -184,7 +184,7 @@ def test_other_weights_fit_again_and_a_copy_of_the_same_does_not(
 def test_classes_that_lack_a_file_are_fitted_again(run, command, results_folder):
     before = outputs(results_folder)
     (results_folder / "models/bolt.safetensors").unlink()
-    (results_folder / "figures/weave/crack_000.png").unlink()
+    (results_folder / "figures/weave/crack_000.jpg").unlink()
     assert fitted(run(*command)) == ["bolt", "weave"]
     assert outputs(results_folder) == before
 

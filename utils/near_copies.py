@@ -17,8 +17,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from scipy.cluster.hierarchy import fcluster, linkage
-from scipy.spatial.distance import squareform
 from torch import Tensor
 
 POSITIONS = 7  # of the coarsest layer that are compared, along an axis
@@ -57,6 +55,9 @@ def group_near_copies(samples: Tensor, chosen: Sequence[int]) -> list[list[int]]
     Returns:
         The numbers in each group that has a chosen image; images without a near copy are alone.
     """
+    # takes a fifth of a second to import, which predict need not wait for
+    from scipy.cluster.hierarchy import fcluster, linkage
+
     if len(samples) < FEWEST:
         return None
     whitened = _whiten(samples)
@@ -65,9 +66,8 @@ def group_near_copies(samples: Tensor, chosen: Sequence[int]) -> list[list[int]]
         alike = whitened[chosen] @ whitened.T
         compared = alike.topk(MOST_COMPARED // len(chosen)).indices.unique().cpu()
     alike = (whitened[compared] @ whitened[compared].T).cpu().double().numpy()
-    distances = 1 - alike.clip(max=1)
-    np.fill_diagonal(distances, 0)
-    joined = linkage(squareform(distances, checks=False), method="average")
+    pairs = np.triu_indices(len(alike), 1)
+    joined = linkage(1 - alike[pairs].clip(max=1), method="average")
     labels = fcluster(joined, 1 - JOINED, criterion="distance")
     np.fill_diagonal(alike, -1)
     nearest_other = np.where(labels[:, None] == labels, -1, alike).max(axis=1)

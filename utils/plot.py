@@ -31,6 +31,7 @@ HEAT_MAP_ALPHA = 0.5  # upstream
 OPENING_RADIUS = 4  # upstream; removes specks from the drawn mask only, metrics see them
 OPENING = disk(OPENING_RADIUS)
 BOUNDARY_COLOUR = (255, 0, 0)  # upstream
+LONGEST_JPEG = 65500  # pixels of a side that libjpeg writes
 STRIP = 256  # rows of an overlay that are coloured at once; affects memory only
 ROC_SIZE = (2000, 1000)  # upstream; width and height in pixels
 MOST_NAMED = 20  # curves in the legend of the ROC figure
@@ -44,7 +45,7 @@ class Localisation(NamedTuple):
     """One localisation figure.
 
     Attributes:
-        path: of the PNG file to write.
+        path: of the file to write, .jpg or .png.
         title: text above the panels.
         image: (3, H, W) uint8.
         anomaly_map: (H, W) float32.
@@ -87,6 +88,17 @@ def thin(curve: RocCurve) -> RocCurve:
     spots = np.round(np.stack([curve.fpr, curve.tpr]) * ROC_STEPS)
     keep = np.append(True, np.any(np.diff(spots) != 0, axis=0))
     return curve._replace(fpr=curve.fpr[keep], tpr=curve.tpr[keep])
+
+
+def figure_size(n_panels: int, size: tuple[int, int]) -> tuple[int, int]:
+    """Width and height of a localisation figure of images with these H and W."""
+    height, width = size
+    return MARGIN + n_panels * (width + MARGIN) + COLOUR_BAR, MARGIN + height + TITLES
+
+
+def choose_suffix(size: tuple[int, int]) -> str:
+    """The suffix of a picture of this width and height: ".jpg", unless it is too large for that."""
+    return ".jpg" if max(size) <= LONGEST_JPEG else ".png"
 
 
 def plot_localisations(
@@ -139,12 +151,17 @@ def plot_overlay(
         blend = Image.blend(strip, colours.convert("RGB"), HEAT_MAP_ALPHA)
         drawn.paste(blend, (0, top), Image.fromarray(np.isfinite(scores)))
     drawn.paste(BOUNDARY_COLOUR, mask=Image.fromarray(_find_boundaries(mask) & mask))
+    _save(path, drawn)
+
+
+def _save(path: Path, image: Image.Image) -> None:
+    """Write an image to a .jpg or .png file; PNG takes ten times as long."""
     # Pillow writes JPEG to a file without noticing that the disk is full
     content = BytesIO()
     if path.suffix == ".jpg":
-        drawn.save(content, "JPEG", quality=90, subsampling=0)  # the outline stays sharp
+        image.save(content, "JPEG", quality=90, subsampling=0)  # outlines stay sharp
     else:
-        drawn.save(content, "PNG", compress_level=1)
+        image.save(content, "PNG", compress_level=1)
     with replacing(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
@@ -179,8 +196,7 @@ def _write(frame: np.ndarray, norm: Normalize, threshold: float | None, item: Lo
     path, title = _find_font(item.title)
     font = ImageFont.truetype(path, FONT_SIZE * DPI / 72)
     ImageDraw.Draw(figure).text((MARGIN, 8), title, fill="black", font=font)
-    with replacing(item.path) as temporary:
-        figure.save(temporary, compress_level=1)
+    _save(item.path, figure)
     return item.path
 
 
@@ -189,8 +205,7 @@ def _draw_frame(
 ) -> np.ndarray:
     """What all figures of a class share, (h, w, 3) uint8: panel titles and the colour bar."""
     height, width = size
-    across = MARGIN + len(names) * (width + MARGIN) + COLOUR_BAR
-    up = MARGIN + height + TITLES  # matplotlib's coordinates start at the bottom left
+    across, up = figure_size(len(names), size)  # matplotlib's coordinates start at the bottom left
     figure = Figure(figsize=(across / DPI, up / DPI), dpi=DPI)
     canvas = FigureCanvasAgg(figure)
     for i, name in enumerate(names):

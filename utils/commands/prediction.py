@@ -29,7 +29,6 @@ COLUMNS = (
 )
 PNG_STEPS = 100  # of 16 bits per unit of distance
 SCALE = 2  # the overlays' colours go from 0 to so many of the model's pixel thresholds
-LONGEST_JPEG = 65500  # pixels of a side that libjpeg writes
 
 
 class Loaded(NamedTuple):
@@ -188,10 +187,9 @@ def write_files(
     if output.min_area > 1:
         mask = draw_regions(anomaly_map, output.pixel_threshold, regions)
     if output.has_overlay(anomalous):
-        from utils.plot import plot_overlay  # imports matplotlib
+        from utils.plot import choose_suffix, plot_overlay  # imports matplotlib
 
-        suffix = "jpg" if max(image.size) <= LONGEST_JPEG else "png"
-        path = output.folder / OVERLAYS / f"{name}.{suffix}"
+        path = output.folder / OVERLAYS / f"{name}{choose_suffix(image.size)}"
         plot_overlay(path, image, anomaly_map, SCALE * detector.model.thresholds.pixel, mask)
     if output.masks:
         with replacing(output.folder / MASKS / f"{name}.png") as temporary:

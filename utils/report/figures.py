@@ -4,12 +4,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.colors import Normalize
-from PIL import Image
 from tqdm import tqdm
 
 from datasets.dataset import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
-from utils.plot import Localisation, plot_localisations
+from utils.plot import Localisation, choose_suffix, figure_size, plot_localisations
 from utils.system.files import shorten
 
 FOLDER = "figures"
@@ -49,8 +48,12 @@ def draw_figures(
         evaluation: of the class; its pixel threshold gives the predicted masks.
         show_progress: whether a terminal shows a progress bar.
     """
+    panels = _name_panels(test.has_masks, evaluation.pixel_threshold is not None)
     place = Path(FOLDER, shorten(test.class_name))
-    paths = {i: place / f"{test.names[i]}.png" for i in scored.drawn}
+    size, paths = None, {}
+    for i, drawn in scored.drawn.items():
+        size = figure_size(len(panels), drawn.anomaly_map.shape)
+        paths[i] = place / f"{test.names[i]}{choose_suffix(size)}"
     localisations = [
         Localisation(
             folder / path,
@@ -72,11 +75,11 @@ def draw_figures(
             files.append(path)
     except OSError as error:
         problem = f"figures are missing: {error}"
-    panels = _name_panels(test.has_masks, evaluation.pixel_threshold is not None)
-    size = _read_size(files[0]) if files else None
     names = {i: path.as_posix() for i, path in paths.items()}
     written = dict(list(names.items())[: len(files)])
-    return Figures(written, panels, size, list(names.values())[len(files) :], problem)
+    return Figures(
+        written, panels, size if files else None, list(names.values())[len(files) :], problem
+    )
 
 
 def _name_panels(has_masks: bool, has_threshold: bool) -> list[str]:
@@ -94,8 +97,3 @@ def _title(test: ImageDataset, scored: ScoredImages, i: int) -> str:
     sample = test.samples[i]
     score = f"image score {scored.image_scores[i]:.2f}"
     return f"{test.class_name} / {sample.defect_type} / {sample.file}    {score}"
-
-
-def _read_size(path: Path) -> tuple[int, int]:
-    with Image.open(path) as figure:
-        return figure.size
