@@ -199,6 +199,8 @@ def _places_by_size(groups: Sequence[Sequence[int]], device: torch.device) -> li
 
 def _inner_products(rows: Tensor, places: Tensor) -> Tensor:
     """Rows (P, B, k) and places (g, m) among B: the inner products in each group (P, g, m, m)."""
+    if places.shape[1] == 1:
+        return _square_lengths(rows[:, places[:, 0]])[..., None, None]
     of_groups = rows[:, places]
     return of_groups @ of_groups.mT
 

@@ -26,7 +26,7 @@ from utils.system.files import printable, replacing
 
 DPI = 100
 FONT_SIZE = 10  # points
-HEAT_MAP = "jet"  # upstream
+HEAT_MAP = colormaps["jet"]  # upstream
 HEAT_MAP_ALPHA = 0.5  # upstream
 OPENING_RADIUS = 4  # upstream; removes specks from the drawn mask only, metrics see them
 OPENING = disk(OPENING_RADIUS)
@@ -169,7 +169,7 @@ def _save(path: Path, image: Image.Image) -> None:
 @cache
 def _palette() -> bytes:
     """The 256 colours of the heat map, RGB after RGB."""
-    return colormaps[HEAT_MAP](np.arange(256), bytes=True)[:, :3].tobytes()
+    return HEAT_MAP(np.arange(256), bytes=True)[:, :3].tobytes()
 
 
 def _find_boundaries(mask: np.ndarray) -> np.ndarray:
@@ -259,7 +259,7 @@ def _open(mask: np.ndarray) -> np.ndarray:
 
 def _overlay(image: np.ndarray, anomaly_map: np.ndarray, norm: Normalize) -> np.ndarray:
     """The image, half covered by the colours of its scores on the colour bar."""
-    colours = colormaps[HEAT_MAP](norm(anomaly_map), bytes=True)[..., :3]
+    colours = HEAT_MAP(norm(anomaly_map), bytes=True)[..., :3]
     blend = HEAT_MAP_ALPHA * colours + (1 - HEAT_MAP_ALPHA) * image
     return blend.round().astype(np.uint8)
 
