@@ -9,20 +9,18 @@ from pathlib import Path
 import numpy as np
 
 from datasets.copies import first_copies_of_files
-from datasets.images import (
-    DEFAULT,
-    Preprocessing,
-    check_preprocessing,
-    describe_header,
-    load_image,
-    preprocessed_size,
-    read_size,
-    resized_size,
-)
+from datasets.images import describe_header, load_image, read_size
 from datasets.layouts import AUTO, LAYOUTS, Layout, find_classes
 from datasets.masks import is_black_and_white, load_mask
 from datasets.mvtec import CLASS_NAMES, UNLABELLED, Sample
 from datasets.notes import COPIES, IGNORED, NEAR_COPIES, Notes
+from datasets.preprocessing import (
+    DEFAULT,
+    Preprocessing,
+    check_preprocessing,
+    preprocessed_size,
+    resized_size,
+)
 from utils.system.files import make_unique, shorten
 
 LABELS = {0: "normal", 1: "defective", UNLABELLED: "unlabelled"}

@@ -6,17 +6,15 @@ import numpy as np
 from PIL import Image
 
 from datasets.images import (
-    Preprocessing,
-    check_resized,
     find_facts,
     look_at_file,
     open_image,
     refuse_float,
     refuse_missing_palette,
-    resize_and_crop,
     turn_upright,
 )
 from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, Notes
+from datasets.preprocessing import Preprocessing, check_resized, resize_and_crop
 
 # from these shares of the image or of its border on, a mask may be inverted
 LARGE_SHARE, LARGE_BORDER = 0.5, 0.9

@@ -19,9 +19,10 @@ from PIL import Image
 from torch import nn
 from torchvision import models as networks
 
-from datasets.images import Preprocessing, load_image, preprocessed_size, read_size
+from datasets.images import load_image, read_size
 from datasets.layouts import VISA_COLUMNS, VISA_SPLIT, list_visa, list_visa_classes
 from datasets.masks import load_mask
+from datasets.preprocessing import Preprocessing, preprocessed_size
 from tests.damage import Evil, damage_bytes, damage_csv, damage_json
 from tests.faults import ROOT, run_main
 from utils.backbone import BACKBONES, Backbone, chosen_layers, load_network

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from datasets.images import Preprocessing
+from datasets.preprocessing import Preprocessing
 from tests.helpers import call, experiment_options, metrics, read_csv
 from tests.samples import draw_images
 from utils.backbone import BATCH_SIZE, draw_channels, load_network

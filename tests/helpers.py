@@ -19,7 +19,7 @@ from torch import nn
 from torchvision import models
 
 import main
-from datasets.images import Preprocessing
+from datasets.preprocessing import Preprocessing
 
 MAIN = Path(main.__file__).resolve()
 SMALL = Preprocessing(96, 80)

@@ -21,7 +21,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from datasets.dataset import load_splits
-from datasets.images import DEFAULT, open_image, prepare
+from datasets.images import open_image, prepare
+from datasets.preprocessing import DEFAULT
 from utils.backbone import draw_channels
 from utils.commands.options import add_network_options, number_or_all
 from utils.features import FeatureExtractor, load_extractor

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from datasets.dataset import ImageDataset
-from datasets.images import Preprocessing
 from datasets.mvtec import Sample
+from datasets.preprocessing import Preprocessing
 from utils.evaluation import DrawnImage, ScoredImages, evaluate
 from utils.metrics import RocCurve
 from utils.report.results import (

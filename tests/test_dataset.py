@@ -5,9 +5,9 @@ import pytest
 
 from datasets import dataset
 from datasets.dataset import choose_classes, describe, load_all, load_splits
-from datasets.images import DEFAULT, Preprocessing
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
+from datasets.preprocessing import DEFAULT, Preprocessing
 from tests.conftest import write_image
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 from PIL import ExifTags, Image
 
-from datasets.images import Preprocessing, open_image
+from datasets.images import open_image
+from datasets.preprocessing import Preprocessing
 from tests.conftest import write_image
 from tests.helpers import SMALL, call, defective, good_images
 from utils.backbone import draw_channels

@@ -10,7 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 
-from datasets.images import Preprocessing
+from datasets.preprocessing import Preprocessing
 from tests.helpers import defective, good_images, read_csv, write_image
 from utils.backbone import IMAGENET_MEAN, IMAGENET_STD
 from utils.commands import export

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.images import Preprocessing
 from datasets.masks import load_mask
 from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, Notes
+from datasets.preprocessing import Preprocessing
 
 UNTOUCHED = Preprocessing(0, 0)
 DEFECT = np.zeros((40, 48), bool)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from datasets.images import Preprocessing
+from datasets.preprocessing import Preprocessing
 from tests.samples import draw_layer
 from utils.model_file import (
     FORMAT,

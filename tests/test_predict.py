@@ -11,8 +11,8 @@ from matplotlib import colormaps
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from datasets.images import Preprocessing, crop_box
 from datasets.loading import Loader
+from datasets.preprocessing import Preprocessing, crop_box
 from tests.conftest import write_image
 from tests.helpers import MAIN, SMALL, defective, good_images
 from utils import plot

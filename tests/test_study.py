@@ -14,9 +14,10 @@ from sklearn.decomposition import PCA
 
 import main
 from datasets.dataset import load_splits
-from datasets.images import DEFAULT, load_image
+from datasets.images import load_image
 from datasets.loading import load_batches
 from datasets.masks import load_mask
+from datasets.preprocessing import DEFAULT
 from tests.conftest import write_image
 from tests.naive import naive_auroc
 from utils.commands import study_methods

@@ -14,15 +14,14 @@ import numpy as np
 from PIL import Image
 
 from datasets.copies import first_copies
-from datasets.images import (
+from datasets.images import prepare, to_rgb
+from datasets.preprocessing import (
     DEFAULT,
     Preprocessing,
     check_preprocessing,
     crop_box,
-    prepare,
     preprocessed_size,
     resized_size,
-    to_rgb,
     uncrop,
 )
 from utils.backbone import BACKBONES, BATCH_SIZE, LAYERS, PRECISIONS, SEED, draw_channels

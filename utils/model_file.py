@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datasets.images import Preprocessing
+from datasets.preprocessing import Preprocessing
 from utils.backbone import BACKBONES, LAYERS, PRECISIONS, chosen_layers
 from utils.gaussian import COVARIANCE_EPS, Gaussians, count_numbers, is_primal
 from utils.padim import SMOOTHING_SIGMA, PaDiM

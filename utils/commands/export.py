@@ -10,6 +10,7 @@ metadata say how to prepare an image and from which score on it is anomalous.
 
 import argparse
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
@@ -220,15 +221,18 @@ def export(module: nn.Module, size: Sequence[int], metadata: Mapping[str, Any], 
     """
     import onnx
 
-    program = torch.onnx.export(
-        module,
-        (torch.zeros(2, 3, *size),),  # with one image, B would be taken for a constant
-        input_names=["images"],
-        output_names=["scores", "anomaly_maps"],
-        dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
-        opset_version=OPSET,
-        verbose=False,
-    )
+    with warnings.catch_warnings():
+        # torch 2.11 uses what it calls deprecated
+        warnings.simplefilter("ignore", FutureWarning)
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, 3, *size),),  # with one image, B would be taken for a constant
+            input_names=["images"],
+            output_names=["scores", "anomaly_maps"],
+            dynamic_shapes={"images": {0: torch.export.Dim("batch")}},
+            opset_version=OPSET,
+            verbose=False,
+        )
     model = program.model_proto
     onnx.helper.set_model_props(model, {k: json.dumps(v) for k, v in metadata.items()})
     onnx.save(model, path)

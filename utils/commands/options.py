@@ -6,8 +6,8 @@ from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from datasets.images import BIT_DEPTHS, DEFAULT, Preprocessing
 from datasets.layouts import AUTO, LAYOUTS
+from datasets.preprocessing import BIT_DEPTHS, DEFAULT, Preprocessing
 from utils import backbone
 from utils.system.device import count_cores
 from utils.system.processes import Processes

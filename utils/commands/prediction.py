@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
 import numpy as np
 from PIL import Image
 
-from datasets.images import Box, crop_box, look_at_image, open_image, to_rgb
+from datasets.images import look_at_image, open_image, to_rgb
 from datasets.notes import Notes
+from datasets.preprocessing import Box, crop_box
 from utils.commands.sources import MAPS, MASKS, OVERLAYS, Source
 from utils.regions import Region, draw_regions, find_regions
 from utils.system.files import printable, replacing

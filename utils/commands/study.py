@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from tqdm import tqdm
 
 from datasets.dataset import load_all
-from datasets.images import DEFAULT, Preprocessing
 from datasets.loading import load_batches
+from datasets.preprocessing import DEFAULT, Preprocessing
 from utils import backbone
 from utils.commands.options import (
     add_experiment_options,

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from datasets.dataset import ImageDataset
-from datasets.images import CROP, RESIZE
+from datasets.preprocessing import CROP, RESIZE
 from utils.backbone import BACKBONES, Backbone, draw_channels
 from utils.evaluation import ScoredImages, evaluate, score_images
 from utils.features import (
