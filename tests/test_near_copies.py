@@ -1,7 +1,13 @@
+from functools import partial
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
+from tests.near_copies import VARIATIONS, measure, take_again
 from tests.samples import draw_layer
 from utils import near_copies
 from utils.near_copies import group_near_copies, take_samples
@@ -87,3 +93,19 @@ def test_samples_are_few_and_of_the_coarsest_layer(d, grid, shape):
     samples = take_samples(layers)
     assert samples.shape == (3, *shape)
     assert set(samples[1].flatten().tolist()) <= set(layers[1][1].flatten().tolist())
+
+
+def test_measuring_them_finds_the_images_of_a_burst(monkeypatch):
+    burst = 10, 2, partial(take_again, noise=5, shift=0)
+    monkeypatch.setitem(VARIATIONS, "burst", burst)
+    pixels = np.random.default_rng(0).integers(0, 256, (10, 14, 14, 3), dtype=np.uint8)
+    images = [Image.fromarray(image).resize((256, 256)) for image in pixels]
+
+    def extract(images: np.ndarray) -> list[Tensor]:
+        images = torch.from_numpy(images).float()
+        return [avg_pool2d(images, 16), avg_pool2d(images, 32)]
+
+    name, n, n_found, alone, found, true, *alarms = measure("burst", images, extract)
+    assert (name, n, n_found) == ("burst", "20", "20")
+    assert float(alone) < float(found) == float(true)
+    assert float(alarms[0]) > float(alarms[1])
