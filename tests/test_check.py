@@ -188,3 +188,17 @@ def test_help_needs_no_torch(command):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "set()"
+
+
+def test_folders_beside_the_classes_of_another_layout_are_not_noted(report, tree):
+    (tree / "bolts").mkdir()
+    write_image(tree / "bolts/7.png", np.zeros((48, 48), np.uint8))
+    for name in ("bolt", "weave"):
+        defects = tree / name / "test" / "logical_anomalies"
+        (tree / name / "test" / "crack").rename(defects)
+        shutil.rmtree(tree / name / "test" / "stain")
+        shutil.rmtree(tree / name / "ground_truth")
+    assert report() == (0, [])
+    assert report("--dataset", "mvtec")[1] == [
+        f"note: {tree}/bolts is no class: no folder of good images"
+    ]

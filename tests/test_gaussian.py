@@ -8,7 +8,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.naive import naive_distances, naive_embeddings
 from tests.samples import draw_layer, draw_layers, odd_grids
-from utils.gaussian import COVARIANCE_EPS, Gaussians, count_numbers, fit_gaussians
+from utils.gaussian import (
+    COVARIANCE_EPS,
+    Gaussians,
+    _left_out_squares,
+    count_numbers,
+    fit_gaussians,
+)
 
 GRIDS = {"one layer": [(6, 4)], "two": [(6, 4), (3, 2)], "three": [(7, 5), (4, 3), (2, 2)]}
 EPSILON = np.finfo(np.float32).eps
@@ -248,6 +254,13 @@ def test_leave_one_out_where_eps_is_nothing_beside_the_variance_is_finite(n):
 @in_both_forms
 def test_leave_one_out_of_equal_images_is_0(n):
     assert (leave_out_each([torch.full((n, 8, 2, 1), 7.0)]) < 1e-3).all()
+
+
+def test_image_of_which_rounding_leaves_nothing_is_far_away():
+    residual = torch.tensor([-1e-9, 0, 1e-9])[:, None, None, None]
+    squares = _left_out_squares(residual, 10)
+    assert squares.isfinite().all()
+    assert (squares > 1e6).all()
 
 
 def test_fewer_than_two_images_are_refused():

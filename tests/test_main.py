@@ -89,6 +89,17 @@ def test_what_is_saved_and_how_many_threads_decode_changes_no_score(
     assert figures == ["crack_000.jpg", "stain_002.jpg"]
 
 
+def test_near_copies_are_noted(run, experiment, results_folder, monkeypatch):
+    groups = [[0, 3], [1], [2], [4]]
+    monkeypatch.setattr("utils.held_out.group_near_copies", lambda *_: groups)
+    done = run(*experiment, "--class_name", "bolt")
+    assert done.returncode == 0, done.stderr
+    line, *_ = [line for line in done.stdout.splitlines() if "nearly copies" in line]
+    assert line.startswith("(training images that are nearly copies of another")
+    assert ": 2, for example" in line
+    assert "bolt/train/good/000.png; these are held out together" in line
+
+
 def test_class_without_masks_has_no_pixel_metrics(run, experiment, tree, results_folder):
     shutil.rmtree(tree / "bolt" / "ground_truth")
     done = run(*experiment)

@@ -50,6 +50,22 @@ def test_scale_and_mean_of_channels_do_not_matter():
     assert sorted(group_near_copies(scale * samples + 5000, range(40))) == groups_of(20, 2)
 
 
+def test_light_that_changes_from_image_to_image_does_not_matter():
+    samples = draw_samples(20, 3, 0.3)
+    light = draw_layer(60, 1, (1, 1), seed=3).flatten(1)[..., None]
+    direction = torch.linspace(-1, 1, 12)[:, None]
+    assert sorted(group_near_copies(samples + 3 * light * direction, range(60))) == groups_of(
+        20, 3
+    )
+
+
+def test_directions_of_little_variance_do_not_matter():
+    scenes = draw_samples(40, 2, 0.1)
+    noise = take_samples([0.05 * draw_layer(80, 48, (7, 7), seed=4)])
+    noise[:, :12] += scenes
+    assert sorted(group_near_copies(noise, range(80))) == groups_of(40, 2)
+
+
 def test_few_bursts_among_many_images_are_none():
     many, burst = draw_samples(60, 1, 0), draw_samples(5, 3, 0.1, seed=7)
     assert group_near_copies(torch.cat([many, burst]), range(75)) is None

@@ -190,6 +190,18 @@ def test_note_on_false_alarms_is_kept_with_the_results(class_report, monkeypatch
     assert record.result.notes == ["another", "they differ"]
 
 
+@pytest.mark.parametrize("found", [True, False])
+def test_near_copies_that_were_found_do_not_explain_false_alarms(class_report, monkeypatch, found):
+    monkeypatch.setattr(report, "explain_false_alarms", lambda *given: f"near copies: {given[2]}")
+    if found:
+        class_report.test.note_near_copies([0, 1])
+    _, scored, evaluation = make_scored_class()
+    record = finish(class_report, scored, evaluation, find_thresholds(good_maps(), 0.01))
+    *notes, last = record.result.notes
+    assert last == f"near copies: {found}"
+    assert len(notes) == found
+
+
 def test_summary_is_printed_in_one_call(class_report, monkeypatch):
     calls = []
     monkeypatch.setattr("builtins.print", lambda *texts, **_: calls.append(texts))
