@@ -54,9 +54,7 @@ def test_light_that_changes_from_image_to_image_does_not_matter():
     samples = draw_samples(20, 3, 0.3)
     light = draw_layer(60, 1, (1, 1), seed=3).flatten(1)[..., None]
     direction = torch.linspace(-1, 1, 12)[:, None]
-    assert sorted(group_near_copies(samples + 3 * light * direction, range(60))) == groups_of(
-        20, 3
-    )
+    assert sorted(group_near_copies(samples + 3 * light * direction, range(60))) == groups_of(20, 3)
 
 
 def test_directions_of_little_variance_do_not_matter():
