@@ -35,7 +35,7 @@ MOST_SEEN = 10  # folders that an error message names
 # from the third on, so that at least two are left for training
 HELD_OUT = slice(2, None, 5)
 # folders of a class that tell its layout from those in BY_NAME
-SIGNS = {"mvtec3d": "train/good/xyz", "loco": "test/logical_anomalies"}
+SIGNS = {"mvtec3d": "train/good/xyz", "loco": "ground_truth/logical_anomalies/000"}
 VISA_SPLIT = Path("split_csv", "1cls.csv")
 VISA_COLUMNS = ("object", "split", "label", "image", "mask")
 VISA_LABELS = {("train", "normal"): 0, ("test", "normal"): 0, ("test", "anomaly"): 1}

@@ -46,7 +46,7 @@ def load_mask(
         mask = turn_upright(mask)
     marked = find_marked(mask, path) != invert
     if not marked.any():
-        reason = "its image lies among the defects; mark the defect, or move it to the good ones"
+        reason = "its image lies among the defects; mark it, or move the image to the good ones"
         if find_facts(mask).deep:
             reason = "its colours have 16 bits, of which the upper 8 are read: save it in grey"
         raise ValueError(f"mask {path} marks no pixel, but {reason}")

@@ -123,7 +123,9 @@ def test_auto_prefers_mvtec(tmp_path):
     ("dataset", "paths"),
     [
         ("mvtec3d", ["bolt/train/good/rgb/0.png", "bolt/train/good/xyz/0.tiff"]),
-        ("loco", ["bolt/train/good/0.png", "bolt/test/logical_anomalies/0.png"]),
+        ("loco", ["bolt/train/good/0.png", "bolt/ground_truth/logical_anomalies/000/000.png"]),
+        # as people convert it
+        ("mvtec", ["bolt/train/good/0.png", "bolt/ground_truth/logical_anomalies/000_mask.png"]),
         ("mvtec", ["bolt/train/good/rgb/0.png", "bolt/test/anomalies/0.png"]),
     ],
 )

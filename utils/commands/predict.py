@@ -186,8 +186,9 @@ def run(args: argparse.Namespace) -> None:
         raise SystemExit(INTERRUPTED) from None
     finally:  # an error, too, leaves the rows before it
         write_tables(folder, answers)
-    for sentence in images.notes.sentences():
-        print(f"({sentence})")
+    if sentences := images.notes.sentences():
+        print("notes on the images (the options are those of the run that makes a model):")
+        print(*(f"({sentence})" for sentence in sentences), sep="\n")
     summarise(answers, output, thresholds)
 
 
