@@ -14,6 +14,7 @@ import sys
 
 # before other packages called datasets or utils, and also with PYTHONSAFEPATH
 sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
+from utils.system.errors import UserError
 from utils.system.lacks import report_lack
 
 if __name__ == "__main__":
@@ -157,7 +158,7 @@ def use_defaults(args: argparse.Namespace) -> None:
         ValueError: unless there is either a folder of images or the demo.
     """
     if args.demo == (args.data_path is not None):
-        raise ValueError("give either --data_path PATH, a folder of images, or --demo")
+        raise UserError("give either --data_path PATH, a folder of images, or --demo")
     if args.demo:
         args.data_path = demo.make_demo()
         args.class_name = args.class_name or [*demo.TEXTURES, *demo.OBJECTS]

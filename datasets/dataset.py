@@ -21,6 +21,7 @@ from datasets.preprocessing import (
     preprocessed_size,
     resized_size,
 )
+from utils.system.errors import UserError
 from utils.system.files import make_unique, shorten
 
 LABELS = {0: "normal", 1: "defective", UNLABELLED: "unlabelled"}
@@ -152,13 +153,13 @@ def choose_classes(
         class_names = CLASS_NAMES if is_mvtec else found
         missing = [name for name in class_names if name not in found]
         if missing:
-            raise ValueError(
+            raise UserError(
                 f"{data_path} lacks {', '.join(missing)} of MVTec AD's 15 classes; "
                 f"it holds {', '.join(found)}: choose from these with --class_name"
             )
     unknown = [name for name in class_names if name not in found]
     if unknown:
-        raise ValueError(
+        raise UserError(
             f"unknown class {', '.join(map(repr, unknown))} in {data_path}; "
             f"choose from {', '.join(found)}"
         )
@@ -187,7 +188,7 @@ def load_splits(
         samples, has_masks = [], False
         try:
             samples, has_masks = layout.list_samples(data_path, class_name, split, notes)
-        except (OSError, ValueError) as error:
+        except UserError as error:
             notes.refuse(error)
         splits.append(
             ImageDataset(class_name, split, samples, has_masks, preprocessing, invert_masks, notes)
@@ -195,7 +196,7 @@ def load_splits(
     train, test = splits
     if len(train) == 1:
         notes.refuse(
-            ValueError(
+            UserError(
                 f"{train.samples[0].path} is the only training image of {class_name}; "
                 "a covariance needs at least 2"
             )
@@ -253,7 +254,7 @@ def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing, notes:
             size = preprocessed_size(sample.path, original_size, preprocessing)
             first = first or (sample.path, size)
             if size != first[1]:
-                raise ValueError(
+                raise UserError(
                     f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(size)} "
                     "pixels; all images of a class must have one size: give a --crop"
                 )
@@ -264,7 +265,7 @@ def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing, notes:
 def _check_mask_sizes(sample: Sample, size: tuple[int, int], exif: bool) -> None:
     for path in sample.mask_paths:
         if path.suffix.lower() in LOSSY_SUFFIXES:
-            raise ValueError(
+            raise UserError(
                 f"mask {path} is a JPEG, which blurs its edges, and whatever is above 0 counts as "
                 "defect; save it as PNG in black and white"
             )
@@ -272,7 +273,7 @@ def _check_mask_sizes(sample: Sample, size: tuple[int, int], exif: bool) -> None
         if mask_size != size:
             turned = mask_size == size[::-1] and read_size(sample.path, not exif) == mask_size
             advice = f"; {'leave out' if exif else 'give'} --exif" if turned else ""
-            raise ValueError(
+            raise UserError(
                 f"mask {path} is {_show(mask_size)} pixels but its image {sample.path} is "
                 f"{_show(size)}; they must be equal{advice}"
             )
@@ -289,7 +290,7 @@ def _check_for_masks(train: ImageDataset, test: ImageDataset, notes: Notes) -> N
         good = (sample.path for sample in train.samples[:1])
         if all(map(is_black_and_white, paths)) and not any(map(is_black_and_white, good)):
             notes.refuse(
-                ValueError(
+                UserError(
                     f"are the images in {folder} masks? they are all black and white; call the "
                     "folder ground_truth and those in it as the defects, or take it away"
                 )

@@ -13,6 +13,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
+from utils.system.errors import UserError
+
 # any change of the images needs a new version: users may have the old ones in their cache
 VERSION = "demo-v1"
 ADVICE = "set XDG_CACHE_HOME to a folder that can be written"
@@ -82,7 +84,7 @@ def make_demo(cache: Path | None = None) -> Path:
         if not folder.is_dir():
             _build(folder)
     except OSError as error:
-        raise OSError(f"cannot make the demo set in {cache}: {error}; {ADVICE}") from error
+        raise UserError(f"cannot make the demo set in {cache}: {error}; {ADVICE}") from error
     return folder
 
 
@@ -94,7 +96,7 @@ def _default_cache() -> Path:
     try:
         return Path.home() / ".cache" / "padim"
     except RuntimeError as error:
-        raise OSError(f"no cache folder for the demo set: {error}; {ADVICE}") from error
+        raise UserError(f"no cache folder for the demo set: {error}; {ADVICE}") from error
 
 
 def _build(folder: Path) -> None:

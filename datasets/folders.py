@@ -6,6 +6,7 @@ from pathlib import Path
 
 from datasets.images import is_image
 from datasets.notes import BESIDE, IGNORED, NESTED, Notes
+from utils.system.errors import UserError
 
 # by other programs; names that begin with a dot are hidden as well
 JUNK = {"__macosx", "@eadir", "$recycle.bin", "lost+found", "system volume information"}
@@ -55,7 +56,7 @@ def list_folders(folder: Path) -> list[str]:
         FileNotFoundError: if folder does not exist.
     """
     if not folder.is_dir():
-        raise FileNotFoundError(f"no folder {folder}; a class needs training and test images")
+        raise UserError(f"no folder {folder}; a class needs training and test images")
     return scan(folder)[0]
 
 
@@ -73,7 +74,7 @@ def find_good(folder: Path, normal: str | None = None) -> str | None:
     names = list_folders(folder) if folder.is_dir() else []
     found = [name for name in names if is_good(name, normal)]
     if len(found) > 1:
-        raise ValueError(
+        raise UserError(
             f"{folder} has several folders of good images by their names, {', '.join(found)}; "
             "say which it is with --normal NAME"
         )

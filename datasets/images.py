@@ -9,6 +9,7 @@ from PIL import ExifTags, Image, TiffImagePlugin
 
 from datasets.notes import CHANNELS, PAGES, TURNED, Notes
 from datasets.preprocessing import DEFAULT, Preprocessing, check_resized, resize_and_crop
+from utils.system.errors import UserError
 
 IMAGE_SUFFIXES = (
     ".png",
@@ -151,7 +152,7 @@ def _refuse_planes(image: Image.Image) -> None:
         sizes.add((image.size, image.mode))
     image.seek(0)
     if len(sizes) == 1:
-        raise ValueError(
+        raise UserError(
             f"its {n_pages} grey pages of one size may be the colours of one image; save it as one "
             "page in RGB, or keep the first page alone"
         )
@@ -206,7 +207,7 @@ def look_at_image(
         notes.add(CHANNELS, path)
 
 
-def unreadable(path: Path, error: Exception) -> ValueError:
+def unreadable(path: Path, error: Exception) -> UserError:
     """The ValueError that says that a file could not be read, and why.
 
     Args:
@@ -221,7 +222,7 @@ def unreadable(path: Path, error: Exception) -> ValueError:
         reason = f"it has {n_pixels} pixels, more than {most}; cut it into parts"
     elif isinstance(error, OSError):
         reason = error.strerror or reason
-    return ValueError(f"cannot read image {path}: {reason}; replace the file or take it away")
+    return UserError(f"cannot read image {path}: {reason}; replace the file or take it away")
 
 
 def _is_float_tiff(path: Path) -> bool:
@@ -239,7 +240,7 @@ def _is_float_tiff(path: Path) -> bool:
 def refuse_float(image: Image.Image, path: Path | str) -> None:
     """Raise a ValueError if the pixels of a decoded image are floating-point."""
     if image.mode == "F":
-        raise ValueError(f"cannot read image {path}: {FLOATING_POINT}")
+        raise UserError(f"cannot read image {path}: {FLOATING_POINT}")
 
 
 def to_rgb(
@@ -258,7 +259,7 @@ def to_rgb(
     """
     refuse_float(image, path)
     if preprocessing.bit_depth != 16 and find_facts(image).deep:
-        raise ValueError(
+        raise UserError(
             f"cannot read image {path}: its colours have 16 bits, of which 8 are read, so "
             "--bit_depth cannot scale them; save it with 8 bits"
         )
@@ -283,12 +284,12 @@ def _scale_to_8_bits(image: Image.Image, path: Path | str, bit_depth: int) -> Im
     pixels = np.asarray(image)
     low, high, most = pixels.min(), pixels.max(), 2**bit_depth - 1
     if low < 0 or high > 65535:
-        raise ValueError(
+        raise UserError(
             f"cannot read image {path}: its values go from {low} to {high}, beyond 16 bits; "
             "save it with 8 or 16 bits"
         )
     if high > most:
-        raise ValueError(
+        raise UserError(
             f"cannot read image {path}: its values go to {high}, beyond --bit_depth {bit_depth}; "
             "give a larger one"
         )
@@ -302,7 +303,7 @@ def _scale_to_8_bits(image: Image.Image, path: Path | str, bit_depth: int) -> Im
 def refuse_missing_palette(image: Image.Image, path: Path | str) -> None:
     """Raise a ValueError if a decoded image with indices of colours lacks the colours."""
     if image.palette is None:
-        raise ValueError(
+        raise UserError(
             f"cannot read image {path}: it has no palette; replace the file or take it away"
         )
 

@@ -27,6 +27,7 @@ from datasets.mvtec import (
     read_folders,
 )
 from datasets.notes import Notes
+from utils.system.errors import UserError
 
 AUTO = "auto"
 BY_NAME = ("mvtec", "folder")  # layouts in which folders are known by usual names
@@ -79,23 +80,23 @@ def find_classes(
     layouts = [LAYOUTS[name] for name in names]
     if normal is not None:
         if dataset not in (AUTO, *BY_NAME):
-            raise ValueError(f"--normal is for --dataset {' or '.join(BY_NAME)}; leave it out")
+            raise UserError(f"--normal is for --dataset {' or '.join(BY_NAME)}; leave it out")
         layouts = [_with_normal(layout, normal) for layout in layouts]
     expected = " or ".join(
         f"{layout.shape} (--dataset {name})" for name, layout in zip(names, layouts, strict=True)
     )
     if not data_path.is_dir():
-        raise FileNotFoundError(f"no folder {data_path}; --data_path must hold {expected}")
+        raise UserError(f"no folder {data_path}; --data_path must hold {expected}")
     if "mvtec" in names and find_good(data_path / "train", normal):
         path = data_path.resolve()
-        raise ValueError(
+        raise UserError(
             f"{data_path} is itself a class; give --data_path {path.parent} "
             f"--class_name {path.name}"
         )
     for layout in layouts:
         if class_names := layout.list_classes(data_path):
             return layout, class_names
-    raise FileNotFoundError(
+    raise UserError(
         f"no class in {data_path}; --data_path must hold {expected}{_describe(data_path)}"
     )
 
@@ -182,7 +183,7 @@ def list_folder(
     elif find_masks:
         find_masks.note_unused(normal)
     if not samples:
-        raise FileNotFoundError(
+        raise UserError(
             f"nothing to test on in {folder}; give at least 3 images in {name}, or a folder of "
             "defects beside it"
         )
@@ -266,7 +267,7 @@ def list_visa(
         row for row in _read_visa(data_path) if (row["object"], row["split"]) == (class_name, split)
     ]
     if not rows:
-        raise FileNotFoundError(f"{data_path / VISA_SPLIT} names no {split} images of {class_name}")
+        raise UserError(f"{data_path / VISA_SPLIT} names no {split} images of {class_name}")
     has_masks = any(row["mask"] for row in rows)
     samples = [_visa_sample(data_path, row, has_masks) for row in rows]
     return sorted(samples, key=lambda sample: (sample.defect_type, sample.path)), has_masks
@@ -277,9 +278,9 @@ def _visa_sample(data_path: Path, row: dict[str, str], has_masks: bool) -> Sampl
     mask_paths = (data_path / row["mask"],) if label and row["mask"] else ()
     for file in (path, *mask_paths):
         if not file.is_file():
-            raise FileNotFoundError(f"no file {file}, which {VISA_SPLIT} names; unpack all")
+            raise UserError(f"no file {file}, which {VISA_SPLIT} names; unpack all")
     if label and has_masks and not mask_paths:
-        raise FileNotFoundError(f"mask missing for {path}: expected one in {VISA_SPLIT}")
+        raise UserError(f"mask missing for {path}: expected one in {VISA_SPLIT}")
     return Sample(path, row["label"] if label else "good", label, mask_paths)
 
 
@@ -287,24 +288,24 @@ def _read_visa(data_path: Path) -> list[dict[str, str]]:
     """The rows of VisA's table of images, checked."""
     path = data_path / VISA_SPLIT
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; it says which images VisA trains and tests on")
+        raise UserError(f"no file {path}; it says which images VisA trains and tests on")
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.DictReader(file, restval="")
         try:
             rows = list(reader)
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is damaged ({error}); unpack it again") from error
+            raise UserError(f"{path} is damaged ({error}); unpack it again") from error
     missing = [name for name in VISA_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path} lacks the columns {', '.join(missing)}; it must have {','.join(VISA_COLUMNS)}"
         )
     for row in rows:
         # the class names a folder of the results
         if Path(row["object"]).name != row["object"] or row["object"] in ("", ".."):
-            raise ValueError(f"{path} names the class {row['object']!r}; it must be a plain name")
+            raise UserError(f"{path} names the class {row['object']!r}; it must be a plain name")
         if (row["split"], row["label"]) not in VISA_LABELS:
-            raise ValueError(
+            raise UserError(
                 f"{path} calls {row['image']} {row['split']},{row['label']}; "
                 f"accepted are {' '.join(map(','.join, VISA_LABELS))}"
             )

@@ -15,6 +15,7 @@ from datasets.images import (
 )
 from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, Notes
 from datasets.preprocessing import Preprocessing, check_resized, resize_and_crop
+from utils.system.errors import UserError
 
 # from these shares of the image or of its border on, a mask may be inverted
 LARGE_SHARE, LARGE_BORDER = 0.5, 0.9
@@ -49,7 +50,7 @@ def load_mask(
         reason = "its image lies among the defects; mark it, or move the image to the good ones"
         if find_facts(mask).deep:
             reason = "its colours have 16 bits, of which the upper 8 are read: save it in grey"
-        raise ValueError(f"mask {path} marks no pixel, but {reason}")
+        raise UserError(f"mask {path} marks no pixel, but {reason}")
     _look_at(mask, marked, path, invert, notes)
     check_resized(mask.size, preprocessing.resize, path)
     resized = resize_and_crop(
@@ -87,7 +88,7 @@ def _find_marked_by_index(mask: Image.Image, path: Path) -> np.ndarray:
     palette = np.reshape(mask.getpalette("RGB"), (-1, 3)).tolist()
     colours = {tuple(palette[i]) for i in np.unique(indices) if i < len(palette)}
     if palette[0] != [0, 0, 0] and colours == BLACK_AND_WHITE:
-        raise ValueError(
+        raise UserError(
             f"mask {path} has a palette whose index 0, the background, is not black, but its "
             "colours are black and white; save it in grey, without a palette"
         )
@@ -98,7 +99,7 @@ def _find_marked_by_alpha(mask: Image.Image, path: Path) -> np.ndarray:
     """The pixels that are not transparent; refused if two colours alone divide the image else."""
     alpha = np.asarray(mask.getchannel("A"))
     if alpha.min() > 0:
-        raise ValueError(
+        raise UserError(
             f"mask {path} has transparency from {alpha.min()} to {alpha.max()}, but no pixel that "
             "is wholly transparent; save it in black and white, without transparency"
         )
@@ -107,7 +108,7 @@ def _find_marked_by_alpha(mask: Image.Image, path: Path) -> np.ndarray:
     first = colours == colours[0, 0]
     two_valued = not first.all() and np.unique(colours[~first]).size == 1
     if two_valued and not (np.array_equal(first, marked) or np.array_equal(first, ~marked)):
-        raise ValueError(
+        raise UserError(
             f"mask {path} has two colours and transparent pixels, which do not agree on what is "
             f"marked ({first.sum()} and {(~first).sum()} pixels by colour, {marked.sum()} are not "
             "transparent); save it in black and white, without transparency"

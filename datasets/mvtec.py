@@ -25,6 +25,7 @@ from datasets.folders import (
 )
 from datasets.images import IMAGE_SUFFIXES, is_image
 from datasets.notes import GOOD_MASKS, LOOSE, ORPHANS, UNREAD, Notes
+from utils.system.errors import UserError
 
 
 class Counts(NamedTuple):
@@ -216,19 +217,19 @@ def require_images(found: Sequence, folder: Path, expected: str | Path) -> None:
         FileNotFoundError: if found is empty.
     """
     if not found:
-        raise FileNotFoundError(
+        raise UserError(
             f"no images in {folder}; expected {expected} (also {', '.join(IMAGE_SUFFIXES[1:])})"
         )
 
 
-def missing_mask(image: Path, expected: Path) -> FileNotFoundError:
+def missing_mask(image: Path, expected: Path) -> UserError:
     """The error to raise if an image has no mask."""
-    return FileNotFoundError(f"mask missing for {image}: expected {expected}.png")
+    return UserError(f"mask missing for {image}: expected {expected}.png")
 
 
-def two_masks(first: Path, second: Path) -> ValueError:
+def two_masks(first: Path, second: Path) -> UserError:
     """The error to raise if either of two files may be the mask of an image."""
-    return ValueError(f"{first} and {second} may both be the mask of one image: keep one")
+    return UserError(f"{first} and {second} may both be the mask of one image: keep one")
 
 
 class MaskFinder:
@@ -263,7 +264,7 @@ class MaskFinder:
             return ()
         other = self._images.setdefault(mask, image)
         if other != image:
-            self.notes.refuse(ValueError(f"mask {mask} belongs to both {other} and {image}"))
+            self.notes.refuse(UserError(f"mask {mask} belongs to both {other} and {image}"))
         return (mask,)
 
     def note_unused(self, normal: str | None) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from utils.system.errors import UserError
 from utils.system.files import printable
 
 DIM_DEPTHS = (10, 12, 14)  # bits of a camera whose images may be in 16-bit files
@@ -95,7 +96,7 @@ class Notes:
             self._brightest[path] = brightest
             self._bit_depth = bit_depth
 
-    def refuse(self, error: OSError | ValueError) -> None:
+    def refuse(self, error: UserError) -> None:
         """Raise the error; a subclass may collect it instead."""
         raise error
 

@@ -10,6 +10,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from utils.system.errors import UserError
+
 # shorter side after resizing, and side of the centre crop (paper, section IV-B; upstream)
 RESIZE = 256
 CROP = 224
@@ -46,20 +48,18 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
     """
     resize, crop = preprocessing.resize, preprocessing.crop
     if preprocessing.bit_depth not in BIT_DEPTHS:
-        raise ValueError(
+        raise UserError(
             f"bit_depth {preprocessing.bit_depth} is none of {', '.join(map(str, BIT_DEPTHS))}"
         )
     if resize > LARGEST:
-        raise ValueError(
+        raise UserError(
             f"--resize {resize} is too large; give at most {LARGEST}, or 0 to keep the size"
         )
     for name, side in (("resize", resize), ("crop", crop)):
         if 0 < side < SMALLEST:
-            raise ValueError(
-                f"--{name} {side} is too small; give {SMALLEST} or more, or 0 for none"
-            )
+            raise UserError(f"--{name} {side} is too small; give {SMALLEST} or more, or 0 for none")
     if resize and crop > resize:
-        raise ValueError(
+        raise UserError(
             f"--crop {crop} is larger than --resize {resize}; "
             "give a smaller --crop, or 0 to cut nothing"
         )
@@ -80,14 +80,14 @@ def preprocessed_size(
     """
     width, height = size = resized_size(size, preprocessing.resize)
     if preprocessing.crop > min(size):
-        raise ValueError(
+        raise UserError(
             f"--crop {preprocessing.crop} is larger than {path}, {width}x{height} pixels; "
             "give a smaller --crop, or 0 to cut nothing"
         )
     if preprocessing.crop:
         return preprocessing.crop, preprocessing.crop
     if min(size) < SMALLEST:
-        raise ValueError(
+        raise UserError(
             f"{path} has {width}x{height} pixels for the network, which needs {SMALLEST} on each "
             "side; give a larger --resize"
         )
@@ -110,7 +110,7 @@ def check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
     """Raise a ValueError for a long narrow image that resizing would make huge."""
     width, height = resized_size(size, side)
     if side and width * height > LARGEST**2:
-        raise ValueError(
+        raise UserError(
             f"{path}, {size[0]}x{size[1]} pixels, would have {width}x{height} after --resize "
             f"{side}; give a smaller --resize, or cut the image"
         )

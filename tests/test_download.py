@@ -145,13 +145,13 @@ def test_server_that_brings_nothing_new_is_given_up(
     server, release, data, modes, message, n_requests, kept
 ):
     server.modes = modes
-    with pytest.raises(OSError, match=f"cannot download .*{message}"):
+    with pytest.raises(ValueError, match=f"cannot download .*{message}"):
         download.install(data, release)
     assert len(server.requests) == n_requests
     assert [path.stat().st_size for path in data.iterdir()] == [kept]
     server.shutdown()
     server.server_close()
-    with pytest.raises(OSError, match=r"cannot download .*--url.*--archive"):
+    with pytest.raises(ValueError, match=r"cannot download .*--url.*--archive"):
         download.install(data, release)
 
 
@@ -190,7 +190,7 @@ def test_wrong_or_missing_archive_by_hand_is_refused_and_kept(release, data, arc
         download.install(data, release, archive)
     assert archive.exists()
     assert_empty(data)
-    with pytest.raises(FileNotFoundError, match="no file .*nowhere; --archive takes"):
+    with pytest.raises(ValueError, match="no file .*nowhere; --archive takes"):
         download.install(data, release, tmp_path / "nowhere")
 
 
@@ -201,7 +201,7 @@ def test_full_disk_is_reported_before_the_download(
     needed = 10**6 + (0 if by_hand else len(server.body))
     usage = namedtuple("usage", "free")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage(needed - 1))
-    with pytest.raises(OSError, match=r"GB free, .* GB are needed; make room"):
+    with pytest.raises(ValueError, match=r"GB free, .* GB are needed; make room"):
         download.install(data, release, archive if by_hand else None)
     assert_empty(data)
     assert server.requests == []

@@ -31,7 +31,7 @@ def test_failed_write_leaves_the_old_file_and_names_it(tmp_path):
             temporary.write_text("ha")
             raise OSError(28, "No space left on device")
 
-    with pytest.raises(OSError, match="cannot write .*table.csv: No space left on device; make"):
+    with pytest.raises(ValueError, match="cannot write .*table.csv: No space left on device; make"):
         fail()
     assert path.read_text() == "old"
     assert names(tmp_path) == ["table.csv"]
@@ -80,7 +80,7 @@ def test_two_processes_may_write_a_file_at_once(tmp_path):
 def test_folder_that_cannot_be_written_is_refused_with_its_option(tmp_path):
     assert make_folder(tmp_path / "a" / "b").is_dir()
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="cannot write in .*file/a: .* choose another --output"):
+    with pytest.raises(ValueError, match="cannot write in .*file/a: .* choose another --output"):
         make_folder(tmp_path / "file" / "a", "--output")
 
 

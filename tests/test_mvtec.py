@@ -52,10 +52,10 @@ def test_images_in_test_itself_are_unlabelled(tmp_path):
 
 
 def test_empty_and_missing_test_folder_are_reported(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"no folder .*test; a class needs training and"):
+    with pytest.raises(ValueError, match=r"no folder .*test; a class needs training and"):
         list_samples(tmp_path, "bolt", "test")
     (tmp_path / "bolt/test").mkdir(parents=True)
-    with pytest.raises(FileNotFoundError, match=r"no images in .*test; expected <defect type>/"):
+    with pytest.raises(ValueError, match=r"no images in .*test; expected <defect type>/"):
         list_samples(tmp_path, "bolt", "test")
 
 

@@ -172,7 +172,7 @@ def test_paths_are_given_in_order_when_they_are_complete(item, tmp_path):
 
 def test_an_error_in_a_thread_is_raised(item, tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="file"):
+    with pytest.raises(ValueError, match="file"):
         draw(item._replace(path=tmp_path / "file" / "a.png"))
 
 

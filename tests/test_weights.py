@@ -86,7 +86,7 @@ def test_value_that_is_not_finite_is_refused(network, value):
 @pytest.mark.parametrize("function", [read_state_dict, file_sha256])
 def test_missing_file_is_reported(tmp_path, function):
     for path in (tmp_path / "none.pth", tmp_path):  # a folder is no file
-        with pytest.raises(FileNotFoundError, match=f"no file {path}; --weights takes"):
+        with pytest.raises(ValueError, match=f"no file {path}; --weights takes"):
             function(path)
 
 

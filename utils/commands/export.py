@@ -27,6 +27,7 @@ from utils.gaussian import Gaussians
 from utils.model_file import TrainedModel, model_bytes
 from utils.padim import enlarging, image_scores
 from utils.patches import Cells, cells_on
+from utils.system.errors import UserError
 from utils.system.files import make_folder, replacing
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
         export(ExportedModel(detector), detector.model.image_size, metadata, temporary)
         difference = compare(temporary, detector)
         if not difference <= TOLERANCE:
-            raise ValueError(
+            raise UserError(
                 f"ONNX Runtime differs from the suite by {difference:.1e}, relative; at most "
                 f"{TOLERANCE:.0e} is accepted, so {args.onnx} was not written; try other "
                 f"versions of {', '.join(PACKAGES)}"
@@ -87,7 +88,7 @@ def check_packages() -> None:
         for name in PACKAGES:
             import_module(name)
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"export needs more packages ({error}); pip install {' '.join(PACKAGES)}"
         ) from error
 
@@ -100,9 +101,9 @@ def check_path(path: Path) -> None:
         OSError: if its folder cannot be written in.
     """
     if path.suffix != ".onnx":
-        raise ValueError(f"--onnx takes a file name that ends in .onnx; got {path}")
+        raise UserError(f"--onnx takes a file name that ends in .onnx; got {path}")
     if path.is_dir():
-        raise ValueError(f"{path} is a folder; choose another --onnx")
+        raise UserError(f"{path} is a folder; choose another --onnx")
     make_folder(path.parent, "--onnx")
 
 
@@ -113,13 +114,13 @@ def check_model(model: TrainedModel) -> None:
         ValueError: if the Gaussians are too large, or the network computes in less than float32.
     """
     if model.precision != "float32":
-        raise ValueError(
+        raise UserError(
             f"the model was fitted with --precision {model.precision}, an ONNX file computes in "
             "float32; fit it again with --precision float32"
         )
     size = model_bytes(model.padim)
     if size > MAX_BYTES:
-        raise ValueError(
+        raise UserError(
             f"the model has {size / 1e9:.1f} GB, an ONNX file holds {MAX_BYTES / 1e9:.0f} GB; "
             "fit it to fewer or smaller images, or use a smaller --arch"
         )

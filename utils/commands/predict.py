@@ -41,6 +41,7 @@ from utils.commands.prediction import (
 from utils.commands.sources import Source, find_images
 from utils.commands.stream import run_stream
 from utils.regions import Region
+from utils.system.errors import UserError
 from utils.system.files import make_folder, printable, replacing
 from utils.system.program import INTERRUPTED
 
@@ -169,7 +170,7 @@ def run(args: argparse.Namespace) -> None:
         run_stream(args)
         return
     if args.format is not None:
-        raise ValueError("--format is of the rows of -, which reads paths from stdin; leave it out")
+        raise UserError("--format is of the rows of -, which reads paths from stdin; leave it out")
     folder = args.output or FOLDER
     sources = find_images(args.images, folder)
     make_folder(folder, "--output")

@@ -18,6 +18,7 @@ from datasets.notes import Notes
 from datasets.preprocessing import Box, crop_box
 from utils.commands.sources import MAPS, MASKS, OVERLAYS, Source
 from utils.regions import Region, draw_regions, find_regions
+from utils.system.errors import UserError
 from utils.system.files import printable, replacing
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def load(path: Path, detector: Detector, notes: Notes | None = None) -> Loaded:
             look_at_image(image, path, preprocessing, notes)
         image = to_rgb(image, path, preprocessing)
         return Loaded(image, detector.prepare(image, path))
-    except (OSError, ValueError) as error:
+    except UserError as error:
         return Loaded(error=describe(error))
 
 

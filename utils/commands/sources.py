@@ -8,6 +8,7 @@ from typing import NamedTuple
 from datasets.folders import is_junk
 from datasets.images import IMAGE_SUFFIXES
 from datasets.mvtec import is_image
+from utils.system.errors import UserError
 from utils.system.files import make_unique
 
 OVERLAYS, MASKS, MAPS = FOLDERS = "overlays", "masks", "maps"  # of the results
@@ -42,7 +43,7 @@ def find_images(given: Sequence[Path], output: Path) -> list[Source]:
                 relative = path.relative_to(root) if path != root else Path(path.name)
                 sources.append(Source(path, make_unique(str(relative.with_suffix("")), taken)))
     if not sources:
-        raise FileNotFoundError(
+        raise UserError(
             f"no images in {', '.join(map(str, given))}; accepted are {', '.join(IMAGE_SUFFIXES)}"
         )
     return sources
@@ -62,15 +63,15 @@ def check_image(path: Path, results: set[Path]) -> None:
     """
     _refuse_results(path, results)
     if not os.path.lexists(path):
-        raise FileNotFoundError(f"no file or folder {path}; give images or folders of images")
+        raise UserError(f"no file or folder {path}; give images or folders of images")
     if not is_image(path):
-        raise ValueError(f"{path} is no image; accepted are {', '.join(IMAGE_SUFFIXES)}")
+        raise UserError(f"{path} is no image; accepted are {', '.join(IMAGE_SUFFIXES)}")
 
 
 def _refuse_results(path: Path, results: set[Path]) -> None:
     real = Path(os.path.realpath(path))
     if results & {real, *real.parents}:
-        raise ValueError(f"{path} is among the results in --output; choose another --output")
+        raise UserError(f"{path} is among the results in --output; choose another --output")
 
 
 def _list_images(root: Path, results: set[Path]) -> list[Path]:
@@ -97,6 +98,6 @@ def _walk(root: Path, results: set[Path]) -> Iterator[Path]:
 
 
 def _refuse_folder(error: OSError) -> None:
-    raise OSError(
+    raise UserError(
         f"cannot read folder {error.filename}: {error.strerror}; make it readable or take it away"
     ) from error

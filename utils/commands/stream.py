@@ -30,6 +30,7 @@ from utils.commands.prediction import (
     to_cells,
 )
 from utils.commands.sources import Source, check_image, find_results
+from utils.system.errors import UserError
 from utils.system.files import make_folder, printable
 from utils.system.program import INTERRUPTED
 
@@ -50,11 +51,11 @@ def run_stream(args: argparse.Namespace) -> None:
     """
     for name in ("stdin", "stdout"):
         if getattr(sys, name) is None:
-            raise ValueError(f"{name} is closed; - reads paths from stdin and answers on stdout")
+            raise UserError(f"{name} is closed; - reads paths from stdin and answers on stdout")
     if len(args.images) > 1:
-        raise ValueError("- reads paths from stdin; give it alone, without other images")
+        raise UserError("- reads paths from stdin; give it alone, without other images")
     if args.output is None and (args.masks or args.maps != "none"):
-        raise ValueError("--masks and --maps write files; give a folder for them by --output")
+        raise UserError("--masks and --maps write files; give a folder for them by --output")
     folder = args.output and make_folder(args.output, "--output")
     detector = load_detector(args, sys.stderr)
     output = make_output(args, choose_thresholds(args, detector.model.thresholds), folder)
@@ -87,11 +88,11 @@ def answer_line(line: bytes, detector: Detector, output: Output) -> Prediction:
     path, name = Path(text), ""
     try:
         if not line:
-            raise ValueError("the line is empty; give the path of an image")
+            raise UserError("the line is empty; give the path of an image")
         check_image(path, find_results(output.folder) if output.folder else set())
         name = name_files(path)
         loaded = load(path, detector)
-    except (OSError, ValueError) as error:
+    except UserError as error:
         loaded = Loaded(error=describe(error))
     anomaly_map = None if loaded.error else detector.score_batch(loaded.prepared[None])[0]
     answer = finish_image(detector, output, Source(path, name), loaded, anomaly_map)

@@ -45,6 +45,7 @@ from utils.commands.study_tables import (
 )
 from utils.report.tables import Table, to_markdown, to_text
 from utils.system.device import device_name
+from utils.system.errors import UserError
 from utils.system.files import make_folder, replacing
 
 if TYPE_CHECKING:
@@ -177,7 +178,7 @@ def run(args: argparse.Namespace) -> None:
         OSError, ValueError: if an argument, the data, the weights or the folder is unusable.
     """
     if args.data_path is None:
-        raise ValueError("give --data_path PATH, a folder of images")
+        raise UserError("give --data_path PATH, a folder of images")
     preprocessing = read_preprocessing(args)
     names = choose_studies(args, preprocessing)
     datasets = load_all(
@@ -216,7 +217,7 @@ def choose_studies(args: argparse.Namespace, preprocessing: Preprocessing) -> li
     """
     names = list(dict.fromkeys(args.study))
     if "rotation" in names and preprocessing[:2] != DEFAULT[:2]:
-        raise ValueError(
+        raise UserError(
             f"--study rotation is defined for --resize {DEFAULT.resize} --crop {DEFAULT.crop}; "
             "leave these out or choose other studies"
         )

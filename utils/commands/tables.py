@@ -28,6 +28,7 @@ from utils.report.tables import (
     to_markdown,
     write_tables,
 )
+from utils.system.errors import UserError
 from utils.system.files import replacing
 
 START, END = "<!-- written by: python main.py tables -->\n", "<!-- end of the tables -->\n"
@@ -175,7 +176,7 @@ def read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is damaged: no text in UTF-8; restore it") from error
+        raise UserError(f"{path} is damaged: no text in UTF-8; restore it") from error
 
 
 def fill_in(
@@ -189,7 +190,7 @@ def fill_in(
     before, found_start, rest = text.partition(start)
     _, found_end, after = rest.partition(end)
     if not found_start or not found_end:
-        raise ValueError(f"{name} has lost the lines {start.strip()} and {end.strip()}")
+        raise UserError(f"{name} has lost the lines {start.strip()} and {end.strip()}")
     return f"{before}{start}\n{content}\n{end}{after}"
 
 

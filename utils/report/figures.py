@@ -9,6 +9,7 @@ from tqdm import tqdm
 from datasets.dataset import ImageDataset
 from utils.evaluation import Evaluation, ScoredImages
 from utils.plot import Localisation, choose_suffix, figure_size, plot_localisations
+from utils.system.errors import UserError
 from utils.system.files import shorten
 
 FOLDER = "figures"
@@ -73,7 +74,7 @@ def draw_figures(
     try:
         for path in bar:
             files.append(path)
-    except OSError as error:
+    except UserError as error:
         problem = f"figures are missing: {error}"
     names = {i: path.as_posix() for i, path in paths.items()}
     written = dict(list(names.items())[: len(files)])

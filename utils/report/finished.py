@@ -21,6 +21,7 @@ from utils.report.results import (
     ImageResult,
     RateResult,
 )
+from utils.system.errors import UserError
 from utils.system.files import replacing, shorten
 
 FORMAT = 4
@@ -114,12 +115,12 @@ def _read(path: Path) -> ClassRecord:
         written = content.get("format")
         if written == FORMAT:
             if content["sha256"] != _sha256(json.dumps(content["record"])):
-                raise ValueError("its content was changed")
+                raise UserError("its content was changed")
             record = _from_json(content["record"])
     except DAMAGE as error:
-        raise ValueError(f"is damaged ({type(error).__name__})") from error
+        raise UserError(f"is damaged ({type(error).__name__})") from error
     if written != FORMAT:
-        raise ValueError("was written by another version")
+        raise UserError("was written by another version")
     return record
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.metrics import METRICS, RocCurve
+from utils.system.errors import UserError
 from utils.system.files import replacing
 
 FORMAT = 2  # of metrics.json
@@ -209,11 +210,11 @@ def read_run(path: Path) -> Run:
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError) as error:
         raise damaged(path, error) from error
     if found != FORMAT:
-        raise ValueError(
+        raise UserError(
             f"{path} has format {found}, this version reads {FORMAT}; run main.py again"
         )
     if len({result.seed for result in results}) > 1:
-        raise ValueError(
+        raise UserError(
             f"{path} holds several draws of channels, as older versions wrote; run main.py again"
         )
     return run
@@ -235,7 +236,7 @@ def check_results(results: Sequence[ClassResult]) -> None:
             a metric is not in [0, 1].
     """
     if not results:
-        raise ValueError("no class")
+        raise UserError("no class")
     for result in results:
         texts = [result.class_name, *result.notes]
         counts = [result.seed, result.n_train, result.n_test]
@@ -244,11 +245,11 @@ def check_results(results: Sequence[ClassResult]) -> None:
         if not all(type(count) is int for count in counts):
             raise TypeError(f"a seed or a number of images of {result.class_name} is no integer")
         if set(result.metrics) != set(METRICS) or set(result.seconds) != set(STAGES):
-            raise ValueError(f"metrics or seconds of {result.class_name}")
+            raise UserError(f"metrics or seconds of {result.class_name}")
         if not all(value is None or 0 <= value <= 1 for value in result.metrics.values()):
-            raise ValueError(f"a metric of {result.class_name} is not in [0, 1]")
+            raise UserError(f"a metric of {result.class_name} is not in [0, 1]")
         if not all(value >= 0 for value in result.seconds.values()):
-            raise ValueError(f"seconds of {result.class_name} are negative")
+            raise UserError(f"seconds of {result.class_name} are negative")
 
 
 def _metrics_row(result: ClassResult) -> dict[str, Any]:

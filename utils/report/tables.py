@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from datasets import demo, mvtec
 from utils.backbone import LAYERS
 from utils.report.results import METRICS, Run
+from utils.system.errors import UserError
 from utils.system.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -215,7 +216,7 @@ def read_published(path: Path) -> Published:
                 for row in csv.DictReader(file)
             }
     except (KeyError, TypeError, ValueError, csv.Error) as error:
-        raise ValueError(f"{path} is damaged ({error!r}); restore it") from error
+        raise UserError(f"{path} is damaged ({error!r}); restore it") from error
 
 
 def write_tables(folder: Path, tables: Sequence[Table]) -> None:
@@ -267,5 +268,5 @@ def _share(text: str) -> float:
     """A number in [0, 1]; anything else is an error."""
     value = float(text)
     if not 0 <= value <= 1:
-        raise ValueError(f"{text} is not in [0, 1]")
+        raise UserError(f"{text} is not in [0, 1]")
     return value

@@ -8,6 +8,8 @@ import sys
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+from utils.system.errors import UserError
+
 if TYPE_CHECKING:
     import torch
 
@@ -37,7 +39,7 @@ def choose_device(name: str, local_rank: int = 0) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     there = ["auto", "cpu"] + ["cuda"] * (count > 0) + [f"cuda:{i}" for i in range(count)]
     if name not in there:
-        raise ValueError(f"--device {name} is not on this machine; choose from {', '.join(there)}")
+        raise UserError(f"--device {name} is not on this machine; choose from {', '.join(there)}")
     if name == "cuda" and local_rank:
         name = f"cuda:{local_rank % count}"
     device = torch.device(name)

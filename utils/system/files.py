@@ -12,6 +12,8 @@ from shutil import rmtree
 import psutil
 from safetensors import SafetensorError
 
+from utils.system.errors import UserError
+
 LONGEST_NAME = 200  # bytes; most file systems allow 255, of which suffixes take some
 
 
@@ -34,7 +36,7 @@ def replacing(path: Path) -> Iterator[Path]:
         (folder / path.name).replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise OSError(
+        raise UserError(
             f"cannot write {path}: {reason}; make room, or choose another folder"
         ) from error
     finally:
@@ -62,12 +64,12 @@ def make_folder(path: Path, option: str = "--save_path") -> Path:
         with tempfile.TemporaryFile(dir=path):
             return path
     except OSError as error:
-        raise OSError(
+        raise UserError(
             f"cannot write in {path}: {error.strerror}; choose another {option}"
         ) from error
 
 
-def find_output_error(error: Exception) -> OSError | None:
+def find_output_error(error: Exception) -> UserError | None:
     """Why standard output cannot be written, if this is why the program ended with error.
 
     What was not written yet is dropped then: Python would try again at exit, and fail with several
@@ -79,7 +81,7 @@ def find_output_error(error: Exception) -> OSError | None:
     except OSError as lost:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         found = lost
-    return found and OSError(
+    return found and UserError(
         f"cannot write to standard output: {found.strerror}; send it elsewhere and repeat the "
         "command: what is finished is kept"
     )

@@ -6,6 +6,8 @@ from typing import NamedTuple
 import psutil
 import torch
 
+from utils.system.errors import UserError
+
 # Allowances, set by measurement so that a class does not exceed its estimate.
 BATCH_BYTES = 320  # per pixel of a batch: network, features, images decoded ahead
 LIBRARY_BYTES = 150_000_000  # what the libraries take after the estimate is made
@@ -93,7 +95,7 @@ def check_memory(class_name: str, work: Work, device: torch.device, n_processes:
     needed["memory"] = (n_processes * on_host, free_bytes())
     for place, (wanted, free) in needed.items():
         if wanted > free:
-            raise ValueError(
+            raise UserError(
                 f"{class_name} would take about {wanted / 1e9:.1f} GB of {place}, "
                 f"{max(free, 0) / 1e9:.1f} GB are free: lower --n_features, --crop, --resize or "
                 "--batch_size, or start fewer processes"

@@ -19,6 +19,7 @@ from datetime import timedelta
 from typing import Any, NamedTuple, NoReturn
 
 from utils.system.device import count_cores
+from utils.system.errors import UserError
 
 TIMEOUT = timedelta(days=7)  # the leader may wait for another process's classes
 LOST = "another process of the run has ended; finished classes are kept: repeat the command"
@@ -141,7 +142,7 @@ def _reporting_loss() -> Iterator[None]:
         yield
     except RuntimeError as error:
         _ignore_signals()
-        raise ConnectionError(LOST) from error
+        raise UserError(LOST) from error
 
 
 def _stop(number: int, *_: Any) -> NoReturn:

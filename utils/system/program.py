@@ -3,12 +3,17 @@
 import gc
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from io import TextIOWrapper
 from typing import Any
 
+from utils.system.errors import UserError
 from utils.system.files import find_output_error
 from utils.system.lacks import INTERRUPTED, MISTAKE, explain_lack
+
+BUG = "this is a bug of this program, not a mistake of yours: please report the lines above"
+BUG_STATUS = 1
 
 
 def prepare_process() -> None:
@@ -32,13 +37,12 @@ def run_program(name: str, run: Callable[[Any], None], args: Any, kept: str = ""
 
     Args:
         name: of the program, at the beginning of that line.
-        run: may raise OSError and ValueError for whatever the user can mend.
+        run: raises UserError for whatever the user can mend.
         args: of run.
         kept: what a run that ends early leaves, for that line.
 
     Raises:
-        SystemExit: with MISTAKE or INTERRUPTED.
-        Exception: if it is a bug.
+        SystemExit: with MISTAKE or INTERRUPTED, or with BUG_STATUS after a bug's traceback.
     """
     try:
         run(args)
@@ -49,9 +53,11 @@ def run_program(name: str, run: Callable[[Any], None], args: Any, kept: str = ""
     except Exception as error:
         message = explain(error)
         if message is None:
-            raise
+            traceback.print_exc()
+            print(f"{name}: {BUG}", file=sys.stderr)
+            sys.exit(BUG_STATUS)
         # what a mistake leaves is said by its own message
-        rest = f"; {kept}" if kept and not isinstance(error, (OSError, ValueError)) else ""
+        rest = f"; {kept}" if kept and not isinstance(error, UserError) else ""
         print(f"{name}: error: {message}{rest}", file=sys.stderr)
         sys.exit(MISTAKE)
     finally:
@@ -62,6 +68,6 @@ def run_program(name: str, run: Callable[[Any], None], args: Any, kept: str = ""
 def explain(error: Exception) -> str | None:
     """One line on what went wrong, if the user can mend it; None for a bug."""
     error = find_output_error(error) or error
-    if isinstance(error, (OSError, ValueError)):
+    if isinstance(error, UserError):
         return " ".join(str(error).split())
     return explain_lack(error)
