@@ -191,9 +191,9 @@ def write_files(
     if output.min_area > 1:
         mask = draw_regions(anomaly_map, output.pixel_threshold, regions)
     if output.has_overlay(anomalous):
-        from utils.plot import choose_suffix, plot_overlay  # imports matplotlib
+        from utils.plot import plot_overlay  # imports matplotlib
 
-        path = output.folder / OVERLAYS / f"{name}{choose_suffix(image.size)}"
+        path = output.folder / OVERLAYS / f"{name}.jpg"
         plot_overlay(path, image, anomaly_map, SCALE * detector.model.thresholds.pixel, mask)
     if output.masks:
         with replacing(output.folder / MASKS / f"{name}.png") as temporary:

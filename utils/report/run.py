@@ -62,8 +62,8 @@ class RunReport:
             self._fingerprints[test.class_name] = fingerprint
             if not self._is_finished(test.class_name, fingerprint):
                 self.unfinished.append((train, test))
-        if leads:
-            self._begin_metrics()
+        if leads:  # the rows of the other classes are added one by one
+            write_metrics(self.folder, read_records(self.folder, self._settings_sha256))
 
     def _is_finished(self, class_name: str, fingerprint: str) -> bool:
         """Whether a class need not run; if it must, its record leaves the report of this run."""
@@ -80,14 +80,6 @@ class RunReport:
         if record.settings_sha256 == self._settings_sha256:
             discard_record(self.folder, class_name)
         return False
-
-    def _begin_metrics(self) -> None:
-        """Write metrics.csv of the finished classes; the others' rows are added one by one."""
-        results = [record.result for record in read_records(self.folder, self._settings_sha256)]
-        if results:
-            write_metrics(self.folder, results)
-        else:
-            (self.folder / "metrics.csv").unlink(missing_ok=True)
 
     def begin_class(self, train: ImageDataset, test: ImageDataset) -> ClassReport:
         """The report of a class that is run now; prints what of its files is taken."""
