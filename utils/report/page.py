@@ -99,13 +99,13 @@ class Section:
 
     @cached_property
     def counts(self) -> dict[str, int]:
-        """How many images have each verdict of the threshold that is possible."""
-        return count_verdicts(self.images, self.threshold)
+        """How many images have each verdict of the threshold; empty without one."""
+        return {} if self.threshold is None else count_verdicts(self.images, self.threshold)
 
     @property
     def kinds(self) -> list[str]:
         """The words with which these verdicts begin, as "right"."""
-        return list(dict.fromkeys(verdict.partition(":")[0] for verdict in self.counts if verdict))
+        return list(dict.fromkeys(verdict.partition(":")[0] for verdict in self.counts))
 
     @property
     def groups(self) -> list[tuple[str, Sequence[Shown]]]:
@@ -137,7 +137,7 @@ def judge(label: str, score: float | None, threshold: float | None) -> str:
     return "" if threshold is None else VERDICTS[label][score < threshold]
 
 
-def count_verdicts(images: Sequence[Shown], threshold: float | None) -> dict[str, int]:
+def count_verdicts(images: Sequence[Shown], threshold: float) -> dict[str, int]:
     """How many images have each verdict that images with such labels can have."""
     found = Counter(judge(image.label, image.score, threshold) for image in images)
     labels = {image.label for image in images}
@@ -224,7 +224,7 @@ def _describe_image(record: ClassRecord, image: ImageResult, threshold: float | 
         picture=Picture(image.figure, record.figure_size),
         alt=f"{image.defect_type} {image.image}: {', '.join(record.panels)}",
         defect_type=image.defect_type,
-        details=[label] if best in ("", found) else [label, f"with the oracle {best}"],
+        details=[label] if best in ("", found) else [label, f"oracle: {best.split(': ')[1]}"],
     )
 
 
