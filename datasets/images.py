@@ -128,13 +128,13 @@ def _decode_netpbm(image: Image.Image) -> Image.Image:
     stored = np.dtype(">u2" if highest > 255 else "u1")
     shape = (image.height, image.width, len(image.getbands()))
     image.fp.seek(offset)
-    content = image.fp.read(prod(shape) * stored.itemsize)
+    content = image.fp.read()
     if len(content) < prod(shape) * stored.itemsize:
         raise UserError("the file is truncated")
     kind = np.uint16 if image.mode == "I" else np.uint8
     most = np.iinfo(kind).max
     scaled = np.round(np.arange(np.iinfo(stored).max + 1) / highest * most).clip(max=most)
-    pixels = scaled.astype(kind)[np.frombuffer(content, stored)].reshape(shape)
+    pixels = scaled.astype(kind)[np.frombuffer(content, stored, prod(shape))].reshape(shape)
     decoded = Image.fromarray(pixels if shape[2] == 3 else pixels[..., 0])
     decoded.info = image.info
     return decoded
