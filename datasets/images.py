@@ -20,7 +20,7 @@ IMAGE_SUFFIXES = (
     *(".pgm", ".ppm", ".pbm", ".pnm"),
 )
 # whatever the suffix; for PostScript, for example, Pillow would start another program
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM")
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM", "GIF")
 # Pillow's own limit, but it warns from half of it on; so the number is checked here instead
 MOST_PIXELS = 2 * 89_478_485
 Image.MAX_IMAGE_PIXELS = None
