@@ -144,7 +144,10 @@ def test_scores_are_drawn_on_one_scale(write):
     # from 1 to 9, 5 is halfway and 3 a quarter of the way; both thresholds cross both lanes
     cuts = [("cut", "50.00%"), ("cut oracle", "25.00%")]
     assert strokes == [("stroke", "100.00%"), *cuts, ("stroke", "0.00%"), *cuts]
-    assert page.values("svg", "aria-label") == ["1 score from 9.00 to 9.00", "1 score from 1.00 to 1.00"]
+    assert page.values("svg", "aria-label") == [
+        "1 score from 9.00 to 9.00",
+        "1 score from 1.00 to 1.00",
+    ]
     (mark,) = page.all("input", type="range")
     assert [mark.attributes[name] for name in ("min", "max", "value")] == ["1.0", "9.0", "5.0"]
     assert "hidden" in mark.attributes  # until the script shows it

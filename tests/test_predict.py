@@ -15,7 +15,6 @@ from datasets.loading import Loader
 from datasets.preprocessing import Preprocessing, crop_box
 from tests.conftest import write_image
 from tests.helpers import MAIN, SMALL, defective, good_images
-from utils import plot
 from utils.commands import predict, prediction
 from utils.commands.prediction import COLUMNS, find_peak
 from utils.commands.sources import find_images
@@ -160,13 +159,6 @@ def test_overlays_are_of_the_images_asked_for(overlays, names, run, command, new
     low, high = sorted(float(row["score"]) for row in read_rows())
     run(*command, new, "--overlays", overlays, "--threshold", (low + high) / 2)
     assert sorted(path.stem for path in Path("predictions/overlays").glob("*.jpg")) == names
-
-
-def test_image_that_is_too_long_for_jpeg_has_an_overlay_in_png(run, command, new, monkeypatch):
-    monkeypatch.setattr(plot, "LONGEST_JPEG", 150)
-    assert run(*command, new).returncode == 0
-    assert Path("predictions/overlays/good.jpg").is_file()
-    assert pixels("predictions/overlays/line 1/größe.png").shape == (127, 151, 3)
 
 
 def test_without_overlays_matplotlib_is_not_imported(command, new, tmp_path):

@@ -3,7 +3,7 @@
 Reference: upstream's main.py, plot_fig.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from io import BytesIO
@@ -44,7 +44,7 @@ MARGIN, TITLES, COLOUR_BAR = 12, 52, 84
 
 
 class Localisation(NamedTuple):
-    """One localisation figure: the .jpg file to write, text above the panels, and what they show."""
+    """A localisation figure: the .jpg file to write, text above the panels, and what they show."""
 
     path: Path
     title: str

@@ -14,7 +14,7 @@ from statistics import fmean
 
 from datasets import mvtec
 from utils import backbone
-from utils.report.results import METRICS, Run, damaged, read_run
+from utils.report.results import METRICS, Run, read_run
 from utils.report.tables import (
     COMPARED,
     ROOT,
@@ -160,11 +160,7 @@ def read_tables(path: Path) -> list[Table]:
     Raises:
         OSError, ValueError: as read_run and read_all_published.
     """
-    run = read_run(path)
-    try:
-        return run_tables(run)
-    except (AttributeError, KeyError, TypeError) as error:  # wrong settings
-        raise damaged(path, error) from error
+    return run_tables(read_run(path))
 
 
 def read_text(path: Path) -> str:

@@ -87,9 +87,8 @@ def _read(path: Path) -> ClassRecord | None:
     """The record in a file; None if it cannot be used, or if another run has just removed it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT or content["sha256"] != _sha256(json.dumps(content["record"])):
-            return None
-        return _from_json(content["record"])
+        is_whole = content["sha256"] == _sha256(json.dumps(content["record"]))
+        return _from_json(content["record"]) if is_whole and content["format"] == FORMAT else None
     except DAMAGE:
         return None
 

@@ -123,11 +123,11 @@ class ClassRecord:
         return [self._try_rate(self.deployed.at(rate)) for rate in asked]
 
     def _try_rate(self, thresholds: Thresholds) -> Rate:
-        reached = {
-            label: [image.score >= thresholds.image for image in self.images if image.label == label]
-            for label in (0, 1)
-        }
-        fractions = (sum(found) / len(found) if found else None for found in reached.values())
+        fractions = []
+        for label in (0, 1):
+            scores = [image.score for image in self.images if image.label == label]
+            n_reached = sum(score >= thresholds.image for score in scores)
+            fractions.append(n_reached / len(scores) if scores else None)
         return Rate(thresholds.target_fpr, thresholds.image, *fractions)
 
 
