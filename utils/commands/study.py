@@ -41,12 +41,11 @@ from utils.commands.study_tables import (
     plot_sizes,
     plot_studies,
     size_table,
-    write_csv,
 )
 from utils.report.tables import Table, to_markdown, to_text
 from utils.system.device import device_name
 from utils.system.errors import UserError
-from utils.system.files import make_folder, replacing
+from utils.system.files import make_folder, replacing, write_csv
 
 if TYPE_CHECKING:
     from utils.commands.study_methods import ClassFeatures, Setup
@@ -288,7 +287,7 @@ def write_studies(
     data = args.data_path.resolve().name
     tables = []
     for name, of_study in rows.items():
-        write_csv(folder / f"{name}.csv", of_study)
+        write_csv(folder / f"{name}.csv", list(of_study[0]), map(dict.values, of_study))
         title = f"{args.arch} on {data}: {STUDIES[name].title}"
         make_table = TABLES.get(name, accuracy_table)
         tables.append(make_table(title, of_study, [*STUDIES[name].notes, origin]))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
@@ -16,17 +15,6 @@ MEGABYTE = 10**6
 OWN_PLOT = ("cost", "size")  # studies that are not drawn as the others are
 
 Row = Mapping[str, Any]
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of the same columns, unrounded."""
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
 
 
 def accuracy_table(title: str, rows: Sequence[Row], notes: Sequence[str]) -> Table:

@@ -1,13 +1,15 @@
 """Files that appear under their name only when they are complete, and output that is lost."""
 
+import csv
 import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
+from typing import Any
 
 import psutil
 from safetensors import SafetensorError
@@ -51,6 +53,17 @@ def _remove_leftovers(hidden: Path) -> None:
         for folder in hidden.iterdir():
             if not psutil.pid_exists(int(folder.name)):
                 rmtree(folder, ignore_errors=True)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file; file names that are not UTF-8 are written as their bytes."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def make_folder(path: Path, option: str = "--save_path") -> Path:
