@@ -8,7 +8,6 @@ those that need the network, on near copies and false alarms. Exit status: 0 wit
 with problems, 2 for a wrong argument.
 """
 
-import argparse
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +22,7 @@ from datasets.folders import list_folders, scan
 from datasets.layouts import BY_NAME, LAYOUTS, Layout, find_classes
 from datasets.mvtec import COUNTS, Counts
 from datasets.notes import Notes
-from utils.commands.options import add_data_options, read_preprocessing
+from utils.settings import DataSettings
 from utils.system.device import count_cores
 from utils.system.errors import UserError
 
@@ -40,46 +39,45 @@ class Problems(Notes):
         self.problems[str(error)] = None
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add_data_options(parser)
+Settings = DataSettings
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: DataSettings) -> None:
     """Print a line for each problem and note, and a summary; exit with status 1 on a problem.
 
     Raises:
         FileNotFoundError: if data_path has no class.
         ValueError: if data_path is not given, or lacks one of the classes.
     """
-    if args.data_path is None:
-        raise UserError("give --data_path PATH, a folder of images")
-    layout, found = find_classes(args.data_path, args.dataset, args.normal)
-    if args.class_name:
-        _, found = choose_classes(args.data_path, args.class_name, args.dataset, args.normal)
+    settings.require_data()
+    layout, found = find_classes(settings.data_path, settings.dataset, settings.normal)
+    if settings.class_name:
+        _, found = choose_classes(
+            settings.data_path, settings.class_name, settings.dataset, settings.normal
+        )
     n_problems = 0
     for class_name in found:
-        problems, notes = check_class(args, layout, class_name)
+        problems, notes = check_class(settings, layout, class_name)
         for line in [*problems, *(f"note: {note}" for note in notes)]:
             print(line, flush=True)
         n_problems += len(problems)
     of_authors = [LAYOUTS[name] for name in LAYOUTS if name not in BY_NAME]
-    if not args.class_name and layout not in of_authors:
-        for name in _other_folders(args.data_path, found):
-            print(f"note: {args.data_path / name} is no class: no folder of good images")
+    if not settings.class_name and layout not in of_authors:
+        for name in _other_folders(settings.data_path, found):
+            print(f"note: {settings.data_path / name} is no class: no folder of good images")
     print(f"{len(found)} classes checked, {n_problems} problems", flush=True)
     if n_problems:
         sys.exit(1)
 
 
 def check_class(
-    args: argparse.Namespace, layout: Layout, class_name: str
+    settings: DataSettings, layout: Layout, class_name: str
 ) -> tuple[list[str], list[str]]:
     """Read all files of a class as a run does; return what a run would refuse, and its notes."""
     notes = Problems()
-    preprocessing = read_preprocessing(args)
-    names = args.data_path, class_name, layout, preprocessing
-    train, test = load_splits(*names, args.invert_masks, notes)
+    preprocessing = settings.preprocessing
+    names = settings.data_path, class_name, layout, preprocessing
+    train, test = load_splits(*names, settings.invert_masks, notes)
     reads = [partial(_read, data, i) for data in (train, test) for i in range(len(data))]
     with ThreadPoolExecutor(count_cores()) as pool:
         errors = pool.map(lambda read: read(), reads)
@@ -93,7 +91,7 @@ def check_class(
     counts = Counts(len(train), len(test) - n_defective, n_defective)
     if layout == LAYOUTS["mvtec"] and counts != COUNTS.get(class_name, counts):
         published = f"MVTec AD as published has {COUNTS[class_name]}"
-        sentences.append(f"{args.data_path / class_name} holds {counts}; {published}")
+        sentences.append(f"{settings.data_path / class_name} holds {counts}; {published}")
     return list(notes.problems), sentences
 
 

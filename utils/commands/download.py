@@ -7,10 +7,10 @@ Repeat the command to resume an interrupted download. Nothing is unpacked before
 sha256 was verified, and a class is moved to its place only when all classes are unpacked.
 """
 
-import argparse
 import hashlib
 import shutil
 import tarfile
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -19,7 +19,7 @@ from urllib.request import Request, urlopen
 from tqdm import tqdm
 
 from datasets.mvtec import COUNTS, Counts
-from utils.commands.options import add_option
+from utils.settings import option
 from utils.system.errors import UserError
 from utils.system.files import make_folder
 
@@ -44,46 +44,36 @@ CHUNK = 2**18  # bytes; a connection that stalls loses less than this
 PARTIAL_CONTENT = 206  # status of an answer that begins where the request says
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add_option(
-        parser,
-        "data_path",
-        "folder for the classes; made if need be",
-        type=Path,
-        required=True,
-        metavar="PATH",
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to download, and where to."""
+
+    data_path: Path = option(
+        None, "folder for the classes; made if need be", parse=Path, required=True, metavar="PATH"
     )
-    add_option(
-        parser,
-        "accept_license",
-        "accept the licence of MVTec AD, CC BY-NC-SA 4.0: not for commercial use",
-        action="store_true",
+    accept_license: bool = option(
+        False, "accept the licence of MVTec AD, CC BY-NC-SA 4.0: not for commercial use"
     )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--url", help="another address of the same file", default=URL)
-    source.add_argument(
-        "--archive",
-        help="the file, downloaded by hand; it is left where it is",
-        type=Path,
-        metavar="FILE",
+    url: str = option(URL, "another address of the same file", metavar="URL")
+    archive: Path | None = option(
+        None, "the file, downloaded by hand; it is left where it is", parse=Path, metavar="FILE"
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: Settings) -> None:
     """Put MVTec AD into data_path, unless it is there already."""
     print(LICENSE)
-    data_path, archive = args.data_path, args.archive
+    data_path, archive = settings.data_path, settings.archive
     if not find_missing(data_path):
         print(f"{data_path} holds all {len(COUNTS)} classes: nothing to download")
         return
-    if not args.accept_license:
+    if not settings.accept_license:
         raise UserError(f"the licence of MVTec AD ({PAGE}) must be accepted: give --accept_license")
     make_folder(data_path, "--data_path")
     if archive is None:
         part = data_path / PART
-        fetch(args.url, part)
-        verify(part, args.url)
+        fetch(settings.url, part)
+        verify(part, settings.url)
         unpack(part, data_path)
         part.unlink()
     elif archive.is_file():

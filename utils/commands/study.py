@@ -11,10 +11,10 @@ Reference: Defard et al., arXiv 2011.08785, section V.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
 from inspect import getdoc
@@ -28,12 +28,6 @@ from tqdm import tqdm
 from datasets.dataset import load_all
 from datasets.preprocessing import DEFAULT, Preprocessing
 from utils import backbone
-from utils.commands.options import (
-    add_experiment_options,
-    add_option,
-    at_least,
-    read_preprocessing,
-)
 from utils.commands.study_tables import (
     ACCURACY,
     ALL_METRICS,
@@ -46,6 +40,7 @@ from utils.commands.study_tables import (
     plot_studies,
 )
 from utils.report.tables import Table, to_markdown, to_text
+from utils.settings import MethodSettings, at_least, option
 from utils.system.device import device_name
 from utils.system.errors import UserError
 from utils.system.files import make_folder, replacing, write_csv
@@ -105,60 +100,51 @@ STUDIES = {
 }
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options; all with underscores may be written with hyphens."""
-    add_experiment_options(parser)
-    add_option(
-        parser,
-        "study",
-        "studies to make (default: all)",
-        nargs="+",
-        choices=STUDIES,
-        default=list(STUDIES),
+@dataclass(frozen=True, kw_only=True)
+class Settings(MethodSettings):
+    """Which studies to make."""
+
+    study: list[str] = option(
+        lambda: list(STUDIES), "studies to make (default: all)", several=True, choices=STUDIES
     )
-    add_option(
-        parser,
-        "arch",
+    arch: str = option(
+        "resnet18",
         "network (default: %(default)s, the one that the paper's tables I and II study)",
         choices=backbone.BACKBONES,
-        default="resnet18",
     )
-    add_option(
-        parser,
-        "seeds",
+    seeds: int = option(
+        SEEDS,
         "draws of channels (dimensions, draws) and versions of the images (rotation), with seeds "
-        "counting up from --seed (default: %(default)s)",
-        type=at_least(1),
-        default=SEEDS,
+        "counting up from --seed",
+        parse=at_least(1),
         metavar="K",
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: Settings) -> None:
     """Make the studies class by class, and write the rows so far after each class."""
-    if args.data_path is None:
-        raise UserError("give --data_path PATH, a folder of images")
-    preprocessing = read_preprocessing(args)
+    settings.require_data()
+    preprocessing = settings.preprocessing
     draws = {
-        seed: backbone.draw_channels(args.arch, seed, args.n_features, args.layers)
-        for seed in range(args.seed, args.seed + args.seeds)
+        seed: backbone.draw_channels(settings.arch, seed, settings.n_features, settings.layers)
+        for seed in range(settings.seed, settings.seed + settings.seeds)
     }
-    names = choose_studies(args, preprocessing, len(draws[args.seed]))
+    names = choose_studies(settings, preprocessing, len(draws[settings.seed]))
     datasets = load_all(
-        args.data_path,
-        args.dataset,
-        args.class_name,
+        settings.data_path,
+        settings.dataset,
+        settings.class_name,
         preprocessing,
-        args.invert_masks,
-        args.normal,
+        settings.invert_masks,
+        settings.normal,
     )
-    folder = make_folder(args.save_path / "studies" / args.arch)
+    folder = make_folder(settings.save_path / "studies" / settings.arch)
     if not names:
         return
 
     from utils.commands.study_methods import ClassFeatures, make_setup  # torch takes 3 seconds
 
-    setup = make_setup(args, draws)
+    setup = make_setup(settings, draws)
     rows: dict[str, list[Row]] = {name: [] for name in names}
     for train, test in datasets:
         print(f"{test.class_name}: {len(train)} training images, {len(test)} test images")
@@ -168,22 +154,20 @@ def run(args: argparse.Namespace) -> None:
         for note in test.notes.sentences():
             print(f"({note})")
         del images  # free its memory before the next class is loaded
-        tables = write_studies(folder, rows, args, describe_origin(setup))
+        tables = write_studies(folder, rows, settings, describe_origin(setup))
     print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
 
 
-def choose_studies(
-    args: argparse.Namespace, preprocessing: Preprocessing, n_drawn: int
-) -> list[str]:
+def choose_studies(settings: Settings, preprocessing: Preprocessing, n_drawn: int) -> list[str]:
     """The studies to make, each once; draws only if the network draws channels by default."""
-    names = list(dict.fromkeys(args.study))
+    names = list(dict.fromkeys(settings.study))
     if "rotation" in names and preprocessing[:2] != DEFAULT[:2]:
         raise UserError(
             f"--study rotation is defined for --resize {DEFAULT.resize} --crop {DEFAULT.crop}; "
             "leave these out or choose other studies"
         )
-    if "draws" in names and n_drawn == sum(backbone.BACKBONES[args.arch].layer_channels):
-        print(f"no study of draws: {args.arch} uses all of its {n_drawn} channels")
+    if "draws" in names and n_drawn == sum(backbone.BACKBONES[settings.arch].layer_channels):
+        print(f"no study of draws: {settings.arch} uses all of its {n_drawn} channels")
         names.remove("draws")
     return names
 
@@ -208,19 +192,19 @@ def describe_origin(setup: Setup) -> str:
 
 
 def write_studies(
-    folder: Path, rows: Mapping[str, Sequence[Row]], args: argparse.Namespace, origin: str
+    folder: Path, rows: Mapping[str, Sequence[Row]], settings: Settings, origin: str
 ) -> list[Table]:
     """Write the files of all studies from their rows by name; return their tables."""
-    data = args.data_path.resolve().name
+    data = settings.data_path.resolve().name
     tables = []
     for name, of_study in rows.items():
         study = STUDIES[name]
         write_csv(folder / f"{name}.csv", list(of_study[0]), map(dict.values, of_study))
-        title = f"{args.arch} on {data}: {study.title}"
+        title = f"{settings.arch} on {data}: {study.title}"
         tables.append(make_table(title, of_study, study.columns, [*study.notes, origin]))
         with replacing(folder / f"{name}.md") as path:
             path.write_text(to_markdown(tables[-1]), encoding="utf-8", errors="backslashreplace")
-    title = f"PaDiM, {args.arch}, {data}"
+    title = f"PaDiM, {settings.arch}, {data}"
     plot_studies(
         folder / FIGURE, {name: rows[name] for name in rows if STUDIES[name].is_drawn}, title
     )

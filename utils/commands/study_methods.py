@@ -5,7 +5,6 @@ Each study is a generator that yields the rows of its CSV file.
 Reference: Defard et al., arXiv 2011.08785, section V.
 """
 
-import argparse
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +28,7 @@ from utils.features import (
 from utils.metrics import METRICS
 from utils.padim import PaDiM, image_scores
 from utils.report.tables import COMPARED
+from utils.settings import MethodSettings
 from utils.system.device import device_name
 
 DIMENSIONS = (100, 200)  # paper, table II
@@ -83,12 +83,12 @@ class Setup:
         yield "all channels", None, range(self.n_channels)
 
 
-def make_setup(args: argparse.Namespace, draws: Mapping[int, list[int]]) -> Setup:
-    """The network of the command's arguments and the draws, for all studies."""
-    extractor = load_extractor(args.arch, args.weights, args.device, args.precision)
-    print(f"{args.arch} on {device_name(extractor.device)}")
-    load = partial(load_batches, batch_size=args.batch_size, num_workers=args.num_workers)
-    return Setup(args.arch, extractor, load, draws, args.neighbourhood)
+def make_setup(settings: MethodSettings, draws: Mapping[int, list[int]]) -> Setup:
+    """The network of the settings and the draws, for all studies."""
+    extractor = load_extractor(settings.arch, settings.weights, settings.device, settings.precision)
+    print(f"{settings.arch} on {device_name(extractor.device)}")
+    load = partial(load_batches, batch_size=settings.batch_size, num_workers=settings.num_workers)
+    return Setup(settings.arch, extractor, load, draws, settings.neighbourhood)
 
 
 class ClassFeatures:

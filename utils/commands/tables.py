@@ -6,8 +6,8 @@ writes tables.md beside each metrics.json below results/measured/, all of these 
 results/README.md, and what is measured and published at a glance into README.md.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
@@ -46,11 +46,12 @@ WRITTEN = (
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options: it has none."""
+@dataclass(frozen=True)
+class Settings:
+    """The command has no options."""
 
 
-def run(args: argparse.Namespace) -> None:
+def run(_: Settings) -> None:
     """Write all tables, after all files that they are made from were read."""
     results = ROOT / "results"
     tables = {path: read_tables(path) for path in find_runs(results)}
