@@ -18,7 +18,7 @@ from threading import Timer
 from time import perf_counter
 from typing import NamedTuple
 
-from utils.system.files import replacing
+from utils.system.files import write_csv
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 FOLDER = "<folder>"  # in a command: a new folder for each run
@@ -133,10 +133,7 @@ def read_metrics(path: Path) -> dict[str, float | str]:
 
 def write_rows(path: Path, rows: Iterable[Row]) -> None:
     """Write measurements as CSV."""
-    with replacing(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(Row._fields)
-        writer.writerows(rows)
+    write_csv(path, Row._fields, rows)
 
 
 def read_rows(path: Path) -> list[Row]:

@@ -186,12 +186,16 @@ def study_layers(images: ClassFeatures) -> Iterator[Row]:
         yield images.row(f"layer {number}", n_channels, images.evaluate(scored))
         total = total + scored.anomaly_maps
         first += n_channels
-    summed = scored._replace(anomaly_maps=total, image_scores=image_scores(total))
-    yield images.row("layers 1+2+3", first, images.evaluate(summed))
+    yield images.row("layers 1+2+3", first, images.evaluate(replace_maps(scored, total)))
     yield images.row_of("concatenation", range(first))
     seed, channels = images.setup.first_draw
     if len(channels) < first:
         yield images.row_of(f"concatenation, Rd{len(channels)}", channels, seed)
+
+
+def replace_maps(scored: ScoredImages, anomaly_maps: np.ndarray) -> ScoredImages:
+    """The images with other maps; the image score is the maximum of its map."""
+    return scored._replace(anomaly_maps=anomaly_maps, image_scores=image_scores(anomaly_maps))
 
 
 def study_dimensions(images: ClassFeatures) -> Iterator[Row]:
