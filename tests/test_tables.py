@@ -14,6 +14,7 @@ from utils.commands.tables import (
     glance,
     glance_rows,
     read_tables,
+    tabulate_options,
 )
 from utils.report.results import Run, write_run
 from utils.report.tables import (
@@ -256,8 +257,9 @@ def test_committed_tables_are_what_the_committed_results_say():
         expected = "\n".join(map(to_markdown, read_tables(path)))
         assert path.with_name("tables.md").read_text() == expected
     readme, front = (path.read_text() for path in (results / "README.md", ROOT / "README.md"))
-    assert readme == fill_in("results/README.md", all_tables(results))
-    assert front == fill_in("README.md", glance(results), GLANCE_END)
+    assert readme == fill_in("results/README.md", {"tables": all_tables(results)})
+    parts = {"results at a glance": glance(results), "options": tabulate_options()}
+    assert front == fill_in("README.md", parts)
 
 
 @pytest.mark.parametrize(
