@@ -8,7 +8,6 @@ from tests.conftest import write_image
 from tests.records import SETTINGS, make_image, make_record
 from utils.report.finished import (
     discard_record,
-    fingerprint_class,
     make_fingerprint,
     read_record,
     read_records,
@@ -88,7 +87,8 @@ def fingerprint(tree):
     """A function that gives the fingerprint of a class of tree with settings."""
 
     def run(**settings):
-        return fingerprint_class(settings, tree, *load_splits(tree, "bolt"))
+        paths = (path for path in (tree / "bolt").rglob("*") if path.is_file())
+        return make_fingerprint(settings, tree, sorted(paths))
 
     return run
 
@@ -109,7 +109,8 @@ def test_fingerprint_depends_on_settings_images_and_masks(fingerprint, tree):
 def test_fingerprint_of_a_folder_that_was_moved_is_the_same(fingerprint, tree):
     first = fingerprint()
     moved = tree.rename(tree.with_name("moved"))
-    assert fingerprint_class({}, moved, *load_splits(moved, "bolt")) == first
+    paths = sorted(path for path in (moved / "bolt").rglob("*") if path.is_file())
+    assert make_fingerprint({}, moved, paths) == first
 
 
 def test_an_image_that_is_a_broken_link_is_named(tmp_path):

@@ -42,12 +42,7 @@ def draw_figures(
 ) -> Figures:
     """Write a figure for each image in scored.drawn to folder/figures/<class>.
 
-    Args:
-        folder: of the run.
-        test: the test images of the class.
-        scored: their scores, and the pixels of those to draw.
-        oracle_pixel: the pixel threshold of the predicted masks; None draws no such masks.
-        show_progress: whether a terminal shows a progress bar.
+    Predicted masks are those of the threshold oracle_pixel, if there is one.
     """
     panels = name_panels(test.has_masks, oracle_pixel is not None)
     place = Path(FOLDER, shorten(test.class_name))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from datasets.dataset import ImageDataset
 from datasets.images import unreadable
 from utils.metrics import RocCurve
 from utils.report.results import ClassRecord, ClassResult, ImageResult
@@ -36,15 +35,6 @@ def make_fingerprint(settings: Mapping[str, Any], root: Path, paths: Iterable[Pa
     return digest.hexdigest()
 
 
-def fingerprint_class(
-    settings: Mapping[str, Any], data_path: Path, train: ImageDataset, test: ImageDataset
-) -> str:
-    """The fingerprint of settings and of a class's images and masks."""
-    samples = [*train.samples, *test.samples]
-    paths = [path for sample in samples for path in (sample.path, *sample.mask_paths)]
-    return make_fingerprint(settings, data_path, paths)
-
-
 def write_record(folder: Path, record: ClassRecord) -> None:
     """Write folder/classes/<class>.json, which makes the class a finished one."""
     # arrays and NumPy's numbers have tolist
@@ -62,13 +52,10 @@ def read_record(folder: Path, class_name: str) -> ClassRecord | None:
     """
     path = _path(folder, class_name)
     record = _read(path)
-    if record is None:
-        if path.exists():
-            print(
-                f"{path} is damaged or was written by another version: {class_name} is fitted again"
-            )
-        return None
-    return record if all((folder / name).is_file() for name in record.files) else None
+    if record is None and path.exists():
+        print(f"{path} is damaged or was written by another version: {class_name} is fitted again")
+    is_whole = record is not None and all((folder / name).is_file() for name in record.files)
+    return record if is_whole else None
 
 
 def read_records(folder: Path, settings_sha256: str) -> list[ClassRecord]:
@@ -115,15 +102,11 @@ def _from_json(content: Mapping[str, Any]) -> ClassRecord:
 
 def _thresholds_from_json(content: Mapping[str, Any] | None) -> Thresholds | None:
     """The thresholds; their scores were arrays."""
-    if content is None:
-        return None
-    scores = {name: np.float32(v) for name, v in content.items() if isinstance(v, list)}
-    return Thresholds(**{**content, **scores})
+    return content and Thresholds(
+        **{name: np.float32(v) if isinstance(v, list) else v for name, v in content.items()}
+    )
 
 
 def _curve_from_json(values: list | None) -> RocCurve | None:
     """The curve of [fpr, tpr, auroc]."""
-    if values is None:
-        return None
-    fpr, tpr, auroc = values
-    return RocCurve(np.array(fpr, dtype=float), np.array(tpr, dtype=float), auroc)
+    return values and RocCurve(*map(np.array, values[:2]), values[2])

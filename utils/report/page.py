@@ -92,11 +92,6 @@ class Section:
         """The threshold in as few digits as give the same float32."""
         return str(np.float32(self.threshold))
 
-    @property
-    def types(self) -> list[str]:
-        """The defect types."""
-        return sorted({image.defect_type for image in self.images} - {""})
-
     @cached_property
     def counts(self) -> dict[str, int]:
         """How many images have each verdict of the threshold; empty without one."""
@@ -164,17 +159,7 @@ def write_run_page(
     records: Sequence[ClassRecord],
     roc: Picture | None,
 ) -> None:
-    """Write index.html of a run.
-
-    Args:
-        folder: of the run.
-        title: heading of the page.
-        summary: lines below the title.
-        tables: shown in this order.
-        records: of the finished classes; the page shows their labelled images that have a figure,
-            and leaves out a class without any.
-        roc: the ROC curves of all classes.
-    """
+    """Write index.html of a run: its labelled images that have a figure, and classes with any."""
     write_page(
         folder / FILE_NAME,
         "run.html",

@@ -46,16 +46,9 @@ AUTO_BYTES = 500_000_000  # models up to this size are saved by default
 
 @dataclass
 class ClassReport:
-    """What a class leaves behind: timings, figures, and the file by which it counts as finished.
+    """What a class leaves in a run's folder; it counts as unfinished from here on until finish().
 
-    From here on the class counts as unfinished until finish().
-
-    Attributes:
-        folder: of the run.
-        train, test: the images of the class.
-        settings: of the experiment.
-        fingerprint, settings_sha256: as in ClassRecord.
-        show_progress: whether a terminal shows a progress bar.
+    The fingerprints are those of ClassRecord; show_progress shows a progress bar in a terminal.
     """
 
     folder: Path
@@ -67,7 +60,9 @@ class ClassReport:
     show_progress: bool = True
     _files: list[str] = field(default_factory=list, init=False)
     _notes: list[str] = field(default_factory=list, init=False)
-    _seconds: dict[str, float] = field(default_factory=lambda: dict.fromkeys(STAGES, 0.0))
+    _seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(STAGES, 0.0), init=False
+    )
     _stage: str | None = field(default=None, init=False)
     _began: float = field(default=0.0, init=False)
 
@@ -115,13 +110,7 @@ class ClassReport:
     def finish(
         self, scored: ScoredImages, evaluation: Evaluation, deployed: Thresholds | None
     ) -> None:
-        """Draw the figures, print a summary and make the class a finished one.
-
-        Args:
-            scored: the test images' scores.
-            evaluation: the metrics of these scores.
-            deployed: the thresholds from good training images; None if there were too few.
-        """
+        """Draw the figures, print a summary and make the class a finished one."""
         self.begin("figures")
         (self.folder / MARKER).touch()
         oracle = evaluation.oracle_pixel
@@ -225,15 +214,9 @@ def summarise(record: ClassRecord) -> Iterator[str]:
 def write_report(
     folder: Path, settings: Mapping[str, Any], records: Sequence[ClassRecord]
 ) -> list[Table]:
-    """Write the result files, tables, ROC curves and the page of all finished classes.
+    """Write the result files, tables, ROC curves and the page of a run; returns the tables.
 
-    Args:
-        folder: of the run; the report of an earlier run is replaced.
-        settings: of the run, as describe_run returns them.
-        records: of the finished classes; without any nothing is written.
-
-    Returns:
-        The tables.
+    The settings are those that describe_run returns. Without a record nothing is written.
     """
     if not records:
         return []

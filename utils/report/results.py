@@ -21,9 +21,6 @@ class ClassResult:
     """The metrics of one class: a row of metrics.csv.
 
     Attributes:
-        class_name: the class.
-        seed: for drawing the channels.
-        n_train, n_test: numbers of images.
         metrics: in [0, 1] by the keys of METRICS; None where one is undefined, and notes says why.
         seconds: wall time by STAGES; fit and score include loading images and the network.
         notes: sentences for the reader of the table.
@@ -54,10 +51,8 @@ class ImageResult:
         image: file name.
         defect_type: folder name, "good" for a normal image.
         label: 0 normal, 1 anomalous, UNLABELLED where it is unknown.
-        score: raw image score.
-        figure: path of its localisation figure relative to the run's folder, with slashes; None
-            if it has none.
-        aupimo: of the image; None where it is undefined.
+        figure: path of its figure relative to the run's folder, with slashes; None without one.
+        aupimo: None where it is undefined.
     """
 
     image: str
@@ -71,11 +66,8 @@ class ImageResult:
 class Rate(NamedTuple):
     """What an image threshold at a rate of false alarms means for the test images.
 
-    Attributes:
-        target_fpr: the rate of false alarms asked for.
-        threshold: from good training images.
-        test_fpr, test_tpr: fractions of good and of anomalous test images that reach it, the false
-            alarms and the recall; None without such images.
+    test_fpr and test_tpr are the fractions of good and of anomalous test images that reach it, the
+    false alarms and the recall; None without such images.
     """
 
     target_fpr: float

@@ -14,7 +14,6 @@ from datasets.dataset import ImageDataset, Splits, describe
 from utils.backbone import channels_sha256
 from utils.report.finished import (
     discard_record,
-    fingerprint_class,
     make_fingerprint,
     read_record,
     read_records,
@@ -35,30 +34,30 @@ if TYPE_CHECKING:
 class RunReport:
     """The report of a run, and the classes that an earlier run into its folder finished.
 
-    Args:
-        settings: of the experiment.
-        own: the classes that this process runs.
-        leads: whether this process writes the report.
-
     Attributes:
         folder: of the run.
-        unfinished: the datasets of the classes that no earlier run has finished with these images
+        unfinished: the classes of this process that no earlier run has finished with these images
             and settings.
     """
 
     def __init__(self, settings: Experiment, own: Sequence[Splits], leads: bool = True) -> None:
+        """Find what is finished of the process's own classes; the leader writes the report."""
         self.settings = settings
         self.leads = leads
         self.folder: Path = make_folder(settings.save_path / settings.arch)
         self.unfinished: list[Splits] = []
         self._fingerprints: dict[str, str] = {}
-        affecting = fingerprint_settings(settings)
+        affecting = affecting_results(settings)
+        if settings.weights is not None:
+            affecting["weights"] = file_sha256(settings.weights)
         place = {"data_path": settings.data_path.resolve()}
         self._settings_sha256 = make_fingerprint(affecting | place, settings.data_path, [])
         for train, test in own:
             # files that are not read change no number, but the notes
             of_class = affecting | {"notes": test.notes.counts()}
-            fingerprint = fingerprint_class(of_class, settings.data_path, train, test)
+            samples = [*train.samples, *test.samples]
+            paths = [path for sample in samples for path in (sample.path, *sample.mask_paths)]
+            fingerprint = make_fingerprint(of_class, settings.data_path, paths)
             self._fingerprints[test.class_name] = fingerprint
             if not self._is_finished(test.class_name, fingerprint):
                 self.unfinished.append((train, test))
@@ -92,12 +91,9 @@ class RunReport:
         return ClassReport(self.folder, train, test, self.settings, *hashes, self.leads)
 
     def write(self, extractor: FeatureExtractor, n_processes: int) -> list[Table]:
-        """Write the report on all classes that are finished with these settings.
+        """Write the report on all classes that are finished with these settings; its tables.
 
         These may be classes of other runs into the folder too, which may go on at the same time.
-
-        Returns:
-            The tables.
         """
         from utils.report.report import write_report
 
@@ -107,14 +103,6 @@ class RunReport:
             tables, written = write_report(self.folder, settings, records), len(records)
             records = read_records(self.folder, self._settings_sha256)
         return tables
-
-
-def fingerprint_settings(settings: Experiment) -> dict[str, Any]:
-    """All that the results of a class depend on besides its images: settings and weights."""
-    affecting = affecting_results(settings)
-    if settings.weights is not None:
-        affecting["weights"] = file_sha256(settings.weights)
-    return affecting
 
 
 def describe_run(
