@@ -30,7 +30,7 @@ from datasets.dataset import ImageDataset, Splits, load_all
 from datasets.loading import Loader
 from utils import backbone
 from utils.commands.command_line import parse_command_line
-from utils.commands.options import read_preprocessing
+from utils.commands.options import read_data_options
 from utils.report.run import RunReport
 from utils.system.device import device_name
 from utils.system.processes import Processes
@@ -57,9 +57,7 @@ def run_experiment(args: argparse.Namespace) -> None:
         # whatever is wrong with the arguments or the folders is found before anything slow
         use_defaults(args)
         channels = backbone.draw_channels(args.arch, args.seed, args.n_features, args.layers)
-        preprocessing = read_preprocessing(args)
-        names = args.data_path, args.dataset, args.class_name
-        datasets = load_all(*names, preprocessing, args.invert_masks, args.normal)
+        datasets = load_all(read_data_options(args))
         run = RunReport(args, choose_own(datasets, processes), processes.leads)
 
         # images are decoded from now on, while what takes seconds to import is imported

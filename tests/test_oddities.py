@@ -7,7 +7,7 @@ from tests.bad_inputs import matches, spoil
 from tests.helpers import call
 from tests.oddities import NOTED, REFUSED, TAKEN, build
 from utils.commands.command_line import make_experiment_parser
-from utils.commands.options import read_preprocessing
+from utils.commands.options import read_data_options
 
 
 @pytest.fixture(autouse=True)
@@ -24,9 +24,7 @@ def read_options(name):
 def take(*options):
     """Read a class as a run does: training and test images, how many masks, and the notes."""
     args = make_experiment_parser("").parse_args(["--data_path", "data", *options])
-    preprocessing = read_preprocessing(args)
-    names = args.data_path, args.dataset, args.class_name
-    ((train, test),) = load_all(*names, preprocessing, args.invert_masks, args.normal)
+    ((train, test),) = load_all(read_data_options(args))
     items = [data[i] for data in (train, test) for i in range(len(data))]
     n_masks = sum(bool(mask.any()) for _, _, mask in items)
     assert n_masks in (0, sum(label for _, label, _ in items))

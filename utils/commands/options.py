@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Callable
 from math import isfinite
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from datasets.layouts import AUTO, LAYOUTS
@@ -144,6 +145,11 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 def read_preprocessing(args: argparse.Namespace) -> Preprocessing:
     """How images are prepared, by the options of add_data_options."""
     return Preprocessing(args.resize, args.crop, args.exif, args.bit_depth)
+
+
+def read_data_options(args: argparse.Namespace) -> SimpleNamespace:
+    """The options of add_data_options as load_all takes them."""
+    return SimpleNamespace(**vars(args), preprocessing=read_preprocessing(args))
 
 
 def add_network_options(parser: argparse.ArgumentParser, batch_size: int) -> None:

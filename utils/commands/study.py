@@ -32,6 +32,7 @@ from utils.commands.options import (
     add_experiment_options,
     add_option,
     at_least,
+    read_data_options,
     read_preprocessing,
 )
 from utils.commands.study_tables import (
@@ -181,14 +182,7 @@ def run(args: argparse.Namespace) -> None:
         raise UserError("give --data_path PATH, a folder of images")
     preprocessing = read_preprocessing(args)
     names = choose_studies(args, preprocessing)
-    datasets = load_all(
-        args.data_path,
-        args.dataset,
-        args.class_name,
-        preprocessing,
-        args.invert_masks,
-        args.normal,
-    )
+    datasets = load_all(read_data_options(args))
     folder = make_folder(args.save_path / "studies" / args.arch)
     if not names:
         return
