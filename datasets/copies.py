@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
-from utils.system.errors import UserError
+from datasets.folders import readable
 
 
 def first_copies(contents: Iterable[Hashable]) -> list[int]:
@@ -19,15 +19,13 @@ def first_copies_of_files(paths: Sequence[Path]) -> list[int]:
 
     Only files that have the same size as another one are read.
     """
-    try:
+    with readable():
         sizes = [path.stat().st_size for path in paths]
         often = Counter(sizes)
         return first_copies(
             _sha256(path) if often[size] > 1 else path
             for path, size in zip(paths, sizes, strict=True)
         )
-    except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}; replace it") from error
 
 
 def _sha256(path: Path) -> bytes:

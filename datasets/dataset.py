@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from datasets.copies import first_copies_of_files
-from datasets.folders import find_name
+from datasets.folders import find_name, readable
 from datasets.images import describe_header, load_image, read_size
 from datasets.layouts import AUTO, LAYOUTS, Layout, Visa, find_classes
 from datasets.masks import is_black_and_white, load_mask
@@ -170,7 +170,8 @@ def list_splits(
     def list_split(split: str) -> ImageDataset:
         samples, has_masks = [], False
         try:
-            samples, has_masks = layout.list_samples(data_path, class_name, split, notes)
+            with readable():
+                samples, has_masks = layout.list_samples(data_path, class_name, split, notes)
         except UserError as problem:
             notes.problems.append(problem)
         arguments = class_name, split, samples, has_masks, preprocessing, invert_masks, notes

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from unicodedata import category, normalize
 
@@ -16,6 +17,15 @@ MARKER = ".padim"  # a file in each folder of results of this suite
 GOOD = {"good", "ok", "normal"}
 MASKS = {"ground_truth", "groundtruth", "ground-truth", "gt", "mask", "masks", "label", "labels"}
 MASKS |= {"annotation", "annotations", "seg", "segmentation", "segmentations"}
+
+
+@contextmanager
+def readable() -> Iterator[None]:
+    """Raise a UserError for files and folders that cannot be read, as for lack of rights."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{error}; make it readable, or take it away") from error
 
 
 def mark_results(folder: Path) -> None:

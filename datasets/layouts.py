@@ -9,7 +9,7 @@ import csv
 from io import StringIO
 from pathlib import Path
 
-from datasets.folders import find_good, holds_masks, list_folders
+from datasets.folders import find_good, holds_masks, list_folders, readable
 from datasets.mvtec import Layout, Sample
 from datasets.notes import Notes
 from utils.system.errors import UserError
@@ -74,6 +74,7 @@ LAYOUTS: dict[str, Layout | Visa] = {
 BY_NAME = [name for name, layout in LAYOUTS.items() if layout.by_name]
 
 
+@readable()
 def find_classes(
     data_path: Path, dataset: str = AUTO, normal: str | None = None
 ) -> tuple[Layout | Visa, list[str]]:

@@ -182,9 +182,8 @@ class Notes:
         if min(self._shares, default=1) >= LEAST_SEEN:
             return []
         ends = (f"{100 * share:.2g}" for share in (min(self._shares), max(self._shares)))
-        return [
-            f"the network sees {' to '.join(dict.fromkeys(ends))} % of each image; --crop 0 shows it all"
-        ]
+        share = " to ".join(dict.fromkeys(ends))
+        return [f"the network sees {share} % of each image; --crop 0 shows it all"]
 
 
 def _describe(kind: Kind, paths: set[Path]) -> str:

@@ -63,7 +63,8 @@ def split_masks(folder: Path, paths: Sequence[Path], notes: Notes) -> tuple[list
     masks: Masks = {}
     for path in sorted(odd):
         place = places[path.parent]
-        of = _look_up(images, [place / stem for stem in _bare_stems(path)])
+        *bare, own = (place / stem for stem in _bare_stems(path))
+        of = _look_up(images, bare) or _look_up(images, [own])
         if place != path.parent or of != [path.with_suffix("")]:
             notes.add(BESIDE, path)
             masks.setdefault((of or [place / path.stem])[0], []).append(path)
