@@ -24,11 +24,11 @@ from datasets.dataset import load_splits
 from datasets.images import open_image, prepare
 from datasets.preprocessing import DEFAULT
 from utils.backbone import draw_channels
-from utils.commands.options import add_network_options, number_or_all
 from utils.features import FeatureExtractor, load_extractor
 from utils.near_copies import group_near_copies
 from utils.padim import PaDiM, image_scores
 from utils.report.tables import Table, to_markdown
+from utils.settings import number_or_all
 from utils.system.files import replacing
 from utils.thresholds import find_thresholds
 
@@ -117,7 +117,8 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--n_features", default=None, help="a number, or all")
     parser.add_argument("--save_path", type=Path, default=Path("results"))
-    add_network_options(parser, 32)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     n_features = args.n_features and number_or_all(args.n_features)
     channels = draw_channels(args.arch, n_features=n_features)

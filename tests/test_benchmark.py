@@ -93,7 +93,7 @@ def test_every_command_of_the_suite_parses(words, tmp_path):
     assert len(commands) == 9
     for command in commands:
         at = command.index(str(MAIN))
-        args = parse_command_line(command[at + 1 :], "", None).args
+        args = parse_command_line(command[at + 1 :], "", None).settings
         assert (args.device, args.save_path) == ("cpu", Path(FOLDER))
 
 

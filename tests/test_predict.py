@@ -361,5 +361,7 @@ def test_folder_that_cannot_be_read_is_named(touch, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", forbid)
-    with pytest.raises(ValueError, match="cannot read folder in: Permission denied; make it readable"):
+    with pytest.raises(
+        ValueError, match="cannot read folder in: Permission denied; make it readable"
+    ):
         find("in")

@@ -19,9 +19,10 @@ from utils.report import report
 from utils.report.finished import read_record
 from utils.report.report import ClassReport, explain_no_model, write_report
 from utils.report.results import read_run
+from utils.settings import Experiment
 from utils.thresholds import find_thresholds
 
-ARGS = Namespace(seed=7, arch="resnet18", save_models="all", save_dtype="float16")
+ASKED = Experiment(seed=7, arch="resnet18", save_models="all", save_dtype="float16")
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def class_report(tmp_path, clock):
-    return ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "ab", "ef")
+    return ClassReport(tmp_path, make_dataset("train"), make_dataset(), ASKED, "ab", "ef")
 
 
 def finish(class_report, *arguments):
@@ -111,7 +112,7 @@ def test_a_class_that_is_begun_is_no_longer_finished(class_report, tmp_path):
     _, scored, evaluation = make_scored_class()
     class_report.finish(scored, evaluation, None)
     assert read_record(tmp_path, "bolt") is not None
-    ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "cd", "ef")
+    ClassReport(tmp_path, make_dataset("train"), make_dataset(), ASKED, "cd", "ef")
     assert read_record(tmp_path, "bolt") is None
 
 

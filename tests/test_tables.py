@@ -1,4 +1,3 @@
-import argparse
 import json
 from pathlib import Path
 
@@ -217,7 +216,7 @@ def root(tmp_path, monkeypatch):
 
 
 def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, capsys):
-    tables.run(argparse.Namespace())
+    tables.run(tables.Settings())
     written = [root / "results" / "measured" / "resnet18" / "tables.md"]
     written += [root / "results" / "README.md", root / "README.md"]
     assert capsys.readouterr().out.splitlines() == list(map(str, written))
@@ -234,7 +233,7 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, 
     assert at_a_glance.startswith(f"before\n{GLANCE_START}\n**Means over classes of MVTec AD")
     assert at_a_glance.endswith(f"\n{GLANCE_END}after\n")
     assert at_a_glance.count("| resnet18, ") == 2
-    tables.run(argparse.Namespace())
+    tables.run(tables.Settings())
     assert [path.read_text() for path in written] == [measured, all_of_them, at_a_glance]
 
 
@@ -251,7 +250,7 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, 
 def test_command_writes_nothing_if_a_file_is_damaged(root, name, content, message):
     (root / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        tables.run(argparse.Namespace())
+        tables.run(tables.Settings())
     assert not list(root.rglob("tables.md"))
 
 

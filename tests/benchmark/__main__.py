@@ -33,7 +33,7 @@ from tests.benchmark.jobs import JOBS, SCALED_ARCH, Setup, write_random_weights
 from tests.benchmark.measure import FAILURE, Row, run_job, write_rows
 from tests.benchmark.tables import write_tables
 from utils.backbone import BACKBONES, DEMO_ARCH
-from utils.commands.options import at_least
+from utils.settings import at_least
 from utils.system.device import count_cores
 from utils.system.files import make_folder
 

@@ -8,7 +8,6 @@ that need the network: on near copies and false alarms. Exit status: 0 without p
 problems, 2 for a wrong argument.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,37 +20,35 @@ from datasets.dataset import ImageDataset, choose_classes, find_problems, list_s
 from datasets.folders import list_folders, scan
 from datasets.layouts import LAYOUTS, find_classes
 from datasets.mvtec import COUNTS, Counts
-from utils.commands.options import add_data_options, read_preprocessing
+from utils.settings import DataSettings
 from utils.system.device import count_cores
 from utils.system.errors import UserError
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add_data_options(parser)
+Settings = DataSettings
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: DataSettings) -> None:
     """Print a line for each problem and note, and a summary; exit with status 1 on a problem."""
-    if args.data_path is None:
-        raise UserError("give --data_path PATH, a folder of images")
-    layout, found = find_classes(args.data_path, args.dataset, args.normal)
-    if args.class_name:
-        _, found = choose_classes(args.data_path, args.class_name, args.dataset, args.normal)
+    settings.require_data()
+    data_path, names = settings.data_path, settings.class_name
+    layout, found = find_classes(data_path, settings.dataset, settings.normal)
+    if names:
+        _, found = choose_classes(data_path, names, settings.dataset, settings.normal)
     n_problems = 0
     for class_name in found:
-        prepared = read_preprocessing(args), args.invert_masks
-        splits = list_splits(args.data_path, class_name, layout, *prepared)
+        prepared = settings.preprocessing, settings.invert_masks
+        splits = list_splits(data_path, class_name, layout, *prepared)
         problems = dict.fromkeys(map(str, [*find_problems(*splits), *read_all(*splits)]))
         notes = splits[0].notes.sentences()
         if layout == LAYOUTS["mvtec"]:
-            notes += compare_counts(args.data_path, *splits)
+            notes += compare_counts(data_path, *splits)
         for line in [*problems, *(f"note: {note}" for note in notes)]:
             print(line, flush=True)
         n_problems += len(problems)
-    if layout.by_name and not args.class_name:
-        for name in find_other_folders(args.data_path, found):
-            print(f"note: {args.data_path / name} is no class: no folder of good images")
+    if layout.by_name and not names:
+        for name in find_other_folders(data_path, found):
+            print(f"note: {data_path / name} is no class: no folder of good images")
     print(f"{len(found)} classes checked, {n_problems} problems", flush=True)
     if n_problems:
         sys.exit(1)

@@ -7,7 +7,6 @@ Repeat the command to resume an interrupted download. Nothing is unpacked before
 sha256 was verified, and a class is moved to its place only when all classes are complete.
 """
 
-import argparse
 import hashlib
 import lzma
 import os
@@ -17,6 +16,7 @@ import time
 import zlib
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.client import HTTPException, HTTPMessage, HTTPResponse
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from datasets.dataset import load_splits
 from datasets.mvtec import COUNTS, Counts
-from utils.commands.options import add_option
+from utils.settings import option
 from utils.system.files import make_folder
 
 PAGE = "https://www.mvtec.com/company/research/datasets/mvtec-ad"
@@ -72,33 +72,23 @@ MVTEC_AD = Release(
 )
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    add_option(
-        parser,
-        "data_path",
-        "folder for the classes; made if need be",
-        type=Path,
-        required=True,
-        metavar="PATH",
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to download, and where to."""
+
+    data_path: Path = option(
+        None, "folder for the classes; made if need be", parse=Path, required=True, metavar="PATH"
     )
-    add_option(
-        parser,
-        "accept_license",
-        "accept the licence of MVTec AD, CC BY-NC-SA 4.0: not for commercial use",
-        action="store_true",
+    accept_license: bool = option(
+        False, "accept the licence of MVTec AD, CC BY-NC-SA 4.0: not for commercial use"
     )
-    source = parser.add_mutually_exclusive_group()
-    source.add_argument("--url", help="another address of the same file", default=MVTEC_AD.url)
-    source.add_argument(
-        "--archive",
-        help="the file, downloaded by hand; it is left where it is",
-        type=Path,
-        metavar="FILE",
+    url: str = option(MVTEC_AD.url, "another address of the same file", metavar="URL")
+    archive: Path | None = option(
+        None, "the file, downloaded by hand; it is left where it is", parse=Path, metavar="FILE"
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: Settings) -> None:
     """Put MVTec AD into data_path, unless it is there already.
 
     Raises:
@@ -106,16 +96,16 @@ def run(args: argparse.Namespace) -> None:
         OSError: if the download fails, or the disk is full.
     """
     print(LICENSE)
-    release = MVTEC_AD._replace(url=args.url)
-    complete = find_complete(args.data_path, release.counts)
+    release = MVTEC_AD._replace(url=settings.url)
+    complete = find_complete(settings.data_path, release.counts)
     if len(complete) == len(release.counts):
-        print(f"{args.data_path} holds all {len(complete)} classes: nothing to download")
+        print(f"{settings.data_path} holds all {len(complete)} classes: nothing to download")
         return
-    if not args.accept_license:
+    if not settings.accept_license:
         raise ValueError(
             f"the licence of MVTec AD ({PAGE}) must be accepted: give --accept_license"
         )
-    install(args.data_path, release, args.archive, complete)
+    install(settings.data_path, release, settings.archive, complete)
 
 
 def find_complete(data_path: Path, counts: Mapping[str, Counts]) -> list[str]:

@@ -8,10 +8,10 @@ The graph takes `images` (B, 3, H, W) float32, H x W as fitted, prepared as in t
 metadata say how to prepare an image and from which score on it is anomalous.
 """
 
-import argparse
 import json
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor, nn
 
 from utils.backbone import BACKBONES, LAYERS
-from utils.commands.options import add_option
 from utils.detector import Detector
 from utils.gaussian import Gaussians
 from utils.model_file import TrainedModel, model_bytes
 from utils.padim import enlarging, image_scores
 from utils.patches import Cells, cells_on
+from utils.settings import option
 from utils.system.errors import UserError
 from utils.system.files import make_folder, replacing
 
@@ -39,20 +39,23 @@ MAX_BYTES = 2 * 10**9  # of Gaussians: a single ONNX file ends at 2 GiB, and net
 CPU = torch.device("cpu")
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options."""
-    for name, help in (("model", "fitted class (.safetensors)"), ("onnx", "file to write (.onnx)")):
-        add_option(parser, name, help, type=Path, required=True, metavar="FILE")
-    add_option(
-        parser,
-        "weights",
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to export."""
+
+    model: Path = option(
+        None, "fitted class (.safetensors)", parse=Path, required=True, metavar="FILE"
+    )
+    onnx: Path = option(None, "file to write (.onnx)", parse=Path, required=True, metavar="FILE")
+    weights: Path | None = option(
+        None,
         "local state dict that the model was fitted with, instead of the published weights",
-        type=Path,
+        parse=Path,
         metavar="FILE",
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: Settings) -> None:
     """Export the model, compare the file with the suite, then give it its name.
 
     Raises:
@@ -61,20 +64,20 @@ def run(args: argparse.Namespace) -> None:
         OSError: if a file cannot be read or written.
     """
     check_packages()
-    check_path(args.onnx)
-    detector = Detector.load(args.model, args.weights, "cpu")
+    check_path(settings.onnx)
+    detector = Detector.load(settings.model, settings.weights, "cpu")
     check_model(detector.model)
-    with replacing(args.onnx) as temporary:
+    with replacing(settings.onnx) as temporary:
         metadata = describe_model(detector)
         export(ExportedModel(detector), detector.model.image_size, metadata, temporary)
         difference = compare(temporary, detector)
         if not difference <= TOLERANCE:
             raise UserError(
                 f"ONNX Runtime differs from the suite by {difference:.1e}, relative; at most "
-                f"{TOLERANCE:.0e} is accepted, so {args.onnx} was not written; try other "
+                f"{TOLERANCE:.0e} is accepted, so {settings.onnx} was not written; try other "
                 f"versions of {', '.join(PACKAGES)}"
             )
-    print(f"{args.onnx}: {args.onnx.stat().st_size / 1e6:.1f} MB, opset {OPSET}")
+    print(f"{settings.onnx}: {settings.onnx.stat().st_size / 1e6:.1f} MB, opset {OPSET}")
     print(f"largest relative difference from the suite: {difference:.1e}")
 
 

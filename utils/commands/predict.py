@@ -9,11 +9,11 @@ the pixel threshold on, and overlays/ mirrors the given folders.
 
 from __future__ import annotations
 
-import argparse
 import csv
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -25,7 +25,6 @@ from tqdm import tqdm
 from datasets.images import IMAGE_SUFFIXES
 from datasets.loading import Loader
 from datasets.notes import Notes
-from utils.commands.options import add_network_options, add_option, at_least, finite, rate
 from utils.commands.prediction import (
     COLUMNS,
     Loaded,
@@ -41,6 +40,7 @@ from utils.commands.prediction import (
 from utils.commands.sources import Source, find_images
 from utils.commands.stream import run_stream
 from utils.regions import Region
+from utils.settings import NetworkSettings, at_least, finite, option, rate
 from utils.system.errors import UserError
 from utils.system.files import make_folder, printable, replacing
 from utils.system.program import INTERRUPTED
@@ -76,111 +76,84 @@ class Images:
         return load(self.sources[index].path, self.detector, self.notes)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options; all with underscores may be written with hyphens."""
-    parser.add_argument(
-        "images",
-        nargs="+",
-        type=Path,
-        metavar="IMAGE_OR_FOLDER",
-        help=f"images ({', '.join(IMAGE_SUFFIXES)}), or folders that hold images at any depth; "
+@dataclass(frozen=True, kw_only=True)
+class Settings(NetworkSettings):
+    """What to score with which model, what counts as anomalous, and which files to write."""
+
+    images: list[Path] = option(
+        None,
+        f"images ({', '.join(IMAGE_SUFFIXES)}), or folders that hold images at any depth; "
         "- reads a path a line from stdin and prints a row each",
+        parse=Path,
+        several=True,
+        positional=True,
+        metavar="IMAGE_OR_FOLDER",
     )
-    add_option(parser, "model", "a .safetensors file", type=Path, required=True, metavar="FILE")
-    add_option(
-        parser,
-        "output",
+    model: Path = option(None, "a .safetensors file", parse=Path, required=True, metavar="FILE")
+    output: Path | None = option(
+        None,
         f"folder for the results (default: {FOLDER}; of - none, and no file is written)",
-        type=Path,
+        parse=Path,
         metavar="PATH",
     )
-    add_option(
-        parser,
-        "format",
+    format: str | None = option(
+        None,
         "of the rows of -: csv with a header, or json, an object a line (default: csv)",
         choices=("csv", "json"),
     )
-    add_threshold_options(parser)
-    add_file_options(parser)
-    add_network_options(parser, BATCH_SIZE)
-
-
-def add_threshold_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on what counts as anomalous."""
-    add_option(
-        parser,
-        "target_fpr",
+    target_fpr: float | None = option(
+        None,
         "rate of false alarms at which the thresholds are set (default: the model's)",
-        type=rate,
+        parse=rate,
         metavar="X",
     )
-    add_option(
-        parser,
-        "threshold",
+    threshold: float | None = option(
+        None,
         "an image is anomalous if its score reaches this (default: that of --target_fpr)",
-        type=finite,
+        parse=finite,
         metavar="X",
     )
-    add_option(
-        parser,
-        "pixel_threshold",
+    pixel_threshold: float | None = option(
+        None,
         "regions are the pixels whose score reaches this (default: that of --target_fpr)",
-        type=finite,
+        parse=finite,
         metavar="X",
     )
-    add_option(
-        parser,
-        "min_area",
-        "leave out regions of fewer pixels (default: %(default)s)",
-        type=at_least(0),
-        default=0,
-        metavar="N",
+    min_area: int = option(0, "leave out regions of fewer pixels", parse=at_least(0), metavar="N")
+    overlays: str = option(
+        "all", "of which images to write overlays", choices=("all", "anomalous", "none")
     )
-
-
-def add_file_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on the files that are written about each image."""
-    add_option(
-        parser,
-        "overlays",
-        "of which images to write overlays: all, anomalous or none (default: %(default)s)",
-        choices=("all", "anomalous", "none"),
-        default="all",
-    )
-    add_option(
-        parser, "masks", "write the regions as masks too (PNG, 0 or 255)", action="store_true"
-    )
-    add_option(
-        parser,
-        "maps",
-        "write anomaly maps too: npy (float32) or png (16 bits, hundredths) (default: none)",
+    masks: bool = option(False, "write the regions as masks too (PNG, 0 or 255)")
+    maps: str = option(
+        "none",
+        "write anomaly maps too: npy (float32) or png (16 bits, hundredths)",
         choices=("none", "png", "npy"),
-        default="none",
     )
+    batch_size: int = option(BATCH_SIZE, "images in a batch", parse=at_least(1), metavar="N")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: Settings) -> None:
     """Score the images, write the results and print how many images are anomalous.
 
     Raises:
         OSError, ValueError: if an argument, the model, the weights or the folder is unusable.
         SystemExit: with 1 if an image could not be scored, with 130 if interrupted.
     """
-    if STDIN in args.images:
-        run_stream(args)
+    if STDIN in settings.images:
+        run_stream(settings)
         return
-    if args.format is not None:
+    if settings.format is not None:
         raise UserError("--format is of the rows of -, which reads paths from stdin; leave it out")
-    folder = args.output or FOLDER
-    sources = find_images(args.images, folder)
+    folder = settings.output or FOLDER
+    sources = find_images(settings.images, folder)
     make_folder(folder, "--output")
-    detector = load_detector(args, sys.stdout)
-    thresholds = choose_thresholds(args, detector.model.thresholds)
-    output = make_output(args, thresholds, folder)
+    detector = load_detector(settings, sys.stdout)
+    thresholds = choose_thresholds(settings, detector.model.thresholds)
+    output = make_output(settings, thresholds, folder)
     images = Images(sources, detector, Notes())
     answers: list[Prediction] = []
     try:
-        for answer in predict(images, output, args.batch_size, args.num_workers):
+        for answer in predict(images, output, settings.batch_size, settings.num_workers):
             answers.append(answer)
     except KeyboardInterrupt:
         print(f"interrupted; the rows so far are in {printable(folder / TABLE)}", file=sys.stderr)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -22,6 +21,7 @@ from utils.system.errors import UserError
 from utils.system.files import printable, replacing
 
 if TYPE_CHECKING:
+    from utils.commands.predict import Settings
     from utils.detector import Detector
     from utils.thresholds import Thresholds
 
@@ -82,32 +82,34 @@ class Output:
         return self.folder is not None and written
 
 
-def load_detector(args: argparse.Namespace, stream: TextIO) -> Detector:
+def load_detector(settings: Settings, stream: TextIO) -> Detector:
     """The detector that the arguments ask for; print its class and device to the stream."""
     from utils.detector import Detector  # imports torch, which takes seconds
     from utils.system.device import device_name
 
-    detector = Detector.load(args.model, args.weights, args.device)
+    detector = Detector.load(settings.model, settings.weights, settings.device)
     on_device = device_name(detector.extractor.device)
     print(f"{detector.model.class_name}, {detector.model.arch} on {on_device}", file=stream)
     return detector
 
 
-def choose_thresholds(args: argparse.Namespace, thresholds: Thresholds) -> Thresholds:
+def choose_thresholds(settings: Settings, thresholds: Thresholds) -> Thresholds:
     """The model's thresholds, at the rate of false alarms that the arguments ask for."""
-    return thresholds if args.target_fpr is None else thresholds.at(args.target_fpr)
+    return thresholds if settings.target_fpr is None else thresholds.at(settings.target_fpr)
 
 
-def make_output(args: argparse.Namespace, thresholds: Thresholds, folder: Path | None) -> Output:
+def make_output(settings: Settings, thresholds: Thresholds, folder: Path | None) -> Output:
     """How the arguments ask to judge images, and what to write into the folder."""
     return Output(
         folder=folder,
-        threshold=thresholds.image if args.threshold is None else args.threshold,
-        pixel_threshold=thresholds.pixel if args.pixel_threshold is None else args.pixel_threshold,
-        min_area=args.min_area,
-        overlays=args.overlays,
-        masks=args.masks,
-        maps=args.maps,
+        threshold=thresholds.image if settings.threshold is None else settings.threshold,
+        pixel_threshold=thresholds.pixel
+        if settings.pixel_threshold is None
+        else settings.pixel_threshold,
+        min_area=settings.min_area,
+        overlays=settings.overlays,
+        masks=settings.masks,
+        maps=settings.maps,
     )
 
 

@@ -7,7 +7,6 @@ Each row is printed as soon as the image is scored, so the paths may come one at
 
 from __future__ import annotations
 
-import argparse
 import csv
 import json
 import os
@@ -35,12 +34,13 @@ from utils.system.files import make_folder, printable
 from utils.system.program import INTERRUPTED
 
 if TYPE_CHECKING:
+    from utils.commands.predict import Settings
     from utils.detector import Detector
 
 LONGEST_LINE = 65536  # bytes; no system takes a longer path
 
 
-def run_stream(args: argparse.Namespace) -> None:
+def run_stream(settings: Settings) -> None:
     """Answer each path at once and in order, until standard input ends.
 
     Nothing but the rows is printed on standard output. Memory does not grow with their number.
@@ -52,14 +52,14 @@ def run_stream(args: argparse.Namespace) -> None:
     for name in ("stdin", "stdout"):
         if getattr(sys, name) is None:
             raise UserError(f"{name} is closed; - reads paths from stdin and answers on stdout")
-    if len(args.images) > 1:
+    if len(settings.images) > 1:
         raise UserError("- reads paths from stdin; give it alone, without other images")
-    if args.output is None and (args.masks or args.maps != "none"):
+    if settings.output is None and (settings.masks or settings.maps != "none"):
         raise UserError("--masks and --maps write files; give a folder for them by --output")
-    folder = args.output and make_folder(args.output, "--output")
-    detector = load_detector(args, sys.stderr)
-    output = make_output(args, choose_thresholds(args, detector.model.thresholds), folder)
-    write = make_writer(args.format)
+    folder = settings.output and make_folder(settings.output, "--output")
+    detector = load_detector(settings, sys.stderr)
+    output = make_output(settings, choose_thresholds(settings, detector.model.thresholds), folder)
+    write = make_writer(settings.format)
     failed = False
     try:
         for line in read_lines(sys.stdin.buffer):

@@ -11,10 +11,10 @@ Reference: Defard et al., arXiv 2011.08785, section V.
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 from functools import partial
 from importlib.metadata import version
@@ -28,13 +28,6 @@ from datasets.dataset import load_all
 from datasets.loading import load_batches
 from datasets.preprocessing import DEFAULT, Preprocessing
 from utils import backbone
-from utils.commands.options import (
-    add_experiment_options,
-    add_option,
-    at_least,
-    read_data_options,
-    read_preprocessing,
-)
 from utils.commands.study_tables import (
     Row,
     accuracy_table,
@@ -45,6 +38,7 @@ from utils.commands.study_tables import (
     write_csv,
 )
 from utils.report.tables import Table, to_markdown, to_text
+from utils.settings import MethodSettings, at_least, option
 from utils.system.device import device_name
 from utils.system.errors import UserError
 from utils.system.files import make_folder, replacing
@@ -143,53 +137,44 @@ STUDIES = {
 TABLES = {"cost": cost_table, "size": size_table}  # the others have accuracy_table
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options; all with underscores may be written with hyphens."""
-    add_experiment_options(parser)
-    add_option(
-        parser,
-        "study",
-        "studies to make (default: all)",
-        nargs="+",
-        choices=STUDIES,
-        default=list(STUDIES),
+@dataclass(frozen=True, kw_only=True)
+class Settings(MethodSettings):
+    """Which studies to make."""
+
+    study: list[str] = option(
+        lambda: list(STUDIES), "studies to make (default: all)", several=True, choices=STUDIES
     )
-    add_option(
-        parser,
-        "arch",
+    arch: str = option(
+        "resnet18",
         "network (default: %(default)s, the one that the paper's tables I and II study)",
         choices=backbone.BACKBONES,
-        default="resnet18",
     )
-    add_option(
-        parser,
-        "seeds",
+    seeds: int = option(
+        SEEDS,
         "draws of channels (dimensions, draws) and versions of the images (rotation), with seeds "
-        "counting up from --seed (default: %(default)s)",
-        type=at_least(1),
-        default=SEEDS,
+        "counting up from --seed",
+        parse=at_least(1),
         metavar="K",
     )
 
 
-def run(args: argparse.Namespace) -> None:
+def run(settings: Settings) -> None:
     """Make the studies class by class, and write the rows so far after each class.
 
     Raises:
         OSError, ValueError: if an argument, the data, the weights or the folder is unusable.
     """
-    if args.data_path is None:
-        raise UserError("give --data_path PATH, a folder of images")
-    preprocessing = read_preprocessing(args)
-    names = choose_studies(args, preprocessing)
-    datasets = load_all(read_data_options(args))
-    folder = make_folder(args.save_path / "studies" / args.arch)
+    settings.require_data()
+    preprocessing = settings.preprocessing
+    names = choose_studies(settings, preprocessing)
+    datasets = load_all(settings)
+    folder = make_folder(settings.save_path / "studies" / settings.arch)
     if not names:
         return
 
     from utils.commands.study_methods import ClassFeatures  # imports torch, which takes seconds
 
-    setup = make_setup(args)
+    setup = make_setup(settings)
     rows: dict[str, list[Row]] = {name: [] for name in names}
     for train, test in datasets:
         print(f"{test.class_name}: {len(train)} training images, {len(test)} test images")
@@ -199,49 +184,51 @@ def run(args: argparse.Namespace) -> None:
         for note in test.notes.sentences():
             print(f"({note})")
         del images  # free its memory before the next class is loaded
-        tables = write_studies(folder, rows, args, describe_origin(args, setup))
+        tables = write_studies(folder, rows, settings, describe_origin(settings, setup))
     print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
 
 
-def choose_studies(args: argparse.Namespace, preprocessing: Preprocessing) -> list[str]:
+def choose_studies(settings: Settings, preprocessing: Preprocessing) -> list[str]:
     """The studies to make, each once; draws only if the network draws channels by default.
 
     Raises:
         ValueError: if rotation is asked for at another size of the images than the paper's.
     """
-    names = list(dict.fromkeys(args.study))
+    names = list(dict.fromkeys(settings.study))
     if "rotation" in names and preprocessing[:2] != DEFAULT[:2]:
         raise UserError(
             f"--study rotation is defined for --resize {DEFAULT.resize} --crop {DEFAULT.crop}; "
             "leave these out or choose other studies"
         )
-    network = backbone.BACKBONES[args.arch]
-    n_drawn = len(draw(args, args.seed))
+    network = backbone.BACKBONES[settings.arch]
+    n_drawn = len(draw(settings, settings.seed))
     if "draws" in names and n_drawn == sum(network.layer_channels):
-        print(f"no study of draws: {args.arch} uses all of its {n_drawn} channels")
+        print(f"no study of draws: {settings.arch} uses all of its {n_drawn} channels")
         names.remove("draws")
     return names
 
 
-def draw(args: argparse.Namespace, seed: int) -> list[int]:
+def draw(settings: Settings, seed: int) -> list[int]:
     """The channels that a run with these arguments and another seed draws."""
-    return backbone.draw_channels(args.arch, seed, args.n_features, args.layers)
+    return backbone.draw_channels(settings.arch, seed, settings.n_features, settings.layers)
 
 
-def make_setup(args: argparse.Namespace) -> Setup:
+def make_setup(settings: Settings) -> Setup:
     """The network and the seeds of all studies."""
     from utils.commands.study_methods import Setup
     from utils.features import load_extractor
 
-    extractor = load_extractor(args.arch, args.weights, args.device, args.precision)
-    print(f"{args.arch} on {device_name(extractor.device)}")
-    seeds = range(args.seed, args.seed + args.seeds)
+    extractor = load_extractor(settings.arch, settings.weights, settings.device, settings.precision)
+    print(f"{settings.arch} on {device_name(extractor.device)}")
+    seeds = range(settings.seed, settings.seed + settings.seeds)
     return Setup(
-        arch=args.arch,
+        arch=settings.arch,
         extractor=extractor,
-        load=partial(load_batches, batch_size=args.batch_size, num_workers=args.num_workers),
-        draws={seed: draw(args, seed) for seed in seeds},
-        neighbourhood=args.neighbourhood,
+        load=partial(
+            load_batches, batch_size=settings.batch_size, num_workers=settings.num_workers
+        ),
+        draws={seed: draw(settings, seed) for seed in seeds},
+        neighbourhood=settings.neighbourhood,
     )
 
 
@@ -258,7 +245,7 @@ def make_study(name: str, setup: Setup, images: ClassFeatures) -> list[Row]:
     return rows
 
 
-def describe_origin(args: argparse.Namespace, setup: Setup) -> str:
+def describe_origin(settings: Settings, setup: Setup) -> str:
     """The command, weights, device, version and date that make the numbers."""
     command = shlex.join(["python", "main.py", *sys.argv[1:]])
     return (
@@ -269,26 +256,26 @@ def describe_origin(args: argparse.Namespace, setup: Setup) -> str:
 
 
 def write_studies(
-    folder: Path, rows: Mapping[str, Sequence[Row]], args: argparse.Namespace, origin: str
+    folder: Path, rows: Mapping[str, Sequence[Row]], settings: Settings, origin: str
 ) -> list[Table]:
     """Write the files of all studies; return their tables.
 
     Args:
         folder: of the files.
         rows: by study.
-        args: of the command.
+        settings: of the command.
         origin: what made the numbers, for the notes of the tables.
     """
-    data = args.data_path.resolve().name
+    data = settings.data_path.resolve().name
     tables = []
     for name, of_study in rows.items():
         write_csv(folder / f"{name}.csv", of_study)
-        title = f"{args.arch} on {data}: {STUDIES[name].title}"
+        title = f"{settings.arch} on {data}: {STUDIES[name].title}"
         make_table = TABLES.get(name, accuracy_table)
         tables.append(make_table(title, of_study, [*STUDIES[name].notes, origin]))
         with replacing(folder / f"{name}.md") as path:
             path.write_text(to_markdown(tables[-1]), encoding="utf-8", errors="backslashreplace")
-    plot_studies(folder / FIGURE, rows, f"PaDiM, {args.arch}, {data}")
+    plot_studies(folder / FIGURE, rows, f"PaDiM, {settings.arch}, {data}")
     if "size" in rows:
-        plot_sizes(folder / SIZE_FIGURE, rows["size"], f"PaDiM, {args.arch}, {data}")
+        plot_sizes(folder / SIZE_FIGURE, rows["size"], f"PaDiM, {settings.arch}, {data}")
     return tables

@@ -6,8 +6,8 @@ writes tables.md beside each metrics.json below results/measured/, all of these 
 results/README.md, and what is measured and published at a glance into README.md.
 """
 
-import argparse
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from statistics import fmean
@@ -41,11 +41,12 @@ FIGURES = {
 GLANCE_END = "<!-- end of the results at a glance -->\n"
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options: it has none."""
+@dataclass(frozen=True)
+class Settings:
+    """The command has no options."""
 
 
-def run(args: argparse.Namespace) -> None:
+def run(_: Settings) -> None:
     """Write all tables, after all files that they are made from were read.
 
     Raises:

@@ -1,6 +1,5 @@
 """What a class and a run leave in the run's folder."""
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -36,6 +35,7 @@ from utils.report.results import (
     write_thresholds,
 )
 from utils.report.tables import DASH, Table, run_tables, write_tables
+from utils.settings import Experiment
 from utils.system.files import shorten
 from utils.thresholds import Thresholds
 
@@ -53,7 +53,7 @@ class ClassReport:
     Args:
         folder: of the run.
         train, test: the images of the class.
-        args: of the experiment.
+        settings: of the experiment.
         fingerprint, settings_sha256: as in ClassRecord.
         show_progress: whether a terminal shows a progress bar.
     """
@@ -63,7 +63,7 @@ class ClassReport:
         folder: Path,
         train: ImageDataset,
         test: ImageDataset,
-        args: argparse.Namespace,
+        settings: Experiment,
         fingerprint: str,
         settings_sha256: str,
         show_progress: bool = True,
@@ -72,7 +72,7 @@ class ClassReport:
         self.folder = folder
         self.train = train
         self.test = test
-        self.args = args
+        self.settings = settings
         self.fingerprint = fingerprint
         self.settings_sha256 = settings_sha256
         self.show_progress = show_progress
@@ -93,15 +93,17 @@ class ClassReport:
         self, padim: PaDiM, thresholds: Thresholds | None, extractor: FeatureExtractor
     ) -> None:
         """Save the fitted class as models/<class>.safetensors, if the arguments ask for it."""
-        refusal = explain_no_model(padim, thresholds, self.args.save_models, self.args.save_dtype)
-        if self.args.save_models == "none" or refusal:
+        refusal = explain_no_model(
+            padim, thresholds, self.settings.save_models, self.settings.save_dtype
+        )
+        if self.settings.save_models == "none" or refusal:
             self._notes += [f"(no model is saved: {refusal})"] if refusal else []
             return
         (self.folder / MARKER).touch()
         paths = [sample.path for sample in self.train.samples]
         model = TrainedModel(
             class_name=self.train.class_name,
-            arch=self.args.arch,
+            arch=self.settings.arch,
             channels=extractor.channels,
             neighbourhood=extractor.neighbourhood,
             weights_sha256=extractor.weights_sha256,
@@ -113,9 +115,9 @@ class ClassReport:
             thresholds=thresholds,
         )
         name = f"{MODELS}/{shorten(self.train.class_name)}.safetensors"
-        save_model(self.folder / name, model, self.args.save_dtype)
+        save_model(self.folder / name, model, self.settings.save_dtype)
         self._files.append(name)
-        size = model_bytes(padim, self.args.save_dtype)
+        size = model_bytes(padim, self.settings.save_dtype)
         self._notes.append(f"model: {self.folder / name} ({size / 1e6:.0f} MB)")
 
     def finish(
@@ -154,7 +156,7 @@ class ClassReport:
             settings_sha256=self.settings_sha256,
             result=ClassResult(
                 class_name=name,
-                seed=self.args.seed,
+                seed=self.settings.seed,
                 n_train=len(self.train),
                 n_test=len(self.test),
                 metrics=evaluation.metrics,

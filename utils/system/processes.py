@@ -24,6 +24,7 @@ from utils.system.errors import UserError
 TIMEOUT = timedelta(days=7)  # the leader may wait for another process's classes
 LOST = "another process of the run has ended; finished classes are kept: repeat the command"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # by which torchrun ends processes
+MAX_WORKERS = 8
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # that torchrun sets
 
 
@@ -134,6 +135,11 @@ class Processes(NamedTuple):
             return store.add("failed", 1) > 1
         except RuntimeError:  # torchrun, which keeps the store, has ended
             return not self.leads
+
+
+def count_workers() -> int:
+    """Threads that decode images: one per core of this process's share of the machine."""
+    return min(max(count_cores() // Processes.from_environment().local_size, 1), MAX_WORKERS)
 
 
 @contextmanager
