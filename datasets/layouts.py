@@ -41,7 +41,16 @@ class Visa:
         if not rows:
             raise UserError(f"{data_path / VISA_SPLIT} names no {split} images of {class_name}")
         has_masks = any(row["mask"] for row in rows)
-        samples = [_visa_sample(data_path, row, has_masks) for row in rows]
+        samples = []
+        for row in rows:
+            path, label = data_path / row["image"], VISA_LABELS[row["split"], row["label"]]
+            masks = (data_path / row["mask"],) if label and row["mask"] else ()
+            for file in (path, *masks):
+                if not file.is_file():
+                    raise UserError(f"no file {file}, which {VISA_SPLIT} names; unpack all")
+            if label and has_masks and not masks:
+                raise UserError(f"mask missing for {path}: expected one in {VISA_SPLIT}")
+            samples.append(Sample(path, row["label"] if label else "good", label, masks))
         return sorted(samples, key=lambda sample: (sample.defect_type, sample.path)), has_masks
 
 
@@ -129,30 +138,14 @@ def _find_sign(data_path: Path) -> str | None:
 
 def _describe(data_path: Path) -> str:
     """The folders that may hold good images under another name, for an error message."""
-
-    def names_in(folder: Path) -> list[str]:
-        names = list_folders(folder) if folder.is_dir() else []
-        return [name for name in names if not holds_masks(name)][:MOST_SEEN]
-
-    names = names_in(data_path)
-    places = [data_path, *(data_path / name / "train" for name in names)]
-    places += [data_path / name for name in names]
-    seen = [(place, found) for place in places if (found := names_in(place))]
+    folders = [data_path / name for name in list_folders(data_path)]
+    seen = []
+    for place in (data_path, *(folder / "train" for folder in folders), *folders):
+        names = [n for n in (list_folders(place) if place.is_dir() else ()) if not holds_masks(n)]
+        seen += [f"{place} holds {', '.join(names[:MOST_SEEN])}"] if names else []
     if not seen:
         return ""
-    described = (f"{place} holds {', '.join(found)}" for place, found in seen[:2])
-    return f". {', '.join(described)}: say which has the good images with --normal NAME"
-
-
-def _visa_sample(data_path: Path, row: dict[str, str], has_masks: bool) -> Sample:
-    path, label = data_path / row["image"], VISA_LABELS[row["split"], row["label"]]
-    mask_paths = (data_path / row["mask"],) if label and row["mask"] else ()
-    for file in (path, *mask_paths):
-        if not file.is_file():
-            raise UserError(f"no file {file}, which {VISA_SPLIT} names; unpack all")
-    if label and has_masks and not mask_paths:
-        raise UserError(f"mask missing for {path}: expected one in {VISA_SPLIT}")
-    return Sample(path, row["label"] if label else "good", label, mask_paths)
+    return f". {', '.join(seen[:2])}: say which has the good images with --normal NAME"
 
 
 def _read_visa(data_path: Path) -> list[dict[str, str]]:

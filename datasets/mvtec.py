@@ -137,15 +137,10 @@ class Layout(NamedTuple):
     def list_samples(
         self, data_path: Path, class_name: str, split: str, notes: Notes
     ) -> tuple[list[Sample], bool]:
-        """The images of a class and split, and whether their defects are marked.
+        """The images of a class and split, "train" or "test", and whether defects are marked.
 
-        Images in the test folder itself, if it has no folders, are unlabelled.
-
-        Args:
-            data_path: of the data set.
-            class_name: of the class.
-            split: "train" or "test".
-            notes: gets what is not read, and problems with masks.
+        Images in the test folder itself, if it has no folders, are unlabelled. What is not read,
+        and problems with masks, are added to the notes.
         """
         is_class = not self.train and self._find_good(data_path)
         folder = data_path if is_class else data_path / class_name
@@ -200,10 +195,8 @@ class Layout(NamedTuple):
             found += [(defect_type, path, path.relative_to(parent)) for path in images]
             if not is_good(defect_type, self.good):
                 beside |= masks
-        only_good = all(is_good(name, self.good) for name in types)
-        require_images(
-            found, place, Path(types[0] if only_good else "<defect type>", self.below, "*.png")
-        )
+        first = types[0] if len(types) == 1 else "<defect type>"
+        require_images(found, place, Path(first, self.below, "*.png"))
         samples = []
         for defect_type, path, relative in found:
             label = int(not is_good(defect_type, self.good))
@@ -238,9 +231,9 @@ def _choose(samples: list[Sample], split: str, good: Path) -> list[Sample]:
 
 def find_mask_folder(folder: Path, notes: Notes) -> Path | None:
     """The folder of masks in a folder, by its name; None if there is none."""
-    names = filter(holds_masks, list_folders(folder) if folder.is_dir() else ())
-    names = (name for name in names if not _lacks_images(folder / name))
-    found = sorted(names, key=lambda name: name != "ground_truth")
+    names = list_folders(folder) if folder.is_dir() else ()
+    found = [n for n in names if holds_masks(n) and not _lacks_images(folder / n)]
+    found.sort(key=lambda name: name != "ground_truth")
     if len(found) > 1 and found[0] != "ground_truth":
         names = ", ".join(found)
         notes.problems.append(

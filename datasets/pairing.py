@@ -39,25 +39,15 @@ def two_masks(masks: Sequence[Path]) -> UserError:
 
 
 def split_masks(folder: Path, paths: Sequence[Path], notes: Notes) -> tuple[list[Path], Masks]:
-    """The images among the files of a folder, and the masks that lie beside them.
+    """The images among the files of a folder, at any depth, and the masks beside them.
 
     A mask lies in a folder called as in folders.MASKS, or its stem is that of an image with one of
-    ENDINGS.
-
-    Args:
-        folder: that was listed.
-        paths: the images and masks in it, at any depth.
-        notes: gets the masks.
-
-    Returns:
-        The images, and the masks by the image's path without suffix.
+    ENDINGS. The masks are by the image's path without suffix.
     """
-
-    def skip_masks(parent: Path) -> Path:
-        """The folder without those of masks on its way."""
-        return folder.joinpath(*(p for p in parent.relative_to(folder).parts if not holds_masks(p)))
-
-    places = {parent: skip_masks(parent) for parent in {path.parent for path in paths}}
+    places = {}  # by folder, the one without those of masks on its way
+    for parent in {path.parent for path in paths}:
+        names = parent.relative_to(folder).parts
+        places[parent] = folder.joinpath(*(name for name in names if not holds_masks(name)))
     odd = {p for p in paths if places[p.parent] != p.parent or len(_bare_stems(p)) > 1}
     images = _with_folded({p.with_suffix(""): [p.with_suffix("")] for p in paths}) if odd else {}
     masks: Masks = {}
@@ -99,12 +89,9 @@ class MaskFinder:
         self._images: dict[Path, Path] = {}  # by mask
 
     def __call__(self, defect_type: str, image: Path, below: Path) -> tuple[Path, ...]:
-        """The masks of an image; a problem if there is none, or if one is another image's.
+        """The masks of an image, whose path below that of its defect type is given, too.
 
-        Args:
-            defect_type: the name of the folder of the image.
-            image: the file.
-            below: its path below that folder.
+        It is a problem if there is none, or if one is another image's.
         """
         folder, listed = self._list(defect_type)
         stem = folder / below.with_suffix("")
@@ -149,8 +136,7 @@ class MaskFinder:
             for path in loose or list_images(folder, None if several else self.notes):
                 masks.setdefault(path.parent if several else path.with_suffix(""), []).append(path)
             if not several:
-                problems = [two_masks(paths) for paths in masks.values() if len(paths) > 1]
-                self.notes.problems.extend(problems)
+                self.notes.problems += [two_masks(p) for p in masks.values() if len(p) > 1]
                 masks = {stem: paths[:1] for stem, paths in masks.items()}
             self._listed[defect_type] = (self.root if loose else folder), _with_folded(masks)
         return self._listed[defect_type]

@@ -24,7 +24,6 @@ from utils.settings import DataSettings
 from utils.system.device import count_cores
 from utils.system.errors import UserError
 
-
 Settings = DataSettings
 
 
