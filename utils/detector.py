@@ -92,6 +92,11 @@ class Detector:
         image_size = prepared[0].shape[1:]
         good = (extractor(batch) for batch in _batches(prepared))
         copy_of = first_copies(_pixels_sha256([image]) for image in prepared)
+        if not any(copy_of):
+            raise UserError(
+                f"{name} has {len(prepared)} images, all of the same content; give at least "
+                f"{FEWEST} that differ"
+            )
         padim = PaDiM().fit(good, len(prepared), copy_of=copy_of)
         model = TrainedModel(
             class_name=name,
@@ -259,13 +264,17 @@ def _pixels_sha256(images: Iterable[np.ndarray]) -> str:
 
 
 def _to_image(image: Image.Image | np.ndarray, name: Path | str) -> Image.Image:
-    """The image as a PIL image; refuse what is neither one nor an array of RGB."""
-    if isinstance(image, Image.Image):
-        return image
-    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-        raise UserError(f"{name} is {kind}; give a PIL image or an array (H, W, 3) of uint8 RGB")
-    return Image.fromarray(image)
+    """The image as a PIL image; refuse what is neither one nor an array of RGB, or is empty."""
+    if not isinstance(image, Image.Image):
+        if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+            raise UserError(
+                f"{name} is {kind}; give a PIL image or an array (H, W, 3) of uint8 RGB"
+            )
+        image = Image.fromarray(image)
+    if 0 in image.size:
+        raise UserError(f"{name} has {image.width}x{image.height} pixels; give at least 1x1")
+    return image
 
 
 def _size(prepared: np.ndarray) -> str:
