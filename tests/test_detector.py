@@ -10,6 +10,7 @@ from datasets.images import open_image
 from datasets.preprocessing import Preprocessing
 from tests.conftest import write_image
 from tests.helpers import SMALL, call, defective, good_images
+from tests.tolerances import SCORES
 from utils.backbone import draw_channels
 from utils.detector import Detector
 
@@ -40,7 +41,7 @@ def test_batch_gives_the_maps_of_its_images(detector):
     images = [*good_images(2), defective()]
     maps = detector.score_batch(np.stack([detector.prepare(image) for image in images]))
     for image, anomaly_map in zip(images, maps, strict=True):
-        np.testing.assert_allclose(detector.score(image)[1], anomaly_map, rtol=1e-4)
+        np.testing.assert_allclose(detector.score(image)[1], anomaly_map, rtol=SCORES)
 
 
 def test_pil_images_from_a_generator_are_the_arrays(detector, weights):
