@@ -19,7 +19,9 @@ from datasets.loading import load_batches
 from datasets.masks import load_mask
 from datasets.preprocessing import DEFAULT
 from tests.conftest import write_image
-from tests.naive import naive_auroc
+from tests.naive import naive_auroc, naive_embeddings
+from tests.samples import draw_layers
+from tests.tolerances import assert_distances
 from utils.commands import study_methods
 from utils.commands.study import STUDIES
 from utils.commands.study_methods import (
@@ -224,7 +226,8 @@ def test_all_principal_components_leave_the_distances_as_they_are(layers):
     turned = fit_gaussians([project(layers, axes)], 12)
     unseen = [layer.flip(0) * 1.5 for layer in layers]
     again = turned.distances(project(unseen, axes))
-    assert torch.allclose(plain.distances(unseen), again, rtol=1e-3)
+    embeddings = naive_embeddings(layers), naive_embeddings(unseen)
+    assert_distances(again, *embeddings, expected=plain.distances(unseen).numpy())
     (fewer,) = project(unseen, axes[:, :6])
     assert fewer.shape == (12, 6, 8, 8)
 
@@ -315,11 +318,12 @@ def test_smaller_models_are_projections_of_each_layer(images):
         fit_gaussians([project_layers(layers, axes)], 2).distances(project_layers(layers, axes))
         for axes in (everything, whole)
     )
-    torch.testing.assert_close(plain, turned, rtol=1e-3, atol=1e-3)
+    embeddings = naive_embeddings(layers)
+    assert_distances(turned, embeddings, embeddings, expected=plain.numpy())
 
 
 def test_a_model_is_measured_as_its_file_keeps_it():
-    gaussians = fit_gaussians([[torch.randn(5, 3, 4, 4), torch.randn(5, 6, 2, 2)]], 5)
+    gaussians = fit_gaussians([draw_layers(5, [(4, 4), (2, 2)])], 5)
     kept = rounded(gaussians, torch.float16)
     assert kept.whitening.dtype == torch.float32
     assert torch.equal(kept.whitening, gaussians.whitening.half().float())

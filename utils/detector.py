@@ -86,6 +86,11 @@ class Detector:
         extractor = load_extractor(arch, weights, device, precision, channels, neighbourhood)
         prepared = _prepare_all(images, preprocessing, name)
         copy_of = first_copies(hashlib.sha256(image.tobytes()).digest() for image in prepared)
+        if not any(copy_of):
+            raise UserError(
+                f"{name} has {len(prepared)} images, all of the same content; give at least "
+                f"{FEWEST} that differ"
+            )
         model = PaDiM(extractor, preprocessing, name)
         model.fit(_batches(prepared), len(prepared), copy_of)
         model.find_thresholds(target_fpr)
@@ -223,13 +228,17 @@ def _batches(prepared: list[np.ndarray]) -> Iterator[np.ndarray]:
 
 
 def _to_image(image: Image.Image | np.ndarray, name: Path | str) -> Image.Image:
-    """The image as a PIL image; refuse what is neither one nor an array of RGB."""
-    if isinstance(image, Image.Image):
-        return image
-    if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
-        raise UserError(f"{name} is {kind}; give a PIL image or an array (H, W, 3) of uint8 RGB")
-    return Image.fromarray(image)
+    """The image as a PIL image; refuse what is neither one nor an array of RGB, or is empty."""
+    if not isinstance(image, Image.Image):
+        if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+            kind = f"{image.dtype} {image.shape}" if isinstance(image, np.ndarray) else type(image)
+            raise UserError(
+                f"{name} is {kind}; give a PIL image or an array (H, W, 3) of uint8 RGB"
+            )
+        image = Image.fromarray(image)
+    if 0 in image.size:
+        raise UserError(f"{name} has {image.width}x{image.height} pixels; give at least 1x1")
+    return image
 
 
 def _size(prepared: np.ndarray) -> str:
