@@ -8,21 +8,21 @@ results/README.md, and what is measured and published at a glance into README.md
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from statistics import fmean
 
 from datasets import mvtec
 from utils import backbone
-from utils.report.results import METRICS, Run, damaged, read_run
+from utils.report.results import METRICS, Run, read_run
 from utils.report.tables import (
     COMPARED,
     ROOT,
     Published,
     Table,
-    describe_model,
+    describe_method,
     format_value,
     mean_of,
+    of_mvtec,
     read_all_published,
     run_tables,
     to_markdown,
@@ -39,6 +39,11 @@ FIGURES = {
     "scaling.png": "Time and memory of larger inputs",
 }
 GLANCE_END = "<!-- end of the results at a glance -->\n"
+# below results/measured, in the order of results/README.md
+WRITTEN = (
+    *("studies/**/[!.]*.md", "studies/**/[!.]*.png"),
+    *("benchmark/benchmark.md", "benchmark/scaling.png", "near_copies_*.md"),
+)
 
 
 @dataclass(frozen=True)
@@ -47,21 +52,12 @@ class Settings:
 
 
 def run(_: Settings) -> None:
-    """Write all tables, after all files that they are made from were read.
-
-    Raises:
-        OSError: if a file is missing.
-        ValueError: if a results file is damaged, or a README lacks the lines to write between.
-    """
+    """Write all tables, after all files that they are made from were read."""
     results = ROOT / "results"
-    tables = {path: read_tables(path) for path in sorted(results.glob("measured/**/metrics.json"))}
+    tables = {path: read_tables(path) for path in find_runs(results)}
     readmes = {
-        results / "README.md": fill_in(
-            read_text(results / "README.md"), all_tables(results), name="results/README.md"
-        ),
-        ROOT / "README.md": fill_in(
-            read_text(ROOT / "README.md"), glance(results), GLANCE_START, GLANCE_END
-        ),
+        results / "README.md": fill_in("results/README.md", all_tables(results)),
+        ROOT / "README.md": fill_in("README.md", glance(results), GLANCE_START, GLANCE_END),
     }
     for path, of_run in tables.items():
         write_tables(path.parent, of_run)
@@ -72,28 +68,28 @@ def run(_: Settings) -> None:
         print(path)
 
 
-def all_tables(results: Path) -> str:
-    """The tables of the measured runs, of the studies and of the benchmark, in Markdown.
+def find_runs(results: Path) -> list[Path]:
+    """The metrics.json of each measured run."""
+    return sorted(results.glob("measured/**/metrics.json"))
 
-    Raises:
-        OSError, ValueError: as read_tables and read_text.
-    """
+
+def read_tables(path: Path) -> list[Table]:
+    """The tables of the run that wrote this metrics.json."""
+    return run_tables(read_run(path))
+
+
+def all_tables(results: Path) -> str:
+    """The tables of the measured runs, of the studies and of the benchmark, in Markdown."""
     measured = results / "measured"
-    parts = [
-        to_markdown(table)
-        for path in sorted(measured.rglob("metrics.json"))
-        for table in read_tables(path)
-    ]
+    parts = [to_markdown(table) for path in find_runs(results) for table in read_tables(path)]
     # studies, the benchmark and the test of near copies have written their own
-    parts += [read_text(path) for path in sorted(measured.glob("studies/**/[!.]*.md"))]
-    parts += map(partial(show_figure, results), sorted(measured.glob("studies/**/[!.]*.png")))
-    parts += [read_text(path) for path in measured.glob("benchmark/benchmark.md")]
-    parts += map(partial(show_figure, results), measured.glob("benchmark/scaling.png"))
-    parts += [read_text(path) for path in sorted(measured.glob("near_copies_*.md"))]
+    for pattern in WRITTEN:
+        for path in sorted(measured.glob(pattern)):
+            parts.append(show(path, results) if path.suffix == ".png" else path.read_text("utf-8"))
     return "\n".join(parts)
 
 
-def show_figure(results: Path, path: Path) -> str:
+def show(path: Path, results: Path) -> str:
     """A figure in Markdown, as results/README.md shows it."""
     place = path.relative_to(results).as_posix()
     return f"![{FIGURES.get(path.name, path.stem)}]({place})\n"
@@ -103,12 +99,9 @@ def glance(results: Path) -> str:
     """A table of measured and published means over the same classes of MVTec AD, in Markdown.
 
     Published networks that were not measured here come last, with the means over all classes.
-
-    Raises:
-        OSError, ValueError: as read_run and read_all_published.
     """
     published = read_all_published()
-    runs = [read_run(path) for path in sorted((results / "measured").rglob("metrics.json"))]
+    runs = [read_run(path) for path in find_runs(results)]
     rows = [row for run in runs for row in glance_rows(run, published)]
     measured = {run.settings["arch"] for run in runs}
     for arch in backbone.BACKBONES:
@@ -125,13 +118,13 @@ def glance_rows(run: Run, published: Published) -> list[list[str]]:
 
     A published mean needs the value of every one of these classes.
     """
-    arch = run.settings["arch"]
+    run, arch = of_mvtec(run), run.settings["arch"]
     measured = {result.class_name for result in run.results}
     names = [name for name in mvtec.CLASS_NAMES if name in measured]
     if not names:
         return []
     means = [mean_of(run, metric, names) for metric in COMPARED]
-    model = describe_model(run.settings)
+    model = describe_method(run.settings)
     measured_row = [f"{model}, measured here", *map(format_value, means), describe_classes(names)]
     # what is published was measured with the defaults
     rows = published_rows(arch, names, published) if model == arch else []
@@ -154,41 +147,9 @@ def describe_classes(names: Sequence[str]) -> str:
     return f"all {len(names)} classes" if everything else ", ".join(names)
 
 
-def read_tables(path: Path) -> list[Table]:
-    """The tables of the run that wrote this metrics.json.
-
-    Raises:
-        OSError, ValueError: as read_run and read_all_published.
-    """
-    run = read_run(path)
-    try:
-        return run_tables(run)
-    except (AttributeError, KeyError, TypeError) as error:  # wrong settings
-        raise damaged(path, error) from error
-
-
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is not UTF-8; the message names the file.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged: no text in UTF-8; restore it") from error
-
-
-def fill_in(
-    text: str, content: str, start: str = START, end: str = END, name: str = "README.md"
-) -> str:
-    """The text with content between the lines start and end, in place of what was there.
-
-    Raises:
-        ValueError: if these lines are missing; the message calls the file by name.
-    """
-    before, found_start, rest = text.partition(start)
+def fill_in(name: str, content: str, start: str = START, end: str = END) -> str:
+    """The text of a file below ROOT, with content between its lines start and end."""
+    before, found_start, rest = (ROOT / name).read_text(encoding="utf-8").partition(start)
     _, found_end, after = rest.partition(end)
     if not found_start or not found_end:
         raise UserError(f"{name} has lost the lines {start.strip()} and {end.strip()}")
