@@ -70,7 +70,7 @@ def test_seed_number_of_channels_and_rate_are_used(weights):
     model = Detector.fit(
         good_images(6), weights=weights, preprocessing=SMALL, seed=1, n_features=7, target_fpr=0.3
     ).model
-    assert model.channels == draw_channels("resnet18", 1, 7)
+    assert model.extractor.channels == draw_channels("resnet18", 1, 7)
     assert (model.thresholds.target_fpr, len(model.thresholds.good_scores)) == (0.3, 6)
 
 
