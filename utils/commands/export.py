@@ -119,8 +119,9 @@ def export(model: PaDiM, path: Path) -> None:
         )
     # ONNX has texts alone: each value is written as JSON
     metadata = {name: json.dumps(value) for name, value in make_metadata(model).items()}
-    onnx.helper.set_model_props(program.model_proto, metadata)
-    onnx.save(program.model_proto, path)
+    proto = program.model_proto  # a new one each time it is asked for
+    onnx.helper.set_model_props(proto, metadata)
+    onnx.save(proto, path)
 
 
 class ExportedModel(nn.Module):
