@@ -35,6 +35,10 @@ MANY_VALUES = Kind(
     "masks of more than 16 different values, as blurred edges have",
     "whatever is above 0 counts as defect; save masks in black and white",
 )
+UNSEEN_MASKS = Kind(
+    "masks that mark no pixel that the network sees",
+    "--crop 0 keeps the whole image, a larger --resize keeps small defects",
+)
 
 TURNED = Kind(
     "files with an EXIF orientation, taken as they are stored",

@@ -100,11 +100,14 @@ def _valid_images() -> Iterator[bytes]:
         ("RGB", "jpeg", {"progressive": True, "exif": exif, "comment": b"a comment"}),
         *(("RGB", "tiff", {"compression": c}) for c in ("tiff_lzw", "packbits", "jpeg")),
         ("1", "tiff", {"compression": "group4"}),
+        ("RGB", "ppm", {}),
     ):
         source = {"LAB": rgb, "CMYK": rgb, "P": rgb, "I;16": grey}.get(mode, rgba)
         file = io.BytesIO()
         source.convert(mode).save(file, format, **options)
         yield file.getvalue()
+    yield b"P5 45 37 4095 " + pixels.tobytes()[: 2 * 45 * 37]
+    yield b"P6 45 37 99 " + pixels.tobytes()[: 3 * 45 * 37]
 
 
 def _repair_png(content: bytes) -> bytes:

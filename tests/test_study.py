@@ -27,6 +27,7 @@ from utils.commands.study_methods import (
     make_maps,
     principal_axes,
     project,
+    replace_maps,
     study_layers,
 )
 from utils.commands.study_rotation import Move, RotatedDataset, draw_move, turn_and_crop
@@ -171,7 +172,6 @@ def test_network_without_draws_has_no_study_of_them(run, drawn_tree, tmp_path):
 def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
     rows = {row["method"]: row for row in study_layers(images)}
     masks = np.concatenate([masks for *_, masks in images.unseen])
-    labels = masks.any(axis=(1, 2))
     total = 0
     for number, n_channels in enumerate((64, 128, 256)):
         gaussians = fit_gaussians([[batch[number]] for batch in images.good], 5)
@@ -184,8 +184,11 @@ def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
         total = total + maps
     row = rows["layers 1+2+3"]
     assert row["pixel_auroc"] == pytest.approx(naive_auroc(masks, total), abs=1e-6)
-    # the image score is the maximum of the sum, not the sum of the maxima
-    assert row["image_auroc"] == naive_auroc(labels, total.max(axis=(1, 2)))
+    # of the maps of the last model, and of twice these
+    scored = images.score(images.selecting(range(192, 448)))
+    np.testing.assert_array_equal(scored.image_scores, maps.max(axis=(1, 2)))
+    doubled = replace_maps(scored, 2 * maps)
+    np.testing.assert_array_equal(doubled.image_scores, 2 * scored.image_scores)
 
 
 def test_principal_axes_are_those_of_all_patches():

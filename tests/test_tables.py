@@ -8,14 +8,13 @@ from tests.records import SETTINGS, make_result
 from utils.commands import tables
 from utils.commands.tables import (
     END,
-    GLANCE_END,
-    GLANCE_START,
     START,
     all_tables,
     fill_in,
     glance,
     glance_rows,
     read_tables,
+    tabulate_options,
 )
 from utils.report.results import Run, write_run
 from utils.report.tables import (
@@ -200,15 +199,18 @@ def root(tmp_path, monkeypatch):
     measured = tmp_path / "results" / "measured"
     write_run(measured / "resnet18", run_of(make_result("bottle")))
     write_run(tmp_path / "results" / "mine", run_of(make_result("brick")))
-    for name in ("studies/r/a.md", "studies/r/.b.0badcafe-1.md", "benchmark/benchmark.md"):
+    for name in ("studies/r/a.md", "studies/r/.b.0badcafe-1.md", "benchmark/whole.md"):
         (measured / name).parent.mkdir(parents=True, exist_ok=True)
         (measured / name).write_text(f"text of {name}\n")
-    for name in ("studies/r/size.png", "benchmark/scaling.png"):
-        (measured / name).touch()
+    (measured / "studies/r/size.png").touch()
     for path in (PUBLISHED, PEERS):
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
-    (tmp_path / "results" / "README.md").write_text(f"before\n{START}old\n{END}after\n")
-    (tmp_path / "README.md").write_text(f"before\n{GLANCE_START}old\n{GLANCE_END}after\n")
+    tables, glance, options = (
+        START.format(part) + "old\n" + END.format(part)
+        for part in ("tables", "results at a glance", "options")
+    )
+    (tmp_path / "results" / "README.md").write_text(f"before\n{tables}after\n")
+    (tmp_path / "README.md").write_text(f"before\n{glance}between\n{options}after\n")
     monkeypatch.setattr("utils.commands.tables.ROOT", tmp_path)
     monkeypatch.setattr("utils.report.tables.ROOT", tmp_path)
     return tmp_path
@@ -224,19 +226,22 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, 
     assert measured.count("| bottle |") == 5
     # of runs only the measured ones; half-written files of killed processes are left out
     assert all_of_them == (
-        f"before\n{START}\n{measured}\ntext of studies/r/a.md\n\n"
+        f"before\n{START.format('tables')}\n{measured}\ntext of studies/r/a.md\n\n"
         "![Size and time of smaller models against their accuracy](measured/studies/r/size.png)\n\n"
-        "text of benchmark/benchmark.md\n\n"
-        f"![Time and memory of larger inputs](measured/benchmark/scaling.png)\n\n{END}after\n"
+        f"text of benchmark/whole.md\n\n{END.format('tables')}after\n"
     )
-    assert at_a_glance.startswith(f"before\n{GLANCE_START}\n**Means over classes of MVTec AD")
-    assert at_a_glance.endswith(f"\n{GLANCE_END}after\n")
+    assert "at a glance, written by: python main.py tables -->\n\n**Means over" in at_a_glance
+    assert at_a_glance.endswith(f"\n{END.format('options')}after\n")
+    assert "| `--crop N` | " in at_a_glance
     assert at_a_glance.count("| resnet18, ") == 2
     tables.run(tables.Settings())
     assert [path.read_text() for path in written] == [measured, all_of_them, at_a_glance]
 
 
-@pytest.mark.parametrize(("name", "text"), [("README.md", ""), ("results/README.md", END + START)])
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("README.md", ""), ("results/README.md", (END + START).format("tables", "tables"))],
+)
 def test_command_writes_nothing_if_a_readme_has_no_place_for_tables(root, name, text):
     (root / name).write_text(text)
     with pytest.raises(ValueError, match=f"^{name} has lost the lines <!-- "):
@@ -252,8 +257,9 @@ def test_committed_tables_are_what_the_committed_results_say():
         expected = "\n".join(map(to_markdown, read_tables(path)))
         assert path.with_name("tables.md").read_text() == expected
     readme, front = (path.read_text() for path in (results / "README.md", ROOT / "README.md"))
-    assert readme == fill_in("results/README.md", all_tables(results))
-    assert front == fill_in("README.md", glance(results), GLANCE_START, GLANCE_END)
+    assert readme == fill_in("results/README.md", {"tables": all_tables(results)})
+    parts = {"results at a glance": glance(results), "options": tabulate_options()}
+    assert front == fill_in("README.md", parts)
 
 
 @pytest.mark.parametrize(

@@ -196,12 +196,17 @@ def study_layers(images: ClassFeatures) -> Iterator[Row]:
         scored = images.score(images.selecting(of_layer))
         yield images.row(f"layer {number}", len(of_layer), images.evaluate(scored))
         total = total + scored.anomaly_maps
-    summed = scored._replace(anomaly_maps=total, image_scores=image_scores(total))
+    summed = replace_maps(scored, total)
     yield images.row("layers 1+2+3", len(everything), images.evaluate(summed))
     yield images.row_of("concatenation", everything)
     seed, channels = images.setup.first_draw
     if len(channels) < len(everything):
         yield images.row_of(f"concatenation, Rd{len(channels)}", channels, seed)
+
+
+def replace_maps(scored: ScoredImages, anomaly_maps: np.ndarray) -> ScoredImages:
+    """The images with other maps; the image score is the maximum of its map."""
+    return scored._replace(anomaly_maps=anomaly_maps, image_scores=image_scores(anomaly_maps))
 
 
 def study_dimensions(images: ClassFeatures) -> Iterator[Row]:

@@ -3,11 +3,12 @@
     python main.py tables
 
 writes tables.md beside each metrics.json below results/measured/, all of these tables into
-results/README.md, and what is measured and published at a glance into README.md.
+results/README.md, and what is measured and published at a glance, and the table of options, into
+README.md.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 
@@ -28,21 +29,22 @@ from utils.report.tables import (
     to_markdown,
     write_tables,
 )
+from utils.settings import Experiment
 from utils.system.errors import UserError
 from utils.system.files import replacing
 
-START, END = "<!-- written by: python main.py tables -->\n", "<!-- end of the tables -->\n"
-GLANCE_START = "<!-- results at a glance, written by: python main.py tables -->\n"
+# the lines between which a README's part is written
+START = "<!-- {}, written by: python main.py tables -->\n"
+END = "<!-- end of the {} -->\n"
 FIGURES = {
     "studies.png": "Metrics of all studies",
     "size.png": "Size and time of smaller models against their accuracy",
-    "scaling.png": "Time and memory of larger inputs",
 }
-GLANCE_END = "<!-- end of the results at a glance -->\n"
+MOST_CHOICES = 8  # that the table of options names
 # below results/measured, in the order of results/README.md
 WRITTEN = (
     *("studies/**/[!.]*.md", "studies/**/[!.]*.png"),
-    *("benchmark/benchmark.md", "benchmark/scaling.png", "near_copies_*.md"),
+    *("benchmark/*.md", "near_copies_*.md", "alignment_*.md"),
 )
 
 
@@ -55,9 +57,10 @@ def run(_: Settings) -> None:
     """Write all tables, after all files that they are made from were read."""
     results = ROOT / "results"
     tables = {path: read_tables(path) for path in find_runs(results)}
+    readme = {"results at a glance": glance(results), "options": tabulate_options()}
     readmes = {
-        results / "README.md": fill_in("results/README.md", all_tables(results)),
-        ROOT / "README.md": fill_in("README.md", glance(results), GLANCE_START, GLANCE_END),
+        results / "README.md": fill_in("results/README.md", {"tables": all_tables(results)}),
+        ROOT / "README.md": fill_in("README.md", readme),
     }
     for path, of_run in tables.items():
         write_tables(path.parent, of_run)
@@ -147,13 +150,33 @@ def describe_classes(names: Sequence[str]) -> str:
     return f"all {len(names)} classes" if everything else ", ".join(names)
 
 
-def fill_in(name: str, content: str, start: str = START, end: str = END) -> str:
-    """The text of a file below ROOT, with content between its lines start and end."""
-    before, found_start, rest = (ROOT / name).read_text(encoding="utf-8").partition(start)
-    _, found_end, after = rest.partition(end)
-    if not found_start or not found_end:
-        raise UserError(f"{name} has lost the lines {start.strip()} and {end.strip()}")
-    return f"{before}{start}\n{content}\n{end}{after}"
+def tabulate_options() -> str:
+    """The options of the experiment, from its settings, in Markdown."""
+    rows = []
+    for field in fields(Experiment):
+        how, default = field.metadata, field.default
+        meaning, _, said = how["help"].partition(" (default: ")
+        name = " ".join(filter(None, [f"--{field.name}", how["metavar"]]))
+        if how["choices"] and len(how["choices"]) < MOST_CHOICES:
+            meaning += f": {', '.join(f'`{choice}`' for choice in how['choices'])}"
+        unsaid = "" if default in (None, False, MISSING) else str(default)
+        rows.append([f"`{name}`", meaning, said.removesuffix(")") or unsaid])
+    lines = [["option", "meaning", "default"], ["---"] * 3, *rows]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def fill_in(name: str, contents: Mapping[str, str]) -> str:
+    """The text of a file below ROOT, with each content between its lines START and END."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for part, content in contents.items():
+        start, end = START.format(part), END.format(part)
+        before, found_start, rest = text.partition(start)
+        _, found_end, after = rest.partition(end)
+        if not found_start or not found_end:
+            raise UserError(f"{name} has lost the lines {start.strip()} and {end.strip()}")
+        text = f"{before}{start}\n{content}\n{end}{after}"
+    return text
 
 
 def _published_mean(
