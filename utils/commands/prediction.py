@@ -88,7 +88,7 @@ def load_detector(settings: Settings, stream: TextIO) -> Detector:
     from utils.system.device import device_name
 
     detector = Detector.load(settings.model, settings.weights, settings.device)
-    on_device = device_name(detector.extractor.device)
+    on_device = device_name(detector.model.extractor.device)
     print(f"{detector.model.class_name}, {detector.model.arch} on {on_device}", file=stream)
     return detector
 
