@@ -1,15 +1,16 @@
-"""Measure how well and how fast poses are found, on real images turned and moved by known amounts.
+"""Measure how well and how fast poses are found in images turned and moved by known amounts.
 
     python -m tests.alignment --data_path mvtec_ad --class_name pill bottle screw --arch resnet18
 
-writes alignment_poses.md to --save_path. The template is learnt from images turned by any angle and
-moved. Each of the other images is sought as it is and moved: what its pose changes by is compared
-with what is known. The constants of utils/alignment.py are varied one by one. Times are medians per
-image on two threads, those of the network in turn with them.
+writes alignment_poses.md to --save_path. The template is learnt from images that are turned by any
+angle and moved. The part is sought in each image before and after: its pose has to change by what
+is known. The constants of utils/alignment.py are varied one by one. Times are medians per image on
+two threads, and those of the network are taken in turn with them.
 """
 
 import argparse
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -33,20 +34,22 @@ from utils.report.tables import Table, to_markdown
 from utils.system.files import replacing
 
 WHOLE = Preprocessing(crop=0)
-N_LEARNT, N_SOUGHT = 100, 200  # images
+N_IMAGES = 200  # of a class, at most
 MOST_MOVED = 12  # pixels of 256, along either axis
 THREADS, BATCH, REPEATS = 2, 32, 7
-NAMES = ("ANGLE_STEP", "COARSE_SIDE", "REFINED_SIDES", "REFINED_STEPS")
+NAMES = ("ANGLE_STEP", "COARSE_SIDE", "REFINED_SIDES", "REFINED_STEPS", "FAR_ANGLE")
 AS_THEY_ARE = {name: getattr(alignment, name) for name in NAMES}
 SETTINGS: list[dict[str, Any]] = [
     AS_THEY_ARE,
-    *(AS_THEY_ARE | {"ANGLE_STEP": step} for step in (2.5, 7.5, 10.0, 15.0)),
-    *(AS_THEY_ARE | {"COARSE_SIDE": side} for side in (32, 48, 128)),
-    *(AS_THEY_ARE | {"REFINED_SIDES": sides} for sides in ((128, 256), (256,), (64, 128))),
-    *(AS_THEY_ARE | {"REFINED_STEPS": steps} for steps in (2, 4, 6)),
+    *(AS_THEY_ARE | {"ANGLE_STEP": step} for step in (2.5, 10.0, 15.0)),
+    *(AS_THEY_ARE | {"COARSE_SIDE": side} for side in (32, 48, 96)),
+    *(AS_THEY_ARE | {"REFINED_SIDES": sides} for sides in ((64, 128), (128, 256), (256,))),
+    *(AS_THEY_ARE | {"REFINED_STEPS": steps} for steps in (2, 4)),
+    AS_THEY_ARE | {"FAR_ANGLE": 361.0},  # no second angle is tried
 ]
 COLUMNS = ["class", "step of angles", "coarse side", "refined at sides", "steps at each"]
-COLUMNS += ["angle off by (degrees)", "at most", "shift off by (pixels)", "at most"]
+COLUMNS += ["second angle from"]
+COLUMNS += ["angle off by (degrees)", "at most", "shift off by (pixels of 256)", "at most"]
 COLUMNS += ["ms an image", "over the network's"]
 
 
@@ -107,21 +110,19 @@ def measure(
     """Rows of the table: all settings on the images of a class."""
     rng = np.random.default_rng(0)
     motions = [draw_motion(rng, image) for image in images]
-    moved = [move(image, *motion) for image, motion in zip(images, motions, strict=True)]
+    pairs = zip(images, motions, strict=True)
+    angles, shifts = (np.array(values) for values in zip(*motions, strict=True))
     as_is, moved = (
         torch.from_numpy(np.stack([prepare(image, WHOLE, name) for image in some]))
-        for some in (images, moved)
+        for some in (images, [move(image, *motion) for image, motion in pairs])
     )
-    learnt = np.linspace(0, len(images) - 1, min(N_LEARNT, len(images))).astype(int)
-    sought = np.linspace(0, len(images) - 1, min(N_SOUGHT, len(images))).astype(int)
-    to_256 = 256 / min(images[0].size)
-    angles = np.array([angle for angle, _ in motions])[sought]
-    shifts = np.array([shift for _, shift in motions])[sought] * to_256
+    shifts *= 256 / min(images[0].size)
+    learnt = learn_alignment(moved.split(BATCH))
     rows = []
     for setting in SETTINGS:
         with patch.multiple(alignment, **setting):
-            found = learn_alignment(moved[learnt].split(BATCH))
-            poses = find(found, as_is[sought]), find(found, moved[sought])
+            found = replace(learnt)  # prepares its search anew
+            poses = find(found, as_is), find(found, moved)
             in_turn = partial(found.find_poses, moved[:BATCH]), partial(network, moved[:BATCH])
             of_pose, of_network = time_in_turn(in_turn)
         cells = [str(value).strip("()") for value in setting.values()]
@@ -148,12 +149,14 @@ def main() -> None:
     rows = []
     for class_name in args.class_name:
         train, _ = load_splits(args.data_path, class_name)
-        images = [open_image(sample.path).convert("RGB") for sample in train.samples]
+        n = len(train.samples)
+        chosen = np.linspace(0, n - 1, min(N_IMAGES, n)).astype(int)
+        images = [open_image(train.samples[i].path).convert("RGB") for i in chosen]
         rows += measure(class_name, images, network)
     names = " ".join(args.class_name)
     command = f"python -m tests.alignment --data_path mvtec_ad --class_name {names}"
     note = (
-        f"{command} --arch {args.arch}; {N_SOUGHT} images of a class, {THREADS} threads; the first "
+        f"{command} --arch {args.arch}; {N_IMAGES} images of a class, {THREADS} threads; the first "
         f"row of a class has the constants as they are; {date.today().isoformat()}."
     )
     text = to_markdown(Table("Poses found", COLUMNS, rows, [note]))

@@ -12,36 +12,39 @@ Reference: Baker and Matthews, "Lucas-Kanade 20 years on: a unifying framework",
 section 3.2 (inverse compositional), with gain and bias.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import ceil, radians, sqrt
+from math import ceil, floor, radians, sqrt
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from scipy.fft import next_fast_len
 from torch import Tensor
 
 # sides are those of a square of an image's area: of the template at most,
 SIDE = 256
 # of what is tried at all angles, in steps of so many degrees,
 COARSE_SIDE, ANGLE_STEP = 64, 5.0
-# and then of what is moved by least squares, so often at each
-REFINED_SIDES, REFINED_STEPS = (64, 128, 256), 3
-WINDOW_EDGE = 0.2  # of the radius: where the round window falls from 1 to 0
-PASSES = 2  # in which training images are laid onto their median
-# angles of training images count as limited if so many degrees are free of them, and so many that
-# it is by chance once in a hundred times
-LEAST_GAP, CHANCE_OF_GAP = 30.0, 0.01
-# degrees, and pixels of SIDE, that a part may lie beyond the training images
-SPARE_ANGLE, SPARE_SHIFT = 2.5, 2.0
-RESEMBLING = 0.7  # mean correlation that tells classes that have a pose from others (DESIGN)
+# and of what then is moved by least squares, so often at each; before the last, the better is kept
+# of two poses that are so many degrees apart
+REFINED_SIDES, REFINED_STEPS, FAR_ANGLE = (64, 128, 256), 3, 45.0
+MOST_MOVED = 2.0  # pixels of a side, in a step of least squares
+LEAST_GAIN = 0.1  # contrast of an image over the template's; steps are noise where it is lower
+WINDOW_EDGE = 0.2  # of the radius: where the window falls from 1 to 0
 FLAT = 1.0  # grey levels (standard deviation): what varies less has no pose
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as Pillow's
-MOST_MOVED = 2.0  # pixels of a size, in a step of least squares
-LEAST_GAIN = 0.1  # contrast of an image over that of the template: with less its steps are noise
-TINY = 1e-6  # below any norm of pixels that differ
-AT_ONCE = 8  # images, at all angles. Memory and speed only
+PASSES = 2  # in which training images are laid onto their median
+MOST_SHIFTED = 0.25  # of the sides, in training images
+# angles of training images count as limited if so many degrees are free of them, and if that is
+# by chance once in a hundred times
+LEAST_GAP, CHANCE_OF_GAP = 30.0, 0.01
+# degrees, and pixels of the template, that a part may lie beyond the training images
+SPARE_ANGLE, SPARE_SHIFT = 2.5, 2.0
+RESEMBLING = 0.7  # mean correlation: parts classes that have a pose from others on seven sets
+ROUNDING = 1e-5  # of coordinates, which go from -1 to 1
+AT_ONCE = 8  # images. Memory and speed only
 
 
 class Poses(NamedTuple):
@@ -104,13 +107,12 @@ class Alignment:
         """
         grey = to_grey(images.to(self.template.device), self.template.shape)
         poses, correlation = self._search(grey)
-        scale = sqrt(images.shape[2] * images.shape[3] / self.template.numel())
-        angle, row, column = poses.unbind(1)
-        return Poses(angle.rad2deg(), row * scale, column * scale, correlation)
+        angle, row, column = _scaled(poses, _ratio(self.image_size, self.template.shape)).unbind(1)
+        return Poses(angle.rad2deg(), row, column, correlation)
 
     @cached_property
     def _search(self) -> "_Search":
-        scale = sqrt(self.template.numel() / (self.image_size[0] * self.image_size[1]))
+        scale = _ratio(self.template.shape, self.image_size)
         start, extent, *box = self.range
         return _Search(self.template, PoseRange(start, extent, *(side * scale for side in box)))
 
@@ -122,38 +124,34 @@ def learn_alignment(batches: Iterable[Tensor]) -> Alignment:
     Args:
         batches: yields (B, 3, H, W) uint8, all of one size; a few hundred images are enough.
     """
-    shapes_and_greys = [(images.shape[2:], to_grey(images)) for images in batches]
-    (height, width), _ = shapes_and_greys[0]
-    grey = torch.cat([part for _, part in shapes_and_greys])
-    median = grey.median(dim=0).values
-    level = _Level(median)
-    before = level.correlations(level.centre(grey)).mean()
-    everywhere = _whole_range(*median.shape)
+    image_size, greys = (0, 0), []
+    for images in batches:
+        image_size = tuple(images.shape[2:])
+        greys.append(to_grey(images))
+    grey = torch.cat(greys)
+    before = _Level(grey.median(dim=0).values).correlations(grey)
+    height, width = (MOST_SHIFTED * side for side in grey.shape[1:])
+    everywhere = PoseRange(-180, 360, -height, height, -width, width)
     # an image of usual contrast, lest it is one without a part
     template = grey[grey.flatten(1).std(dim=1).median(dim=0).indices]
     for _ in range(PASSES):
-        poses, _ = _Search(template, everywhere)(grey)
-        template = _warp(grey, _centre(poses)).median(dim=0).values
-    poses, correlation = _Search(template, everywhere)(grey)
-    scale = sqrt(height * width / template.numel())
+        poses = _centre(_Search(template, everywhere)(grey)[0])
+        parts = zip(grey.split(AT_ONCE), poses.split(AT_ONCE), strict=True)
+        template = torch.cat([_warp(*part) for part in parts]).median(dim=0).values
+    poses, after = _Search(template, everywhere)(grey)
     return Alignment(
         template=template,
-        image_size=(height, width),
-        range=_range_of(poses, scale),
-        before=before.item(),
-        after=correlation.mean().item(),
-        lowest=correlation.min().item(),
+        image_size=image_size,
+        range=_range_of(poses, _ratio(image_size, template.shape)),
+        before=before.mean().item(),
+        after=after.mean().item(),
+        lowest=after.min().item(),
     )
 
 
 def to_part(images: Tensor, poses: Poses) -> Tensor:
     """Images (B, 3, H, W) uint8, turned and moved onto the template; the border is repeated."""
-    moved = F.grid_sample(
-        images.float(),
-        _grid(_to_rows(poses), images.shape[-2:]),
-        padding_mode="border",
-        align_corners=False,
-    )
+    moved = _sample(images.float(), _grid(_to_rows(poses), images.shape[2:]))
     return moved.round_().to(torch.uint8)
 
 
@@ -162,35 +160,21 @@ def to_image(anomaly_maps: Tensor, poses: Poses) -> Tensor:
 
     A pixel that is not in the aligned image is 0.
     """
-    grid = _grid(_invert(_to_rows(poses)), anomaly_maps.shape[-2:])
-    moved = F.grid_sample(anomaly_maps[:, None], grid, padding_mode="border", align_corners=False)[
-        :, 0
-    ]
-    # beyond the outer edges of the pixels at the border
-    return moved.masked_fill_((grid.abs() > 1 + 1e-6).any(dim=3), 0)
+    grid = _grid(_invert(_to_rows(poses)), anomaly_maps.shape[1:])
+    moved = _sample(anomaly_maps[:, None], grid)[:, 0]
+    # 1 is the outer edge of the pixels at the border
+    return moved.masked_fill_((grid.abs() > 1 + ROUNDING).any(dim=3), 0)
 
 
-def to_grey(images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+def to_grey(images: Tensor, size: Sequence[int] | None = None) -> Tensor:
     """Images (B, 3, H, W) uint8 as grey ones (B, h, w) float32, in which poses are sought.
 
     Args:
         images: of any size.
         size: h and w; by default those of a template.
     """
-    weights = torch.tensor(GREY, device=images.device)
-    grey = torch.einsum("bchw,c->bhw", images.float(), weights)
-    return _resize(grey, size or _scaled_size(*grey.shape[1:], SIDE))
-
-
-def _scaled_size(height: int, width: int, side: int) -> tuple[int, int]:
-    scale = min(1, side / sqrt(height * width))
-    return max(1, round(height * scale)), max(1, round(width * scale))
-
-
-def _resize(grey: Tensor, size: tuple[int, int]) -> Tensor:
-    if grey.shape[1:] == torch.Size(size):
-        return grey
-    return F.interpolate(grey[:, None], size, mode="area")[:, 0]
+    grey = torch.einsum("bchw,c->bhw", images.float(), torch.tensor(GREY, device=images.device))
+    return _resize(grey, size or _scaled_size(grey.shape[1:], SIDE))
 
 
 class _Search:
@@ -198,74 +182,115 @@ class _Search:
 
     def __init__(self, template: Tensor, limits: PoseRange) -> None:
         self.limits = limits
+        self.is_flat = bool(template.std() < FLAT)
+        self.levels = [
+            _Level(_resize(template[None], _scaled_size(template.shape, side))[0])
+            for side in REFINED_SIDES
+        ]
         n_angles = max(1, ceil(limits.extent / ANGLE_STEP))
         steps = (torch.arange(n_angles, device=template.device) + 0.5) / n_angles
         self.angles = (limits.start + steps * limits.extent).deg2rad()
-        self.coarse_size = _scaled_size(*template.shape, COARSE_SIDE)
-        self.coarse_scale = sqrt(template.numel() / (self.coarse_size[0] * self.coarse_size[1]))
-        self.spectra = self._rotated_spectra(template)
-        sizes = [_scaled_size(*template.shape, side) for side in REFINED_SIDES]
-        self.levels = [_Level(_resize(template[None], size)[0]) for size in sizes]
+        self.coarse_size = _scaled_size(template.shape, COARSE_SIDE)
+        self.coarse_scale = _ratio(template.shape, self.coarse_size)
+        self.rows, self.columns = (
+            torch.arange(floor(low / self.coarse_scale), ceil(high / self.coarse_scale) + 1)
+            for low, high in ((limits.top, limits.bottom), (limits.left, limits.right))
+        )
+        farthest = int(torch.cat([self.rows, self.columns]).abs().max())
+        self.coarse_side = next_fast_len(max(self.coarse_size) + 2 * farthest, real=True)
+        self.template_spectra, self.window_spectra = self._rotated_spectra(template)
 
     def __call__(self, grey: Tensor) -> tuple[Tensor, Tensor]:
         """Poses (B, 3) in the template's pixels, and correlations (B,)."""
-        poses = torch.cat([self._try_angles(part) for part in grey.split(AT_ONCE)])
-        for level in self.levels:
-            poses, correlation = self._refine(grey, poses, level)
-        flat = grey.flatten(1).std(dim=1) < FLAT
+        found = [self._find(part) for part in grey.split(AT_ONCE)]
+        poses, correlation = (torch.cat(parts) for parts in zip(*found, strict=True))
+        flat = (grey.flatten(1).std(dim=1) < FLAT) | self.is_flat
         return poses.masked_fill(flat[:, None], 0), correlation.masked_fill(flat, 0)
 
-    def _rotated_spectra(self, template: Tensor) -> Tensor:
-        """Conjugate spectra of the coarse template at all angles, each of norm 1."""
-        small = _to_square(_windowed(_resize(template[None], self.coarse_size)))
-        turns = F.pad(self.angles[:, None], (0, 2))
-        rotated = _warp(small.expand(len(turns), -1, -1), _invert(turns), "zeros")
-        norms = torch.linalg.vector_norm(rotated, dim=(1, 2), keepdim=True)
-        return torch.fft.rfft2(rotated / norms.clamp(min=TINY)).conj()
+    def _find(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+        *levels, last = self.levels
+        candidates = self._try_angles(grey)
+        poses, n_each = candidates.flatten(0, 1), len(candidates)
+        correlation = poses.new_zeros(len(poses))
+        for level in levels:
+            poses, correlation = self._refine(grey.repeat(n_each, 1, 1), poses, level)
+        best = correlation.view(n_each, -1).argmax(dim=0)
+        poses = poses.view(n_each, -1, 3)[best, torch.arange(len(grey))]
+        return self._refine(grey, poses, last)
+
+    def _rotated_spectra(self, template: Tensor) -> tuple[Tensor, Tensor]:
+        """Conjugate spectra of template and window at all angles; of a round window at one."""
+        turns = _invert(F.pad(self.angles[:, None], (0, 2)))
+        templates, windows = (
+            _warp(self._on_square(grey[None]).expand(len(turns), -1, -1), turns)
+            for grey in (template, _window(*template.shape, template.device))
+        )
+        if self.coarse_size[0] == self.coarse_size[1]:
+            windows = windows[:1]
+        windows = windows / windows.sum(dim=(1, 2), keepdim=True)
+        templates = templates - (windows * templates).sum(dim=(1, 2), keepdim=True)
+        norms = (windows * templates.square()).sum(dim=(1, 2), keepdim=True).sqrt()
+        templates = windows * templates / norms.clamp(min=FLAT)
+        return torch.fft.rfft2(templates).conj(), torch.fft.rfft2(windows).conj()
+
+    def _on_square(self, grey: Tensor) -> Tensor:
+        """Grey images at the coarse size in a square with room for all shifts."""
+        grey = _resize(grey, self.coarse_size)
+        rows, columns = (self.coarse_side - side for side in self.coarse_size)
+        padding = columns // 2, columns - columns // 2, rows // 2, rows - rows // 2
+        return F.pad(grey[:, None], padding, "replicate")[:, 0]
 
     def _try_angles(self, grey: Tensor) -> Tensor:
-        """The best poses (B, 3) at the coarse angles, to a pixel of the coarse size."""
-        small = _to_square(_windowed(_resize(grey, self.coarse_size)))
-        side, device = small.shape[1], grey.device
-        spectra = torch.fft.rfft2(small)[:, None] * self.spectra
-        correlations = torch.fft.irfft2(spectra, s=(side, side))
-        rows = self._shifts(self.limits.top, self.limits.bottom, side).to(device)
-        columns = self._shifts(self.limits.left, self.limits.right, side).to(device)
-        correlations = correlations[:, :, rows[:, None], columns]
-        best = correlations.flatten(1).argmax(dim=1)
-        angle, row, column = torch.unravel_index(best, correlations.shape[1:])
-        shifts = torch.stack([rows[row], columns[column]], dim=1) * self.coarse_scale
-        return self._limit(torch.cat([self.angles[angle][:, None], shifts], dim=1))
+        """The best pose of the coarse steps, and the best far from its angle: (2, B, 3).
 
-    def _shifts(self, low: float, high: float, side: int) -> Tensor:
-        """Whole shifts of the coarse size between two of the template's, to the nearest."""
-        shifts = torch.arange(side) - side // 2
-        within = (shifts >= low / self.coarse_scale - 0.5) & (
-            shifts <= high / self.coarse_scale + 0.5
-        )
-        return shifts[within]
+        Correlations are those in the window as it lies in the image (normalised).
+        """
+        small = self._on_square(grey - grey.mean(dim=(1, 2), keepdim=True))
+        spectra, of_squares = torch.fft.rfft2(torch.stack([small, small.square()]))[:, :, None]
+        means = self._at_shifts(spectra * self.window_spectra)
+        variances = self._at_shifts(of_squares * self.window_spectra) - means.square()
+        correlations = self._at_shifts(spectra * self.template_spectra)
+        correlations = correlations / variances.clamp(min=FLAT**2).sqrt()
+        of_angles, shifts = correlations.flatten(2).max(dim=2)
+        best = of_angles.argmax(dim=1)
+        near = _wrap(self.angles - self.angles[best][:, None]).abs() < radians(FAR_ANGLE)
+        chosen = torch.stack([best, of_angles.masked_fill(near, -2).argmax(dim=1)])
+        if self.limits.extent < FAR_ANGLE:
+            chosen = chosen[:1]
+        shift = shifts.gather(1, chosen.T).T
+        rows, columns = self.rows.to(grey.device), self.columns.to(grey.device)
+        shift = rows[shift // len(columns)], columns[shift % len(columns)]
+        poses = torch.stack([self.angles[chosen], *shift], dim=2)
+        return self._limit(_scaled(poses, self.coarse_scale))
+
+    def _at_shifts(self, spectra: Tensor) -> Tensor:
+        """Cross-correlations at the shifts that are sought, from their spectra."""
+        # one axis after the other: few rows are sought
+        by_row = torch.fft.ifft(spectra, dim=-2)[..., self.rows, :]
+        return torch.fft.irfft(by_row, self.coarse_side)[..., self.columns]
 
     def _refine(self, grey: Tensor, poses: Tensor, level: "_Level") -> tuple[Tensor, Tensor]:
         """The best of the poses on the way to the least squares at a level, and correlations."""
-        scale = sqrt(grey[0].numel() / len(level.window))
+        scale = _ratio(grey.shape[1:], level.size)
         grey = _resize(grey, level.size)
         best, best_correlation = poses, grey.new_full((len(grey),), -1)
         for _ in range(REFINED_STEPS):
-            centred = level.centre(_warp(grey, _scaled(poses, 1 / scale)))
-            correlation = level.correlations(centred)
+            aligned = _warp(grey, _scaled(poses, 1 / scale))
+            correlation = level.correlations(aligned)
             better = correlation > best_correlation
             best = torch.where(better[:, None], poses, best)
             best_correlation = torch.where(better, correlation, best_correlation)
-            poses = self._limit(_compose(poses, _invert(_scaled(level.steps(centred), scale))))
+            poses = self._limit(_compose(poses, _invert(_scaled(level.steps(aligned), scale))))
         return best, best_correlation
 
     def _limit(self, poses: Tensor) -> Tensor:
-        """Poses moved to the nearest ones within the limits."""
-        limits, (angle, row, column) = self.limits, poses.unbind(1)
-        middle, half = radians(limits.start + limits.extent / 2), radians(limits.extent / 2)
-        angle = _wrap(middle + _wrap(angle - middle).clamp(-half, half))
-        row, column = row.clamp(limits.top, limits.bottom), column.clamp(limits.left, limits.right)
-        return torch.stack([angle, row, column], dim=1)
+        """The nearest poses within the limits."""
+        start, extent, *box = self.limits
+        middle, half = radians(start + extent / 2), radians(extent / 2)
+        angle = middle + _wrap(poses[..., 0] - middle).clamp(-half, half)
+        low, high = poses.new_tensor([box[::2], box[1::2]])
+        shifts = poses[..., 1:].clamp(low, high)
+        return torch.cat([_wrap(angle)[..., None], shifts], dim=-1)
 
 
 class _Level:
@@ -277,35 +302,45 @@ class _Level:
 
     def __init__(self, template: Tensor) -> None:
         self.size = template.shape
-        self.window = _window(*self.size, template.device).flatten()
-        self.window /= self.window.sum()
+        window = _window(*self.size, template.device).flatten()
+        self.window = window / window.sum()
         y, x = _coordinates(*self.size, template.device)
         by_row, by_column = torch.gradient(template)
-        derivatives = (by_column * y - by_row * x, by_row, by_column)
-        basis = self.centre(torch.stack([template, *derivatives]))
+        basis = torch.stack([template, by_column * y - by_row * x, by_row, by_column]).flatten(1)
+        basis -= (basis @ self.window)[:, None]
         weighted = basis * self.window
         # a round part has no angle, an empty template nothing: their steps are 0
-        inverse = torch.linalg.pinv((weighted @ basis.T).double().cpu(), hermitian=True)
-        self.solver = weighted.T @ inverse.float().to(weighted.device)
-        norm = (weighted[0] @ basis[0]).sqrt()
-        self.weighted_template = weighted[0] / norm.clamp(min=TINY)
+        inverse = torch.linalg.pinv((weighted @ basis.T).cpu().double(), hermitian=True)
+        self.solver = weighted.T @ inverse.float().to(template.device)
+        self.weighted_template = weighted[0] / (weighted[0] @ basis[0]).sqrt().clamp(min=FLAT)
 
-    def centre(self, grey: Tensor) -> Tensor:
-        """Grey images (B, h, w) minus their mean in the window, (B, h w)."""
+    def correlations(self, grey: Tensor) -> Tensor:
+        """Of grey images (B, h, w) with the template, in the window."""
         pixels = grey.flatten(1)
-        return pixels - (pixels @ self.window)[:, None]
+        variances = (pixels - (pixels @ self.window)[:, None]).square_() @ self.window
+        correlations = pixels @ self.weighted_template / variances.sqrt().clamp(min=FLAT)
+        return correlations.clamp(-1, 1)
 
-    def correlations(self, centred: Tensor) -> Tensor:
-        """Of centred images (B, h w) with the template, in the window."""
-        norms = (centred.square() @ self.window).sqrt()
-        return (centred @ self.weighted_template / norms.clamp(min=TINY)).clamp(-1, 1)
-
-    def steps(self, centred: Tensor) -> Tensor:
-        """Steps (B, 3) by which centred images (B, h w) are away from the template."""
-        gain, steps = (centred @ self.solver).split([1, 3], dim=1)
-        steps = steps / gain.clamp(min=LEAST_GAIN)
+    def steps(self, grey: Tensor) -> Tensor:
+        """Steps (B, 3) by which grey images (B, h, w) are away from the template."""
+        gain, steps = (grey.flatten(1) @ self.solver).split([1, 3], dim=1)
         most = steps.new_tensor([radians(ANGLE_STEP), MOST_MOVED, MOST_MOVED])
-        return steps.clamp(-most, most)
+        return (steps / gain.clamp(min=LEAST_GAIN)).clamp(-most, most)
+
+
+def _ratio(size: Sequence[int], other: Sequence[int]) -> float:
+    """How many pixels of a size fit one of the other, along a side."""
+    return sqrt(size[0] * size[1] / (other[0] * other[1]))
+
+
+def _scaled_size(size: Sequence[int], side: int) -> tuple[int, int]:
+    """A size shrunk to the area of a square."""
+    scale = min(1, side / sqrt(size[0] * size[1]))
+    return max(2, round(size[0] * scale)), max(2, round(size[1] * scale))
+
+
+def _resize(grey: Tensor, size: Sequence[int]) -> Tensor:
+    return grey if grey.shape[1:] == size else F.interpolate(grey[:, None], size, mode="area")[:, 0]
 
 
 def _coordinates(height: int, width: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -318,32 +353,22 @@ def _coordinates(height: int, width: int, device: torch.device) -> tuple[Tensor,
 
 
 def _window(height: int, width: int, device: torch.device) -> Tensor:
-    """An ellipse (h, w) that touches the border, 1 inside, falling to 0 like a cosine."""
+    """An ellipse (h, w) that reaches to the border: 1 inside, falling to 0 like a cosine."""
     y, x = _coordinates(height, width, device)
-    radius = torch.sqrt((2 * y / height) ** 2 + (2 * x / width) ** 2)
+    radius = torch.sqrt((2 * y / (height - 1)) ** 2 + (2 * x / (width - 1)) ** 2)
     return 0.5 - 0.5 * torch.cos(torch.pi * ((1 - radius) / WINDOW_EDGE).clamp(0, 1))
 
 
-def _windowed(grey: Tensor) -> Tensor:
-    """Grey images (B, h, w) without their mean, under the window."""
-    window = _window(*grey.shape[1:], grey.device)
-    return window * (grey - (grey * window).sum(dim=(1, 2), keepdim=True) / window.sum())
+def _warp(grey: Tensor, poses: Tensor) -> Tensor:
+    """Grey images (B, h, w) turned and moved onto the template, by poses in their pixels."""
+    return _sample(grey[:, None], _grid(poses, grey.shape[1:]))[:, 0]
 
 
-def _to_square(grey: Tensor) -> Tensor:
-    """Images (B, h, w) in the middle of squares of zeros."""
-    _, height, width = grey.shape
-    rows, columns = max(0, width - height), max(0, height - width)
-    return F.pad(grey, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+def _sample(images: Tensor, grid: Tensor) -> Tensor:
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
-def _warp(grey: Tensor, poses: Tensor, padding: str = "border") -> Tensor:
-    """Images (B, h, w) turned and moved onto the template, by poses in their pixels."""
-    grid = _grid(poses, grey.shape[1:])
-    return F.grid_sample(grey[:, None], grid, padding_mode=padding, align_corners=False)[:, 0]
-
-
-def _grid(poses: Tensor, size: tuple[int, int]) -> Tensor:
+def _grid(poses: Tensor, size: Sequence[int]) -> Tensor:
     """Where each pixel of the template lies in the image, as grid_sample takes it: (B, h, w, 2)."""
     height, width = size
     angle, row, column = poses.unbind(1)
@@ -392,10 +417,6 @@ def _centre(poses: Tensor) -> Tensor:
     turned = _compose(poses, F.pad(-mean[None], (0, 2)))
     shift = _invert(turned)[:, 1:].median(dim=0).values
     return _compose(turned, F.pad(shift, (1, 0)))
-
-
-def _whole_range(height: int, width: int) -> PoseRange:
-    return PoseRange(-180, 360, -height / 2, height / 2, -width / 2, width / 2)
 
 
 def _range_of(poses: Tensor, scale: float) -> PoseRange:
