@@ -9,17 +9,7 @@ Reference: Defard et al., arXiv 2011.08785; xiahaifeng1995/PaDiM-Anomaly-Detecti
 
 from __future__ import annotations
 
-import os
 import sys
-
-# before other packages called datasets or utils, and also with PYTHONSAFEPATH
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from utils.system.errors import UserError
-from utils.system.lacks import report_lack
-
-if __name__ == "__main__":
-    sys.excepthook = report_lack  # from the first slow import on
-
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -33,6 +23,7 @@ from utils.commands.command_line import parse_command_line
 from utils.report.run import RunReport
 from utils.settings import Experiment
 from utils.system.device import device_name
+from utils.system.errors import UserError
 from utils.system.processes import Processes
 from utils.system.program import prepare_process, run_program
 

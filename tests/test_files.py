@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -45,7 +46,7 @@ def test_files_that_a_writer_puts_beside_its_own_are_removed(tmp_path):
     assert names(tmp_path) == ["model.safetensors"]
 
 
-def test_killed_process_leaves_no_file_and_the_next_removes_its_rest(tmp_path):
+def test_killed_process_leaves_no_file_and_its_rest_is_removed_when_it_is_old(tmp_path):
     path = tmp_path / "table.csv"
     code = f"""
 import os, signal
@@ -59,22 +60,23 @@ with replacing(Path({str(path)!r})) as temporary:
     assert killed.returncode < 0
     (hidden,) = tmp_path.iterdir()
     assert hidden.name.startswith(".")
-    with replacing(path) as temporary:
-        temporary.write_text("whole")
-    assert names(tmp_path) == ["table.csv"]
+    (rest,) = hidden.iterdir()
+    for age, left in ((60, [hidden.name, "table.csv"]), (10**5, ["table.csv"])):
+        os.utime(rest, (time.time() - age,) * 2)
+        with replacing(path) as temporary:
+            temporary.write_text("whole")
+        assert names(tmp_path) == left
 
 
 def test_two_processes_may_write_a_file_at_once(tmp_path):
     path = tmp_path / "table.csv"
-    other = tmp_path / ".table.csv.part" / str(os.getppid()) / "table.csv"
-    with replacing(path) as temporary:
-        temporary.write_text("ours")
-        other.parent.mkdir()
-        other.write_text("theirs")
-    with replacing(path) as temporary:
-        temporary.write_text("ours again")
-    assert path.read_text() == "ours again"
-    assert other.read_text() == "theirs"
+    with replacing(path) as ours:
+        ours.write_text("ours")
+        with replacing(path) as theirs:
+            theirs.write_text("theirs")
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours"
+    assert names(tmp_path) == ["table.csv"]
 
 
 def test_folder_that_cannot_be_written_is_refused_with_its_option(tmp_path):

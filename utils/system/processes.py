@@ -154,7 +154,7 @@ def _reporting_loss() -> Iterator[None]:
 def _stop(number: int, *_: Any) -> NoReturn:
     """Handle the first signal by which torchrun, or the user, ends all processes."""
     _ignore_signals()
-    raise KeyboardInterrupt if number == signal.SIGINT else ConnectionError(LOST)
+    raise KeyboardInterrupt if number == signal.SIGINT else UserError(LOST)
 
 
 def _ignore_signals() -> None:
