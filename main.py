@@ -50,9 +50,7 @@ def run_experiment(settings: Experiment) -> None:
         channels = backbone.draw_channels(
             settings.arch, settings.seed, settings.n_features, settings.layers
         )
-        preprocessing = settings.preprocessing
-        names = settings.data_path, settings.dataset, settings.class_name
-        datasets = load_all(*names, preprocessing, settings.invert_masks, settings.normal)
+        datasets = load_all(settings)
         run = RunReport(settings, choose_own(datasets, processes), processes.leads)
 
         # images are decoded from now on, while what takes seconds to import is imported

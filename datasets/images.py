@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import ExifTags, Image, TiffImagePlugin
 
+from datasets.headers import Header, seen_share
 from datasets.notes import CHANNELS, PAGES, TURNED, Notes
 from datasets.preprocessing import DEFAULT, Preprocessing, check_resized, resize_and_crop
 from utils.system.errors import UserError
@@ -194,6 +195,10 @@ def look_at_image(
     """Note what of a decoded image is not used."""
     look_at_file(image, path, preprocessing.exif, notes)
     facts, bands = find_facts(image), image.getbands()
+    sideways = preprocessing.exif and facts.orientation in SIDEWAYS
+    size = image.size[::-1] if sideways else image.size
+    header = Header(size, image.mode, image.format or "")
+    notes.add_header(path, header, seen_share(size, preprocessing))
     if image.mode.startswith("I"):
         notes.add_depth(path, int(np.asarray(image).max()), preprocessing.bit_depth)
     elif facts.deep:

@@ -305,7 +305,7 @@ ARGUMENTS = {
     "data holds bolt, data/bolt/train holds good: say which has the good images with --normal",
     "run --dataset=loco --normal=fine": "--normal is for --dataset mvtec or folder; leave it out",
     "run --dataset=btad": "--data_path must hold <class>/train/ok/*.png (--dataset btad)",
-    "run --class_name=Bolt": "unknown class 'Bolt' in data; choose from bolt",
+    "run --class_name=bolts": "unknown class 'bolts' in data; choose from bolt",
     "run --class_name=../data/bolt": "unknown class '../data/bolt' in data",
     "run --resize=16": "--resize 16 is too small; give 32 or more",
     "run --resize=1000000": "--resize 1000000 is too large; give at most",

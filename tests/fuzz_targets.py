@@ -20,8 +20,9 @@ from torch import nn
 from torchvision import models as networks
 
 from datasets.images import load_image, read_size
-from datasets.layouts import VISA_COLUMNS, VISA_SPLIT, list_visa, list_visa_classes
+from datasets.layouts import LAYOUTS, VISA_COLUMNS, VISA_SPLIT
 from datasets.masks import load_mask
+from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, preprocessed_size
 from tests.damage import Evil, damage_bytes, damage_csv, damage_json
 from tests.faults import ROOT, run_main
@@ -302,10 +303,10 @@ def visa(scratch: Path) -> Target:
 
 def _read_visa(path: Path) -> None:
     data_path = path.parent.parent
-    for name in list_visa_classes(data_path):
+    for name in LAYOUTS["visa"].list_classes(data_path):
         assert Path(name).name == name, "a class outside the folder of results"
         for split in ("train", "test"):
-            samples, _ = list_visa(data_path, name, split)
+            samples, _ = LAYOUTS["visa"].list_samples(data_path, name, split, Notes())
             assert samples
             assert all(sample.path.is_file() for sample in samples)
 

@@ -167,14 +167,7 @@ def run(settings: Settings) -> None:
     settings.require_data()
     preprocessing = settings.preprocessing
     names = choose_studies(settings, preprocessing)
-    datasets = load_all(
-        settings.data_path,
-        settings.dataset,
-        settings.class_name,
-        preprocessing,
-        settings.invert_masks,
-        settings.normal,
-    )
+    datasets = load_all(settings)
     folder = make_folder(settings.save_path / "studies" / settings.arch)
     if not names:
         return

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from datasets.dataset import ImageDataset
-from datasets.folders import MARKER
+from datasets.folders import mark_results
 from datasets.notes import NEAR_COPIES
 from utils.evaluation import Evaluation, ScoredImages
 from utils.features import FeatureExtractor
@@ -99,7 +99,7 @@ class ClassReport:
         if self.settings.save_models == "none" or refusal:
             self._notes += [f"(no model is saved: {refusal})"] if refusal else []
             return
-        (self.folder / MARKER).touch()
+        mark_results(self.folder)
         paths = [sample.path for sample in self.train.samples]
         model = TrainedModel(
             class_name=self.train.class_name,
@@ -131,7 +131,7 @@ class ClassReport:
             thresholds: from good training images; None if there were too few.
         """
         self.begin("figures")
-        (self.folder / MARKER).touch()
+        mark_results(self.folder)
         figures = draw_figures(self.folder, self.test, scored, evaluation, self.show_progress)
         self.begin(None)
         record = self._make_record(scored, evaluation, thresholds, figures)
