@@ -12,6 +12,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from datasets.folders import MARKER
+from datasets.headers import Header
 from datasets.loading import Loader
 from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, crop_box
@@ -22,6 +23,7 @@ from utils.commands import predict
 from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
+from utils.model_file import TrainedModel
 from utils.regions import Region
 from utils.system import memory
 
@@ -309,6 +311,20 @@ def test_what_is_not_read_or_not_used_is_noted(run, refused, command, new):
     assert "not read (.heic): 9, for example" in line
 
 
+def test_image_unlike_the_training_images_or_mostly_cut_off_is_noted(
+    run, command, new, monkeypatch
+):
+    seen = [Header((120, 96), "RGB", "PNG")]
+    monkeypatch.setattr(TrainedModel, "image_kinds", seen, raising=False)
+    write_image(new / "wide.png", good_images(1, (96, 480))[0])
+    write_image(new / "grey.bmp", good_images(1)[0][..., 0])
+    notes = run(*command, new).stdout.splitlines()[2:-2]
+    differ = [note for note in notes if "3, for example" in note]
+    assert "images that differ from the training images in format and mode and shape" in differ[0]
+    assert "(the network sees 14 to 58 % of each image; --crop 0 shows it all)" in notes
+    assert "differ" not in run(*command, new / "good.png").stdout
+
+
 def test_rows_are_on_disk_when_an_image_is_scored_and_an_interrupt_keeps_them(
     run, command, new, monkeypatch
 ):
@@ -419,7 +435,5 @@ def test_folder_that_cannot_be_read_is_named(touch, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", forbid)
-    with pytest.raises(
-        ValueError, match="cannot read folder in: Permission denied; make it readable"
-    ):
+    with pytest.raises(ValueError, match="Permission denied: 'in'; make it readable"):
         find("in")

@@ -10,7 +10,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-from datasets.folders import MARKER
+from datasets.folders import MARKER, mark_results
 from utils.commands.prediction import COLUMNS, Prediction
 from utils.commands.sources import FOLDERS
 from utils.regions import Region
@@ -41,7 +41,7 @@ def prepare_folders(output: Path, kinds: Iterable[str], clear: bool = True) -> N
             (output / name).unlink(missing_ok=True)
     for kind in kinds:
         (output / kind).mkdir(exist_ok=True)
-        (output / kind / MARKER).touch()
+        mark_results(output / kind)
 
 
 def tables(folder: Path) -> Sink:

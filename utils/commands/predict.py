@@ -26,7 +26,7 @@ from datasets.loading import Loader
 from datasets.notes import NESTED, Notes
 from utils.commands.output import prepare_folders, printed, refuse_foreign, tables
 from utils.commands.prediction import Loaded, Prediction, Predictor, kinds_of_files
-from utils.commands.sources import Source, find_images, read_sources
+from utils.commands.sources import Source, find_images, split_paths, to_source
 from utils.settings import NetworkSettings, at_least, finite, option, rate
 from utils.system.errors import UserError
 from utils.system.files import make_folder, printable
@@ -155,13 +155,17 @@ def score_stream(settings: Settings) -> Counter[str]:
         raise UserError("- reads paths from stdin; give it alone, without other images")
     if settings.output is None and (settings.masks or settings.maps != "none"):
         raise UserError("--masks and --maps write files; give a folder for them by --output")
-    sources, kinds = read_sources(settings.output), kinds_of_files(settings)
+    for name in ("stdin", "stdout"):
+        if getattr(sys, name) is None:
+            raise UserError(f"{name} is closed; - reads paths from stdin and answers on stdout")
+    kinds = kinds_of_files(settings)
     if settings.output is not None:
         refuse_foreign(settings.output, kinds)
         prepare_folders(make_folder(settings.output, "--output"), kinds, clear=False)
     predictor = Predictor(settings, sys.stderr)
     choose_batch_size(predictor)
     write, counts, said = printed(settings.format), Counter(), set()
+    sources = (to_source(path, settings.output) for path in split_paths(sys.stdin.buffer))
     for answer in predictor.answer(load_noting(source, predictor, said) for source in sources):
         write(answer)
         count(answer, counts)

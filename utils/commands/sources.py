@@ -2,13 +2,12 @@
 
 import os
 import re
-import sys
 from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-from datasets.folders import list_images
+from datasets.folders import list_images, readable
 from datasets.images import IMAGE_SUFFIXES
 from datasets.mvtec import is_image
 from datasets.notes import Notes
@@ -71,13 +70,8 @@ def _list_images(root: Path, output: Path, notes: Notes) -> list[Path]:
         _check_image(root, output)
         return [root]
     _refuse_results(root, output)
-    try:
+    with readable():
         return list_images(root, notes)
-    except OSError as error:
-        raise UserError(
-            f"cannot read folder {error.filename}: {error.strerror}; make it readable or take it "
-            "away"
-        ) from error
 
 
 def _check_image(path: Path, output: Path | None) -> None:
@@ -96,35 +90,25 @@ def _refuse_results(path: Path, output: Path | None) -> None:
         raise UserError(f"{path} is among the results in --output; choose another --output")
 
 
-def read_sources(output: Path | None) -> Iterator[Source]:
-    """Yield the image of each path on standard input as soon as the path is complete."""
-    for name in ("stdin", "stdout"):
-        if getattr(sys, name) is None:
-            raise UserError(f"{name} is closed; - reads paths from stdin and answers on stdout")
-    return (_to_source(path, output) for path in split_paths(sys.stdin.buffer))
-
-
 def split_paths(stream: BinaryIO) -> Iterator[bytes]:
     """Yield each path as soon as it is complete; they end with lines, or with NULs if one is first.
 
     A path that is longer than any system takes is cut.
     """
-    separator, rest = None, stream.read1(CHUNK)
-    if rest[:2] in UTF16 or 0 in rest[:2]:
-        raise UserError("stdin is in UTF-16; save the list in UTF-8, a path a line")
-    chunk = rest = rest.removeprefix(BOM_UTF8)
-    while chunk:
-        separator = separator or re.search(b"[\n\0]", rest)
+    separator, rest, first = None, b"", True
+    while chunk := stream.read1(CHUNK):
+        if first and (chunk[:2] in UTF16 or 0 in chunk[:2]):
+            raise UserError("stdin is in UTF-16; save the list in UTF-8, a path a line")
+        rest = rest[:CHUNK] + (chunk.removeprefix(BOM_UTF8) if first else chunk)
+        separator, first = separator or re.search(b"[\n\0]", rest), False
         if separator:
             *paths, rest = rest.split(separator[0])
             yield from paths
-        chunk = stream.read1(CHUNK)
-        rest = rest[:CHUNK] + chunk
     if rest:
         yield rest
 
 
-def _to_source(line: bytes, output: Path | None) -> Source:
+def to_source(line: bytes, output: Path | None) -> Source:
     """The image that a line names; what is wrong with the path is the source's error."""
     text = os.fsdecode(line.removesuffix(b"\r"))
     path, error = Path(text), ""
