@@ -1,8 +1,6 @@
 import csv
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,13 +11,10 @@ from scipy.ndimage import binary_dilation
 
 from datasets.folders import MARKER
 from datasets.headers import Header
-from datasets.loading import Loader
 from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, crop_box
 from tests.conftest import write_image
-from tests.helpers import MAIN, SMALL, defective, good_images
-from utils import plot
-from utils.commands import predict
+from tests.helpers import SMALL, defective, good_images
 from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
@@ -184,21 +179,6 @@ def test_earlier_files_are_removed_but_nobody_elses(run, refused, command, new):
     assert len(read_rows()) == 1
 
 
-def test_image_that_is_too_long_for_jpeg_has_an_overlay_in_png(run, command, new, monkeypatch):
-    monkeypatch.setattr(plot, "LONGEST_JPEG", 150)
-    assert run(*command, new).returncode == 0
-    assert Path("predictions/overlays/good.jpg").is_file()
-    assert pixels("predictions/overlays/line 1/größe.png").shape == (127, 151, 3)
-
-
-def test_without_overlays_matplotlib_is_not_imported(command, new, tmp_path):
-    code = "import sys, main; main.main(); print({'matplotlib', 'skimage'} & set(sys.modules))"
-    command = [sys.executable, "-c", code, *command, new, "--overlays=none", "--masks"]
-    environment = os.environ | {"PYTHONPATH": str(MAIN.parent)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.endswith("set()\n"), done.stderr
-
-
 def test_png_maps_are_the_exact_ones_in_hundredths(run, command, new, tmp_path):
     assert run(*command, new, "--maps", "npy").returncode == 0
     exact = np.load("predictions/maps/line 1/größe.npy")
@@ -213,15 +193,7 @@ def test_png_maps_are_the_exact_ones_in_hundredths(run, command, new, tmp_path):
     assert pixels(tmp_path / "a.png").tolist() == [[65535, 65535, 0]]
 
 
-def test_batches_and_threads_do_not_change_the_scores(run, command, new, monkeypatch):
-    asked = []
-
-    class Spy(Loader):
-        def __init__(self, *arguments, **settings):
-            asked.append((*arguments[1:], settings))
-            super().__init__(*arguments, **settings)
-
-    monkeypatch.setattr(predict, "Loader", Spy)
+def test_batches_and_threads_do_not_change_the_scores(run, command, new):
     for i in range(4):
         write_image(new / f"{i}.png", good_images(i + 2, (96 + i, 120))[-1])
     scores = []
@@ -231,8 +203,6 @@ def test_batches_and_threads_do_not_change_the_scores(run, command, new, monkeyp
         scores.append([float(row["score"]) for row in read_rows()])
     assert len(set(scores[0])) == 6
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
-    # whole images are large: only one batch may wait
-    assert asked == [(1, 0, {"batches_ahead": 1}), (4, 2, {"batches_ahead": 1})]
 
 
 def test_score_that_reaches_the_given_threshold_is_anomalous(run, command, new):

@@ -25,23 +25,14 @@ HIERARCHIES = (
 
 
 class Work(NamedTuple):
-    """What the memory of a class depends on.
+    """What the memory of a class depends on."""
 
-    Attributes:
-        model_bytes: of the Gaussians and of the features of held-out images, exactly.
-        pixels: of a preprocessed image.
-        batch_size: images.
-        n_held_out: training images of which there are maps, for the thresholds.
-        n_kept: test images of which the maps are kept, for the metrics.
-        n_drawn: test images that get a figure.
-    """
-
-    model_bytes: int
-    pixels: int
+    model_bytes: int  # of the Gaussians and of the features of held-out images, exactly
+    pixels: int  # of a preprocessed image
     batch_size: int
-    n_held_out: int
-    n_kept: int
-    n_drawn: int
+    n_held_out: int  # training images of which there are maps, for the thresholds
+    n_kept: int  # test images of which the maps are kept, for the metrics
+    n_drawn: int  # test images that get a figure
 
 
 def device_bytes(work: Work) -> int:
