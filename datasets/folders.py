@@ -75,8 +75,9 @@ def scan(folder: Path, notes: Notes | None = None) -> tuple[list[str], list[Path
             notes.add(RESULTS, folder)
         return [], []
     entries = [entry for entry in entries if not is_junk(entry.name)]
-    folders = [entry.name for entry in entries if entry.is_dir()]
-    return folders, [folder / entry.name for entry in entries if not entry.is_dir()]
+    # DirEntry.is_dir raises an error for a link to itself
+    folders = [entry.name for entry in entries if os.path.isdir(entry)]
+    return folders, [folder / entry.name for entry in entries if not os.path.isdir(entry)]
 
 
 def list_folders(folder: Path) -> list[str]:
@@ -109,7 +110,7 @@ def list_images(folder: Path, notes: Notes | None = None) -> list[Path]:
     """
     if not folder.is_dir():
         return []
-    parent = Path(os.path.realpath(folder.parent))
+    parent = Path(os.path.realpath(Path(os.path.abspath(folder)).parent))  # also of "."
     return sorted(_walk(folder, {parent, *parent.parents}, notes or Notes()))
 
 
