@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,6 +17,7 @@ from utils.gaussian import (
     count_numbers,
     fit_gaussians,
 )
+from utils.patches import make_layout
 
 GRIDS = {"one layer": [(6, 4)], "two": [(6, 4), (3, 2)], "three": [(7, 5), (4, 3), (2, 2)]}
 # the dual form is for no more images than coarser layers have channels, which are 4, 5 and 5 + 6
@@ -23,7 +25,14 @@ in_both_forms = pytest.mark.parametrize("n", [4, 20], ids=["dual", "primal"])
 on_all_grids = pytest.mark.parametrize("grids", GRIDS.values(), ids=GRIDS)
 
 
-def fit(layers: list[Tensor], **options: float) -> Gaussians:
+def quarter(height: int, width: int) -> np.ndarray:
+    """A region in the middle of a grid."""
+    region = np.zeros((height, width), dtype=bool)
+    region[height // 4 : -(height // 4), width // 4 : -(width // 4)] = True
+    return region
+
+
+def fit(layers: list[Tensor], **options) -> Gaussians:
     """Gaussians of all images in one batch."""
     return fit_gaussians([layers], len(layers[0]), **options)
 
@@ -44,13 +53,14 @@ def test_form_is_primal_if_images_outnumber_the_coarser_channels(depths, n, prim
 
 @in_both_forms
 @on_all_grids
-def test_numbers_are_counted(n, grids):
-    gaussians = fit(draw_layers(n, grids))
+@pytest.mark.parametrize("region", [None, quarter], ids=["all", "region"])
+def test_numbers_are_counted(n, grids, region):
+    gaussians = fit(draw_layers(n, grids), region=region and region(*grids[0]))
     assert gaussians.is_primal is (n == 20)
     matrices = gaussians.whitening, gaussians.loadings, gaussians.residual_whitening
     tensors = [*matrices, *gaussians.means, *gaussians.samples]
     features = [4, 5, 6][: len(grids)]
-    assert count_numbers(gaussians.grids, features, n) == sum(t.numel() for t in tensors)
+    assert count_numbers(gaussians.layout, features, n) == sum(t.numel() for t in tensors)
 
 
 @settings(max_examples=60)
@@ -108,6 +118,31 @@ def test_distances_err_by_no_more_than_float32_allows(d, n, mean, scale, seed):
     values = (mean + scale * draw_layer(n + 3, d, (2, 2), seed).double()).float()
     train, test = values[:n], values[n:]
     assert_distances(fit([train]).distances([test]), train.numpy(), test.numpy(), dual=n <= d)
+
+
+@settings(max_examples=60)
+@given(n=st.integers(3, 25), grids=odd_grids(6), seed=st.integers(0, 2**31), data=st.data())
+def test_inside_a_region_distances_are_those_without_it(n, grids, seed, data):
+    region = data.draw(arrays(bool, grids[0]).filter(np.any))
+    train, test = draw_layers(n, grids, seed), draw_layers(2, grids, seed + 1)
+    whole, part = fit(train), fit(train, region=region, block=data.draw(st.integers(1, 40)))
+    found, expected = part.distances(test), whole.distances(test).double().numpy()
+    assert (found.numpy()[:, ~region] == 0).all()
+    expected[:, ~region] = 0
+    embeddings = naive_embeddings(train), naive_embeddings(test)
+    assert_distances(found, *embeddings, dual=not whole.is_primal, expected=expected)
+    found, expected = (gaussians.leave_out([[1, 2], [0]], train, n) for gaussians in (part, whole))
+    _, error = left_out_distances(embeddings[0], [0], not whole.is_primal)
+    assert (found.numpy()[:, ~region] == 0).all()
+    assert ((found - expected).abs().numpy()[2] <= 2 * error)[0][region].all()
+
+
+@pytest.mark.parametrize("n", [40, 200], ids=["dual", "primal"])
+def test_a_quarter_of_the_image_has_at_most_30_percent_of_the_numbers(n):
+    grids = ((56, 56), (28, 28), (14, 14))
+    layouts = [make_layout(grids, region) for region in (quarter(56, 56), None)]
+    part, whole = (count_numbers(layout, [15, 31, 54], n) for layout in layouts)
+    assert part <= 0.3 * whole
 
 
 def test_square_that_rounding_makes_negative_counts_as_0():

@@ -126,6 +126,16 @@ def test_samples_are_few_and_of_the_coarsest_layer(d, grid, shape):
     assert set(samples[1].flatten().tolist()) <= set(layers[1][1].flatten().tolist())
 
 
+def test_samples_are_taken_inside_a_region():
+    layers = [draw_layer(3, 4, (40, 40)), draw_layer(3, 5, (20, 20))]
+    region = np.zeros((40, 40), dtype=bool)
+    region[:8, 30:] = True
+    samples = take_samples(layers, region)
+    assert torch.equal(samples, layers[1][:, :, :4, 15:].flatten(2))
+    region[:] = True
+    assert take_samples(layers, region).shape == (3, 5, 49)
+
+
 def test_measuring_them_finds_the_images_of_a_burst(monkeypatch):
     burst = 10, 2, partial(take_again, noise=5, shift=0)
     monkeypatch.setitem(VARIATIONS, "burst", burst)

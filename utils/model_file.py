@@ -18,8 +18,9 @@ from torch import Tensor
 
 from datasets.preprocessing import Preprocessing
 from utils.backbone import BACKBONES, LAYERS, PRECISIONS, chosen_layers
-from utils.gaussian import COVARIANCE_EPS, Gaussians, count_numbers, is_primal
+from utils.gaussian import Gaussians, count_numbers, is_primal
 from utils.padim import SMOOTHING_SIGMA, PaDiM
+from utils.patches import Layout
 from utils.system.errors import UserError
 from utils.system.files import replacing
 from utils.thresholds import Thresholds, choose_held_out
@@ -68,7 +69,7 @@ def model_bytes(padim: PaDiM, dtype: str = "float32") -> int:
     """Size of the file in bytes, without some kilobytes of settings."""
     gaussians = padim.gaussians
     layer_features = [mean.shape[2] for mean in gaussians.means]
-    return count_numbers(gaussians.grids, layer_features, padim.n_train) * DTYPES[dtype].itemsize
+    return count_numbers(gaussians.layout, layer_features, padim.n_train) * DTYPES[dtype].itemsize
 
 
 def class_bytes(
@@ -76,7 +77,7 @@ def class_bytes(
 ) -> int:
     """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
     grids, features = chosen_layers(arch, channels, image_size)
-    n_numbers = count_numbers(grids, features, n_train)
+    n_numbers = count_numbers(Layout(grids), features, n_train)
     if is_primal(n_train, features):
         of_image = sum(h * w * d for (h, w), d in zip(grids, features, strict=True))
         n_numbers += len(choose_held_out(n_train)) * of_image
@@ -114,7 +115,7 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         "precision": model.precision,
         "preprocessing": model.preprocessing._asdict(),
         "image_size": model.image_size,
-        "eps": COVARIANCE_EPS,
+        "eps": model.padim.gaussians.eps,
         "smoothing_sigma": SMOOTHING_SIGMA,
         "n_train": model.padim.n_train,
         "training_sha256": model.training_sha256,
@@ -224,7 +225,7 @@ def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
         return [tensors[key] for key in sorted(tensors) if key.startswith(f"{name}.")]
 
     return Gaussians(
-        grids=tuple(tuple(grid) for grid in settings["grids"]),
+        layout=Layout(tuple(tuple(grid) for grid in settings["grids"])),
         means=numbered("mean"),
         samples=numbered("samples"),
         eps=settings["eps"],

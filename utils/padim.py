@@ -38,6 +38,8 @@ class PaDiM:
         n_train: int,
         held_out: Sequence[int] | None = None,
         copy_of: Sequence[int] | None = None,
+        shrinkage: float | str | None = None,
+        region: np.ndarray | None = None,
     ) -> "PaDiM":
         """Learn the Gaussian of every patch position from good images (section III-B).
 
@@ -48,13 +50,16 @@ class PaDiM:
             held_out: ascending numbers of the images that held_out_maps is for; by default those
                 that thresholds are found with.
             copy_of: as in choose_held_out; copies are held out together.
+            shrinkage: as in fit_gaussians.
+            region: as in fit_gaussians.
 
         Raises:
             ValueError: if there are fewer than 2 images or a feature is not finite.
         """
         self.n_train = n_train
-        self.held_out = HeldOut(n_train, copy_of, held_out)
-        self.gaussians = fit_gaussians(self.held_out.watch(batches), n_train)
+        self.held_out = HeldOut(n_train, copy_of, held_out, region)
+        batches = self.held_out.watch(batches)
+        self.gaussians = fit_gaussians(batches, n_train, shrinkage=shrinkage, region=region)
         return self
 
     @torch.inference_mode()

@@ -139,7 +139,7 @@ class ExportedModel(nn.Module):
         self.extractor = detector.extractor
         self.gaussians = model.padim.gaussians
         self.grid = self.gaussians.grids[0]
-        self.cells = cells_on(self.gaussians.grids, CPU)
+        self.cells = cells_on(self.gaussians.layout, CPU)
         for name, *sides in zip(("rows", "columns"), model.image_size, self.grid, strict=True):
             self.register_buffer(name, enlarging(*sides, CPU))
         self.eval()
