@@ -28,7 +28,7 @@ from utils.thresholds import Thresholds, choose_held_out
 FORMAT = 4
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MATRICES = ("whitening", "loadings", "residual_whitening")
-SCORES = ("good_scores", "pixel_scores")  # of the thresholds
+SCORES = ("good_scores", "pixel_scores", "good_peaks")  # of the thresholds
 KEY = "padim"  # of the settings in the file's metadata
 # what reading a file with damaged or foreign content raises
 DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
@@ -103,7 +103,8 @@ def save_model(path: Path, model: TrainedModel, dtype: str = "float32") -> None:
         for name, tensor in _to_tensors(model.padim.gaussians).items()
     }
     thresholds = asdict(model.thresholds)
-    tensors |= {name: torch.from_numpy(thresholds.pop(name)) for name in SCORES}
+    given = [name for name in SCORES if thresholds[name] is not None]
+    tensors |= {name: torch.from_numpy(thresholds.pop(name)) for name in given}
     settings = {
         "format": FORMAT,
         "class_name": model.class_name,
@@ -178,7 +179,7 @@ def _sha256(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
 def _to_model(
     settings: Mapping[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> TrainedModel:
-    scores = {name: tensors.pop(name).numpy() for name in SCORES}
+    scores = {name: tensors.pop(name).numpy() for name in SCORES if name in tensors}
     padim = PaDiM()
     padim.n_train = settings["n_train"]
     padim.gaussians = _to_gaussians(
@@ -195,7 +196,7 @@ def _to_model(
         image_size=tuple(settings["image_size"]),
         training_sha256=settings["training_sha256"],
         padim=padim,
-        thresholds=Thresholds(**settings["thresholds"], **scores),
+        thresholds=Thresholds(**(settings["thresholds"] | scores)),
     )
 
 

@@ -158,7 +158,8 @@ def finish_image(
     # most good images have no region; then the map in the size of the image is not needed
     if score >= output.pixel_threshold or output.has_files(anomalous):
         whole = detector.uncrop(anomaly_map, loaded.image.size)
-        regions = find_regions(whole, output.pixel_threshold, output.min_area)
+        threshold = output.pixel_threshold
+        regions = find_regions(whole, threshold, threshold, output.min_area)
         if output.has_files(anomalous):
             write_files(detector, output, source.name, loaded.image, whole, regions, anomalous)
     box = crop_box(loaded.image.size, detector.model.preprocessing)
