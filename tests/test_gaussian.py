@@ -37,11 +37,6 @@ def fit(layers: list[Tensor], **options) -> Gaussians:
     return fit_gaussians([layers], len(layers[0]), **options)
 
 
-def leave_out_each(layers: list[Tensor]) -> Tensor:
-    n = len(layers[0])
-    return fit(layers).leave_out([[number] for number in range(n)], layers, n)
-
-
 @pytest.mark.parametrize(
     ("depths", "n", "primal"),
     [([12], 12, False), ([12], 13, True), ([4, 5, 6], 11, False), ([4, 5, 6], 12, True)],
@@ -200,17 +195,13 @@ def assert_left_out(layers: list[Tensor], groups: list[list[int]]) -> None:
 @pytest.mark.parametrize("scale", [1, 20])
 @pytest.mark.parametrize("n", [3, 4, 12, 30])
 @on_all_grids
-def test_leave_one_out_equals_a_fit_without_the_image(n, scale, grids):
+def test_distances_of_images_left_out_are_those_of_a_fit_without_them(n, scale, grids):
     # with at least as many coarser channels as images, each image is almost all there is in its
     # direction
     layers = [scale * layer for layer in draw_layers(n, grids)]
     assert_left_out(layers, [[number] for number in range(n)])
-
-
-@pytest.mark.parametrize("n", [9, 30], ids=["few", "many"])
-@on_all_grids
-def test_groups_are_left_out_together(n, grids):
-    assert_left_out(draw_layers(n, grids), [[3], [0, 8, 1], [5, 2], [7], [6, 4]])
+    if n > 9:
+        assert_left_out(layers, [[3], [0, 8, 1], [5, 2], [7], [6, 4]])
 
 
 @pytest.mark.parametrize("n", [6, 20], ids=["dual", "primal"])
@@ -231,13 +222,6 @@ def test_copies_may_be_named_by_the_image_they_are_copies_of():
     assert gaussians.is_primal
     expected, error = left_out_distances(naive_embeddings(layers), [4, 7, 2], dual=False)
     assert (np.abs(found.numpy() - expected) <= error).all()
-
-
-@in_both_forms
-def test_leave_one_out_where_eps_is_nothing_beside_the_variance_is_finite(n):
-    distances = leave_out_each([30 * draw_layer(n, n + 1, (3, 2))])
-    assert distances.isfinite().all()
-    assert (distances > 0).all()
 
 
 @in_both_forms

@@ -50,11 +50,8 @@ def test_patches_are_in_row_major_order():
     layers = [draw_layer(2, 3, (4, 5)), draw_layer(2, 1, (2, 3))]
     assert grids_of(layers) == ((4, 5), (2, 3))
     for layer, patches in zip(layers, to_patches(layers, Layout(grids_of(layers))), strict=True):
-        height, width = layer.shape[2:]
-        assert patches.shape == (height * width, *layer.shape[:2])
-        for row in range(height):
-            for column in range(width):
-                assert torch.equal(patches[row * width + column], layer[:, :, row, column])
+        expected = [layer[:, :, row, column] for row, column in np.ndindex(*layer.shape[2:])]
+        assert torch.equal(patches, torch.stack(expected))
 
 
 @on_any_grids

@@ -267,9 +267,6 @@ def fit_gaussians(
     Returns:
         The Gaussians of all patches, float32 on the batches' device, in the form whose large
         matrices are smaller. Covariance divides by N - 1.
-
-    Raises:
-        ValueError: if n_train < 2, or an embedding is not finite or too large for eps to count.
     """
     check_shrinkage(shrinkage)
     if n_train < 2:
@@ -284,23 +281,12 @@ def fit_gaussians(
 
 
 def is_primal(n_train: int, layer_features: Sequence[int]) -> bool:
-    """Whether the matrices of the coarser layers are smaller in the primal form.
-
-    Args:
-        n_train: N.
-        layer_features: d_l of each layer, finest first.
-    """
+    """Whether the primal form has the smaller matrices, for d_l features of each layer."""
     return n_train > sum(layer_features[1:] or layer_features)
 
 
 def count_numbers(layout: Layout, layer_features: Sequence[int], n_train: int) -> int:
-    """How many numbers the Gaussians of these patches hold.
-
-    Args:
-        layout: of the patches.
-        layer_features: d_l of each layer.
-        n_train: N.
-    """
+    """How many numbers the Gaussians of these patches hold, for d_l features of each layer."""
     of_patches, parents, _, kept = cells_of(layout)
     finest = layer_features[0] if len(layer_features) > 1 else 0
     size = min(n_train, sum(layer_features) - finest)
@@ -347,13 +333,7 @@ def _fit_primal(
 
 
 def _mean_variance(coarser: Tensor, finest: Tensor, layout: Layout) -> float:
-    """The mean total variance of a patch, from that of coarser layers in each cell (C,).
-
-    Args:
-        coarser: of the coarser layers (C,).
-        finest: of the finest layer (P,).
-        layout: of the patches.
-    """
+    """The mean total variance of a patch: of the coarser layers (C,) and of the finest (P,)."""
     of_patches = cells_on(layout, coarser.device).of_patches
     return float((coarser.double()[of_patches] + finest).mean())
 
