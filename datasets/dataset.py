@@ -11,23 +11,23 @@ import numpy as np
 
 from datasets.copies import first_copies_of_files
 from datasets.folders import find_name, readable
-from datasets.images import describe_header, load_image, read_size
+from datasets.images import describe_header, is_jpeg, load_image, read_size
 from datasets.layouts import AUTO, LAYOUTS, Layout, Visa, find_classes
 from datasets.masks import is_black_and_white, load_mask
 from datasets.mvtec import CLASS_NAMES, UNLABELLED, Sample
-from datasets.notes import COPIES, IGNORED, MASK_LIKE, NEAR_COPIES, UNSEEN, Notes
+from datasets.notes import COPIES, IGNORED, MASK_LIKE, NEAR_COPIES, Notes
 from datasets.preprocessing import (
     DEFAULT,
     Preprocessing,
     check_preprocessing,
     preprocessed_size,
     resized_size,
+    window_size,
 )
 from utils.system.errors import UserError
 from utils.system.files import make_unique, shorten
 
 LABELS = {0: "normal", 1: "defective", UNLABELLED: "unlabelled"}
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class ImageDataset:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """H and W of the preprocessed images."""
+        """H and W of the preprocessed images, without their context."""
         preprocessing = self.preprocessing
         if preprocessing.crop:
             return preprocessing.crop, preprocessing.crop
@@ -71,16 +71,20 @@ class ImageDataset:
         width, height = resized_size(size, preprocessing.resize)
         return height, width
 
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """H and W of what the network sees: of the preprocessed images with their context."""
+        size = read_size(self.samples[0].path, self.preprocessing.exif)
+        return window_size(size, self.preprocessing)[::-1]
+
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, np.ndarray]:
         """The image (3, H, W) uint8 RGB, its label and its mask (H, W) bool."""
         sample = self.samples[index]
         image = load_image(sample.path, self.preprocessing, self.notes)
-        mask = np.zeros(image.shape[1:], dtype=bool)
+        side = self.preprocessing.crop
+        mask = np.zeros((side, side) if side else image.shape[1:], dtype=bool)
         for path in sample.mask_paths:
-            marked = load_mask(path, self.preprocessing, self.invert_masks, self.notes)
-            if not marked.any():
-                self.notes.add(UNSEEN, path)
-            mask |= marked
+            mask |= load_mask(path, self.preprocessing, self.invert_masks, self.notes)
         group = "train" if self.split == "train" else LABELS[sample.label]
         self.notes.add_image(group, sample.path, image)
         return image, sample.label, mask
@@ -222,8 +226,8 @@ def _find_odd_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> 
 
     Only the headers of the files are read.
     """
-    # after resizing and cropping, all images have one size
-    one_size = preprocessing.resize and preprocessing.crop
+    # after resizing and cropping, all images have one size; their context may differ
+    one_size = preprocessing.resize and preprocessing.crop and not preprocessing.context
     first: tuple[Path, tuple[int, int]] | None = None
     for sample in samples:
         if one_size and not sample.mask_paths:
@@ -245,7 +249,7 @@ def _find_odd_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> 
 
 def _check_mask_sizes(sample: Sample, size: tuple[int, int], exif: bool) -> None:
     for path in sample.mask_paths:
-        if path.suffix.lower() in LOSSY_SUFFIXES:
+        if is_jpeg(path):
             raise UserError(
                 f"mask {path} is a JPEG, which blurs its edges, and whatever is above 0 counts as "
                 "defect; save it as PNG in black and white"

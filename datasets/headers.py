@@ -3,8 +3,6 @@
 from collections.abc import Collection
 from typing import NamedTuple
 
-from datasets.preprocessing import Preprocessing, crop_box
-
 TOLERANCE = 1.1  # factor on sides and shapes beyond those of the images to compare with
 
 
@@ -30,9 +28,3 @@ def find_differences(header: Header, others: Collection[Header]) -> set[str]:
         "format": header.format in {other.format for other in others},
     }
     return {name for name, same in alike.items() if not same}
-
-
-def seen_share(size: tuple[int, int], preprocessing: Preprocessing) -> float:
-    """The share of an image, of this width and height, that is left after the crop."""
-    left, top, right, bottom = crop_box(size, preprocessing)
-    return (right - left) * (bottom - top) / (size[0] * size[1])

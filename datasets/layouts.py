@@ -138,7 +138,7 @@ def _find_sign(data_path: Path) -> str | None:
 
 def _describe(data_path: Path) -> str:
     """The folders that may hold good images under another name, for an error message."""
-    folders = [data_path / name for name in list_folders(data_path)]
+    folders = [data_path / name for name in list_folders(data_path) if not holds_masks(name)]
     seen = []
     for place in (data_path, *(folder / "train" for folder in folders), *folders):
         names = [n for n in (list_folders(place) if place.is_dir() else ()) if not holds_masks(n)]

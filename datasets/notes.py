@@ -38,6 +38,10 @@ MANY_VALUES = Kind(
     "masks of more than 16 different values, as blurred edges have",
     "all above 0 counts as defect; save masks in black and white",
 )
+UNSEEN_MASKS = Kind(
+    "masks that mark no pixel that the network sees",
+    "--crop 0 keeps the whole image, a larger --resize keeps small defects",
+)
 TURNED = Kind(
     "files with an EXIF orientation, read as they are stored",
     "--exif turns them upright, as other programs do",
@@ -67,10 +71,6 @@ RESULTS = Kind(
 NO_MASKS = Kind(
     "folders that hold no masks, in spite of their name",
     "masks must be images; draw what other files describe",
-)
-UNSEEN = Kind(
-    "masks that mark no pixel that the network sees",
-    "a larger --resize keeps small defects, --crop 0 keeps the border",
 )
 MASK_LIKE = Kind(
     "test images in black and white among others, as masks are",

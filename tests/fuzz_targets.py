@@ -25,12 +25,10 @@ from datasets.masks import load_mask
 from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, preprocessed_size
 from tests.damage import Evil, damage_bytes, damage_csv, damage_json
-from tests.faults import ROOT, run_main
+from tests.faults import run_main
 from utils.backbone import BACKBONES, Backbone, chosen_layers, load_network
-from utils.commands.tables import read_tables
 from utils.model_file import KEY, load_model
 from utils.report.finished import read_record
-from utils.report.tables import read_published, to_markdown
 
 PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
 
@@ -102,11 +100,14 @@ def _valid_images() -> Iterator[bytes]:
         ("RGB", "jpeg", {"progressive": True, "exif": exif, "comment": b"a comment"}),
         *(("RGB", "tiff", {"compression": c}) for c in ("tiff_lzw", "packbits", "jpeg")),
         ("1", "tiff", {"compression": "group4"}),
+        ("RGB", "ppm", {}),
     ):
         source = {"LAB": rgb, "CMYK": rgb, "P": rgb, "I;16": grey}.get(mode, rgba)
         file = io.BytesIO()
         source.convert(mode).save(file, format, **options)
         yield file.getvalue()
+    yield b"P5 45 37 4095 " + pixels.tobytes()[: 2 * 45 * 37]
+    yield b"P6 45 37 99 " + pixels.tobytes()[: 3 * 45 * 37]
 
 
 def _repair_png(content: bytes) -> bytes:
@@ -249,18 +250,6 @@ def _bytes_or(damage: Callable, valid: Sequence[bytes], rng: Random) -> bytes:
     return damage_bytes(rng, valid) if rng.random() < 0.35 else damage(rng, rng.choice(valid))
 
 
-def results(scratch: Path) -> Target:
-    own = run_example(scratch / "run") / "metrics.json"
-    valid = [path.read_bytes() for path in (own, *sorted(ROOT.glob("results/**/metrics.json")))]
-    make = partial(_bytes_or, damage_json, valid)
-    return Target("results", scratch / "metrics.json", make, [_read_results])
-
-
-def _read_results(path: Path) -> None:
-    for table in read_tables(path):
-        assert to_markdown(table)
-
-
 def finished(scratch: Path) -> Target:
     folder = run_example(scratch)
     path = folder / "classes/bolt.json"
@@ -274,18 +263,6 @@ def finished(scratch: Path) -> Target:
         assert repr(found) == expected
 
     return Target("finished", path, partial(_bytes_or, damage_json, [path.read_bytes()]), [read])
-
-
-def published(scratch: Path) -> Target:
-    valid = next(ROOT.glob("results/**/published.csv")).read_bytes()
-    make = partial(_bytes_or, damage_csv, [valid])
-    return Target("published", scratch / "published.csv", make, [_read_published])
-
-
-def _read_published(path: Path) -> None:
-    for key, value in read_published(path).items():
-        assert 0 <= value <= 1
-        assert all(isinstance(part, str) for part in key)
 
 
 def visa(scratch: Path) -> Target:
@@ -311,6 +288,4 @@ def _read_visa(path: Path) -> None:
             assert all(sample.path.is_file() for sample in samples)
 
 
-TARGETS = {
-    make.__name__: make for make in (images, models, weights, results, finished, published, visa)
-}
+TARGETS = {make.__name__: make for make in (images, models, weights, finished, visa)}

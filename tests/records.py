@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.dataset import ImageDataset
-from datasets.mvtec import Sample
+from datasets.mvtec import COUNTS, Counts, Sample
 from datasets.preprocessing import Preprocessing
 from utils.evaluation import DrawnImage, ScoredImages, evaluate
 from utils.metrics import RocCurve
@@ -37,8 +37,11 @@ FIGURE_SIZE = (128, 29)
 
 
 def make_result(class_name="brick", seed=1024, **metrics):
+    """A class's result; one of MVTec AD has as many images as published."""
     values = dict.fromkeys(METRICS, 0.5) | metrics
-    return ClassResult(class_name, seed, 10, 5, values, dict.fromkeys(STAGES, 2.0), [])
+    counts = COUNTS.get(class_name, Counts(10, 2, 3))
+    n_images = counts.train, counts.good + counts.defective
+    return ClassResult(class_name, seed, *n_images, values, dict.fromkeys(STAGES, 2.0), [])
 
 
 def make_image(image="000.png", defect_type="good", score=1.0, label=None, figure=""):

@@ -28,7 +28,6 @@ from tests.bad_inputs import (
     REFUSED,
     ROOT,
     SMALL_FILES,
-    STUDY,
     UNSCORED,
     matches,
     png,
@@ -84,7 +83,6 @@ def place(tmp_path, drawn_tree, weights, model, monkeypatch):
     ):
         for path in ROOT.glob(pattern):
             write(path.relative_to(ROOT), path.read_bytes())
-    write(STUDY, b"a table\n")
     monkeypatch.setattr("utils.report.tables.ROOT", tmp_path)
     monkeypatch.setattr("utils.commands.tables.ROOT", tmp_path)
     # not every machine has room for the archive of MVTec AD

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from datasets.dataset import choose_classes, describe, load_all, load_splits
+from datasets.folders import mark_results
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
 from datasets.preprocessing import DEFAULT, Preprocessing
@@ -174,3 +175,14 @@ def test_images_that_end_in_different_sizes_are_refused(parts):
     for preprocessing in ((0, 32), (64, 48)):
         _, test = load_parts(parts, *preprocessing)
         assert {image.shape for image, _, _ in test} == {(3, *test.image_size)}
+
+
+def test_results_that_a_run_leaves_among_the_images_do_not_change_its_notes(tree):
+    mark_results(tree / "bolt/test/stain")
+    shutil.rmtree(tree / "bolt/ground_truth/stain")
+    _, test = load_splits(tree, "bolt")
+    assert test.notes.counts() == {}
+    (note,) = test.notes.sentences()
+    assert note.endswith(
+        "bolt/test/stain; delete the file .padim in one if it holds images to read"
+    )

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.helpers import MAIN
-from utils.system.files import make_folder, printable, replacing
+from utils.system.files import make_folder, printable, replacing, write_csv
 
 
 def names(folder):
@@ -21,6 +21,11 @@ def test_file_appears_when_the_block_ends(tmp_path):
         assert not path.exists()
     assert path.read_text() == "whole"
     assert names(path.parent) == ["table.csv"]
+
+
+def test_csv_has_undefined_values_and_names_that_are_no_text(tmp_path):
+    write_csv(tmp_path / "table.csv", ["image", "score"], [[os.fsdecode(b"\xff.png"), None]])
+    assert (tmp_path / "table.csv").read_bytes() == b"image,score\r\n\xff.png,\r\n"
 
 
 def test_failed_write_leaves_the_old_file_and_names_it(tmp_path):

@@ -2,7 +2,6 @@
 
 import re
 import shlex
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,7 +9,6 @@ import pytest
 import main
 from tests.benchmark import __main__ as benchmark
 from utils.commands.command_line import parse_command_line
-from utils.settings import Experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / name for name in ("README.md", "results/README.md", "tests/README.md")]
@@ -46,12 +44,6 @@ def test_commands_of_the_program_and_of_the_benchmark_parse():
 
 def test_several_processes_are_started_by_torchrun():
     assert any(command.startswith("torchrun --nproc_per_node=2 main.py") for command in COMMANDS)
-
-
-def test_every_option_is_in_the_readme():
-    options = {f"--{field.name}" for field in fields(Experiment)}
-    assert len(options) > 10
-    assert set(re.findall(r"^\| `(--\w+)", README, re.MULTILINE)) == options
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -2,14 +2,14 @@
 
 import csv
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from utils.metrics import METRICS, RocCurve
 from utils.system.errors import UserError
-from utils.system.files import replacing
+from utils.system.files import replacing, write_csv
 
 FORMAT = 2  # of metrics.json
 RATES = (0.01, 0.05, 0.1)  # of false alarms, that thresholds are shown at
@@ -157,7 +157,7 @@ def write_run(folder: Path, run: Run) -> None:
 def write_metrics(folder: Path, results: Sequence[ClassResult]) -> None:
     """Write metrics.csv: a row per class, unrounded."""
     rows = [_metrics_row(result) for result in results]
-    _write_csv(folder / "metrics.csv", list(rows[0]), [row.values() for row in rows])
+    write_csv(folder / "metrics.csv", list(rows[0]), [row.values() for row in rows])
 
 
 def append_metrics(folder: Path, result: ClassResult) -> None:
@@ -176,7 +176,7 @@ def write_scores(folder: Path, records: Sequence[ClassRecord]) -> None:
         for record in records
         for image in record.images
     ]
-    _write_csv(folder / "scores.csv", ["class_name", *columns], rows)
+    write_csv(folder / "scores.csv", ["class_name", *columns], rows)
 
 
 def write_thresholds(folder: Path, records: Sequence[ClassRecord]) -> None:
@@ -188,7 +188,7 @@ def write_thresholds(folder: Path, records: Sequence[ClassRecord]) -> None:
     for thresholds in (record.thresholds for record in records if record.thresholds is not None):
         rates = [getattr(at, name) for at in thresholds.at_rates for name in shown]
         rows.append([*(getattr(thresholds, name) for name in names), *rates])
-    _write_csv(folder / "thresholds.csv", columns, rows)
+    write_csv(folder / "thresholds.csv", columns, rows)
 
 
 def read_run(path: Path) -> Run:
@@ -262,14 +262,3 @@ def _metrics_row(result: ClassResult) -> dict[str, Any]:
         **{metric: result.metrics[metric] for metric in METRICS},
         **{f"seconds_{stage}": result.seconds[stage] for stage in STAGES},
     }
-
-
-def _write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file; file names that are not UTF-8 are written as their bytes."""
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)

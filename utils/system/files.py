@@ -1,13 +1,15 @@
 """Files that appear under their name only when they are complete, and names that files can have."""
 
+import csv
 import hashlib
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -49,6 +51,17 @@ def _remove_leftovers(hidden: Path) -> None:
         for folder in hidden.iterdir():
             if time.time() - folder.stat().st_mtime > OLD:
                 rmtree(folder, ignore_errors=True)
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file; file names that are not UTF-8 are written as their bytes."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
 
 def make_folder(path: Path, option: str = "--save_path") -> Path:
