@@ -201,10 +201,10 @@ WEIGHTS = {
 }
 # what predict refuses in a model
 DAMAGED = f"{MODEL} is damaged or no model of this suite"
-OTHER_FORMAT = f"has model format 99, this version reads {FORMAT}; make it again"
+OTHER_FORMAT = f"has model format 99, this version reads {FORMAT}; fit it again"
 MODELS = (
     {
-        "truncated model": (f"{DAMAGED} …make it again with main.py", cut, MODEL, -100),
+        "truncated model": (f"{DAMAGED} …fit it again with main.py", cut, MODEL, -100),
         "model with code": (DAMAGED, save, MODEL, Evil()),
         "model with a huge header": (DAMAGED, write, MODEL, b"\xff" * 7 + b"\x7f" + bytes(1000)),
         "model of another tool": (DAMAGED, save_file, {"weight": torch.zeros(3)}, MODEL),

@@ -26,8 +26,9 @@ from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, preprocessed_size
 from tests.damage import Evil, damage_bytes, damage_csv, damage_json
 from tests.faults import run_main
-from utils.backbone import BACKBONES, Backbone, chosen_layers, load_network
-from utils.model_file import KEY, load_model
+from utils.backbone import BACKBONES, Backbone, load_network
+from utils.maps import enlarge
+from utils.model_file import KEY, read_model
 from utils.report.finished import read_record
 
 PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
@@ -172,15 +173,14 @@ def _damage_safetensors(rng: Random, valid: list[bytes]) -> bytes:
 
 
 def _read_model(path: Path) -> None:
-    model = load_model(path, torch.device("cpu"))
-    assert isinstance(model.class_name, str)
-    thresholds = model.thresholds.image, model.thresholds.pixel, *model.thresholds.good_scores
-    assert np.isfinite(np.array(thresholds, dtype=float)).all(), "thresholds"
-    height, width = model.image_size
-    chosen = zip(*chosen_layers(model.arch, model.channels, model.image_size), strict=True)
-    layers = [torch.zeros(1, d, *grid) for grid, d in chosen]
-    maps = model.padim.anomaly_maps(layers, model.image_size)
-    assert maps.shape == (1, height, width)
+    settings, gaussians, thresholds = read_model(path, torch.device("cpu"))
+    assert isinstance(settings["class_name"], str)
+    numbers = thresholds.image, thresholds.pixel, *thresholds.good_scores
+    assert np.isfinite(np.array(numbers, dtype=float)).all(), "thresholds"
+    size, channels = settings["image_size"], settings["network"]["channels"]
+    chosen = zip(channels.counts, channels.grids(size), strict=True)
+    maps = enlarge(gaussians.distances([torch.zeros(1, d, *grid) for d, grid in chosen]), size)
+    assert maps.shape == (1, *size)
     assert maps.isfinite().all(), "maps"
 
 

@@ -19,7 +19,7 @@ from utils.metrics import (
     sort_scores,
 )
 
-on_many_examples = settings(deadline=None, max_examples=100)
+on_many_examples = settings(max_examples=100)
 # few distinct scores, so that ties are common, also between normal and anomalous
 TIED = st.integers(0, 5).map(float)
 # neighbours, subnormal numbers, the largest ones and infinity

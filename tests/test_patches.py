@@ -4,10 +4,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.samples import odd_grids
+from tests.samples import draw_layer, odd_grids
 from utils.patches import Grids, blocks_of, cells_of, cells_on, grids_of, nearest, to_patches
 
-on_any_grids = settings(deadline=None, max_examples=150)
+on_any_grids = settings(max_examples=150)
 
 
 def naive_parents(grids: Grids) -> np.ndarray:
@@ -28,7 +28,7 @@ def test_nearest_is_that_of_torch():
 
 
 def test_patches_are_in_row_major_order():
-    layers = [torch.randn(2, 3, 4, 5), torch.randn(2, 1, 2, 3)]
+    layers = [draw_layer(2, 3, (4, 5)), draw_layer(2, 1, (2, 3))]
     assert grids_of(layers) == ((4, 5), (2, 3))
     for layer, patches in zip(layers, to_patches(layers), strict=True):
         height, width = layer.shape[2:]

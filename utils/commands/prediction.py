@@ -67,7 +67,8 @@ class Predictor:
         from utils.system.device import device_name
 
         self.detector = Detector.load(settings.model, settings.weights, settings.device)
-        model, on_device = self.detector.model, device_name(self.detector.extractor.device)
+        model = self.detector.model
+        on_device = device_name(model.extractor.device)
         print(f"{model.class_name}, {model.arch} on {on_device}", file=stream)
         thresholds = model.thresholds
         if settings.target_fpr is not None:
