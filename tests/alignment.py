@@ -22,13 +22,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
+from utils.commands.options import add_network_options
 
 from datasets.dataset import load_splits
 from datasets.images import open_image, prepare
 from datasets.preprocessing import Preprocessing
 from utils import alignment
 from utils.alignment import Alignment, Poses, learn_alignment
-from utils.commands.options import add_network_options
 from utils.features import load_extractor
 from utils.report.tables import Table, to_markdown
 from utils.system.files import replacing

@@ -93,8 +93,8 @@ def test_all_metrics_are_given_of_images_with_labels_and_masks(marked):
     assert found.notes == []
     assert list(found.metrics) == [*metrics.METRICS] == [*IMAGE_METRICS, *PIXEL_METRICS]
     for level, labels, scores, curve, threshold in (
-        ("image", marked.labels, marked.image_scores, found.image_curve, found.image_threshold),
-        ("pixel", marked.masks, marked.anomaly_maps, found.pixel_curve, found.pixel_threshold),
+        ("image", marked.labels, marked.image_scores, found.image_curve, found.oracle_image),
+        ("pixel", marked.masks, marked.anomaly_maps, found.pixel_curve, found.oracle_pixel),
     ):
         parts = metrics.sort_scores(labels, scores)
         assert found.metrics[f"{level}_auroc"] == curve.auroc == metrics.auroc(parts)
@@ -119,8 +119,8 @@ def test_metrics_that_are_not_defined_are_none_and_noted(marked, labels, masks):
 
     has_image_metrics, has_pixel_metrics = labels == "both kinds", masks == "some marked"
     for names, curve, threshold, given in (
-        (IMAGE_METRICS, found.image_curve, found.image_threshold, has_image_metrics),
-        (PIXEL_METRICS, found.pixel_curve, found.pixel_threshold, has_pixel_metrics),
+        (IMAGE_METRICS, found.image_curve, found.oracle_image, has_image_metrics),
+        (PIXEL_METRICS, found.pixel_curve, found.oracle_pixel, has_pixel_metrics),
     ):
         values = [found.metrics[name] for name in names if name != "aupimo"]
         values += [curve, threshold]

@@ -11,6 +11,7 @@ import torch
 from tests.helpers import call, experiment_options, outputs, read_csv, write_image
 from utils.report.figures import Figures
 from utils.settings import Experiment, affecting_results
+from utils.system.errors import UserError
 
 FINISHED = "{} is finished with these images and settings (--force fits it again)"
 
@@ -207,7 +208,7 @@ def test_class_that_another_run_began_to_replace_is_fitted_again(
     before = outputs(results_folder)
 
     def fail(*_):
-        raise OSError("disk full")
+        raise UserError("disk full")
 
     # the other run has replaced the model but not the figures
     with monkeypatch.context() as patch:

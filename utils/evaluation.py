@@ -45,15 +45,15 @@ class Evaluation(NamedTuple):
     """The metrics of a class.
 
     A curve, a threshold or a metric (by the names in metrics.METRICS) that is not defined is None,
-    and notes says why. The thresholds are those of the best F1 on these very test images: oracles
-    for the figures, not thresholds to deploy. aupimo has that of each image, NaN where an image has
+    and notes says why. The oracles are the thresholds of the best F1 on these very test images: for
+    the figures, not to deploy. aupimo has that of each image, NaN where an image has
     no anomalous pixel; it is None if it is not defined at all.
     """
 
     image_curve: RocCurve | None
     pixel_curve: RocCurve | None
-    image_threshold: float | None
-    pixel_threshold: float | None
+    oracle_image: float | None
+    oracle_pixel: float | None
     metrics: Mapping[str, float | None]
     notes: list[str]
     aupimo: np.ndarray | None = None
@@ -132,9 +132,9 @@ def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
             values["aupimo"] = float(np.nanmean(of_images))
         except UndefinedMetricError as error:
             notes.append(f"AUPIMO: {error}")
-    image_curve, image_threshold = _evaluate_level(images, "image", values)
-    pixel_curve, pixel_threshold = _evaluate_level(pixels, "pixel", values)
-    thresholds = image_threshold, pixel_threshold
+    image_curve, oracle_image = _evaluate_level(images, "image", values)
+    pixel_curve, oracle_pixel = _evaluate_level(pixels, "pixel", values)
+    thresholds = oracle_image, oracle_pixel
     return Evaluation(image_curve, pixel_curve, *thresholds, values, notes, of_images)
 
 

@@ -160,9 +160,9 @@ class Predictor:
         if settings.min_area > 1:
             mask = draw_regions(anomaly_map, settings.pixel_threshold, regions)
         if OVERLAYS in kinds:
-            from utils.plot import choose_suffix, plot_overlay  # imports matplotlib
+            from utils.plot import plot_overlay  # imports matplotlib
 
-            path = settings.output / OVERLAYS / f"{name}{choose_suffix(loaded.image.size)}"
+            path = settings.output / OVERLAYS / f"{name}.jpg"
             highest = SCALE * self.detector.model.thresholds.pixel
             plot_overlay(path, loaded.image, anomaly_map, highest, mask)
         if MASKS in kinds:

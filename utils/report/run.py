@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 from datasets.dataset import ImageDataset, Splits, describe
 from utils.report.finished import (
     discard_record,
-    fingerprint_class,
     make_fingerprint,
     read_record,
     read_records,
@@ -34,35 +33,35 @@ if TYPE_CHECKING:
 class RunReport:
     """The report of a run, and the classes that an earlier run into its folder finished.
 
-    Args:
-        settings: of the experiment.
-        own: the classes that this process runs.
-        leads: whether this process writes the report.
-
     Attributes:
         folder: of the run.
-        unfinished: the datasets of the classes that no earlier run has finished with these images
+        unfinished: the classes of this process that no earlier run has finished with these images
             and settings.
     """
 
     def __init__(self, settings: Experiment, own: Sequence[Splits], leads: bool = True) -> None:
+        """Find what is finished of the process's own classes; the leader writes the report."""
         self.settings = settings
         self.leads = leads
         self.folder: Path = make_folder(settings.save_path / settings.arch)
         self.unfinished: list[Splits] = []
         self._fingerprints: dict[str, str] = {}
-        affecting = fingerprint_settings(settings)
+        affecting = affecting_results(settings)
+        if settings.weights is not None:
+            affecting["weights"] = file_sha256(settings.weights)
         place = {"data_path": settings.data_path.resolve()}
         self._settings_sha256 = make_fingerprint(affecting | place, settings.data_path, [])
         for train, test in own:
             # files that are not read change no number, but the notes
             of_class = affecting | {"notes": test.notes.counts()}
-            fingerprint = fingerprint_class(of_class, settings.data_path, train, test)
+            samples = [*train.samples, *test.samples]
+            paths = [path for sample in samples for path in (sample.path, *sample.mask_paths)]
+            fingerprint = make_fingerprint(of_class, settings.data_path, paths)
             self._fingerprints[test.class_name] = fingerprint
             if not self._is_finished(test.class_name, fingerprint):
                 self.unfinished.append((train, test))
-        if leads:
-            self._begin_metrics()
+        if leads:  # the rows of the other classes are added one by one
+            write_metrics(self.folder, read_records(self.folder, self._settings_sha256))
 
     def _is_finished(self, class_name: str, fingerprint: str) -> bool:
         """Whether a class need not run; if it must, its record leaves the report of this run."""
@@ -80,14 +79,6 @@ class RunReport:
             discard_record(self.folder, class_name)
         return False
 
-    def _begin_metrics(self) -> None:
-        """Write metrics.csv of the finished classes; the others' rows are added one by one."""
-        results = [record.result for record in read_records(self.folder, self._settings_sha256)]
-        if results:
-            write_metrics(self.folder, results)
-        else:
-            (self.folder / "metrics.csv").unlink(missing_ok=True)
-
     def begin_class(self, train: ImageDataset, test: ImageDataset) -> ClassReport:
         """The report of a class that is run now; prints what of its files is taken."""
         from utils.report.report import ClassReport
@@ -99,12 +90,9 @@ class RunReport:
         return ClassReport(self.folder, train, test, self.settings, *hashes, self.leads)
 
     def write(self, extractor: FeatureExtractor, n_processes: int) -> list[Table]:
-        """Write the report on all classes that are finished with these settings.
+        """Write the report on all classes that are finished with these settings; its tables.
 
         These may be classes of other runs into the folder too, which may go on at the same time.
-
-        Returns:
-            The tables.
         """
         from utils.report.report import write_report
 
@@ -114,14 +102,6 @@ class RunReport:
             tables, written = write_report(self.folder, settings, records), len(records)
             records = read_records(self.folder, self._settings_sha256)
         return tables
-
-
-def fingerprint_settings(settings: Experiment) -> dict[str, Any]:
-    """All that the results of a class depend on besides its images: settings and weights."""
-    affecting = affecting_results(settings)
-    if settings.weights is not None:
-        affecting["weights"] = file_sha256(settings.weights)
-    return affecting
 
 
 def describe_run(
