@@ -18,7 +18,7 @@ from tests.helpers import SMALL, defective, good_images
 from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
-from utils.model_file import TrainedModel
+from utils.padim import PaDiM
 from utils.regions import Region
 from utils.system import memory
 
@@ -285,7 +285,7 @@ def test_image_unlike_the_training_images_or_mostly_cut_off_is_noted(
     run, command, new, monkeypatch
 ):
     seen = [Header((120, 96), "RGB", "PNG")]
-    monkeypatch.setattr(TrainedModel, "image_kinds", seen, raising=False)
+    monkeypatch.setattr(PaDiM, "image_kinds", seen, raising=False)
     write_image(new / "wide.png", good_images(1, (96, 480))[0])
     write_image(new / "grey.bmp", good_images(1)[0][..., 0])
     notes = run(*command, new).stdout.splitlines()[2:-2]

@@ -15,7 +15,7 @@ LIBRARY_BYTES = 150_000_000  # what the libraries take after the estimate is mad
 # per pixel of a kept test image (its map and mask, and both sorted for the metrics), of a held-out
 # training image (its map, and the map sorted for the threshold) and of the image in a figure
 KEPT_BYTES, HELD_OUT_BYTES, DRAWN_BYTES = 13, 8, 3
-ORIGINAL_BYTES = 40  # per pixel of an original image whose map, regions and files are made
+ORIGINAL_BYTES = 30  # per pixel of an original image whose map, regions and files are made
 GROUPS = Path("/proc/self/cgroup")  # the control groups of this process
 # version 1 and 2 of control groups: where they are, and what a group may use, uses and counts
 HIERARCHIES = (
