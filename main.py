@@ -50,9 +50,7 @@ def run_experiment(settings: Experiment) -> None:
         channels = backbone.draw_channels(
             settings.arch, settings.seed, settings.n_features, settings.layers
         )
-        preprocessing = settings.preprocessing
-        names = settings.data_path, settings.dataset, settings.class_name
-        datasets = load_all(*names, preprocessing, settings.invert_masks, settings.normal)
+        datasets = load_all(settings)
         run = RunReport(settings, choose_own(datasets, processes), processes.leads)
 
         # images are decoded from now on, while what takes seconds to import is imported
@@ -126,24 +124,25 @@ def fit_and_score(
     """The method itself (paper, section III); the model is freed when this returns."""
     from utils.evaluation import choose_drawn, score_images
     from utils.padim import PaDiM
-    from utils.thresholds import find_thresholds
 
     # features of good images -> a Gaussian for each patch position
     report.begin("fit")
-    good = (extractor(images) for images, _, _ in loader.batches(train))
-    model = PaDiM().fit(good, len(train), copy_of=train.find_copies())
+    good = (images for images, _, _ in loader.batches(train))
+    model = PaDiM(extractor, train.preprocessing, train.class_name)
+    model.fit(good, len(train), train.find_copies())
     train.note_near_copies(model.held_out.near_copies)
 
     # good images, each left out in turn with its copies -> thresholds to deploy
-    thresholds = find_thresholds(model.held_out_maps(train.image_size), settings.target_fpr)
-    report.save_model(model, thresholds, extractor)
+    model.find_thresholds(settings.target_fpr)
+    report.save_model(model)
 
     # features of test images -> distances -> an anomaly map for each image
     report.begin("score")
-    unseen = ((extractor(images), images, *truth) for images, *truth in loader.batches(test))
+    batches = loader.batches(test)
+    unseen = ((model.anomaly_maps(images), images, *truth) for images, *truth in batches)
     drawn = choose_drawn(len(test), settings.figures)
-    scored = score_images(model, unseen, len(test), test.image_size, test.has_masks, drawn)
-    return scored, thresholds
+    scored = score_images(unseen, len(test), test.image_size, test.has_masks, drawn)
+    return scored, model.thresholds
 
 
 def fill_in(settings: Experiment) -> Experiment:
@@ -174,7 +173,7 @@ def choose_own(datasets: Sequence[Splits], processes: Processes) -> list[Splits]
 def check_memory_of(
     settings: Experiment,
     datasets: Sequence[Splits],
-    channels: Sequence[int],
+    channels: backbone.Channels,
     device: torch.device,
     processes: Processes,
 ) -> None:
@@ -191,7 +190,7 @@ def check_memory_of(
         height, width = train.image_size
         n_drawn = len(test) if settings.figures is None else min(settings.figures, len(test))
         work = Work(
-            model_bytes=class_bytes(settings.arch, channels, train.image_size, len(train)),
+            model_bytes=class_bytes(channels, train.image_size, len(train)),
             pixels=height * width,
             batch_size=settings.batch_size,
             n_held_out=len(choose_held_out(len(train))),

@@ -10,8 +10,15 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from PIL import TiffImagePlugin as Tiff
 
+from datasets.headers import Header
 from datasets.notes import CHANNELS, PAGES, TURNED, Notes
-from datasets.preprocessing import DEFAULT, Preprocessing, check_resized, resize_and_crop
+from datasets.preprocessing import (
+    DEFAULT,
+    Preprocessing,
+    check_resized,
+    crop_share,
+    resize_and_crop,
+)
 from datasets.tiffs import FLOATING_POINT, explain, refuse_misread, refuse_pages
 from utils.system.errors import UserError
 
@@ -176,6 +183,10 @@ def look_at_image(
     """Note what of a decoded image is not used."""
     look_at_file(image, path, preprocessing.exif, notes)
     facts, bands = find_facts(image), image.getbands()
+    sideways = preprocessing.exif and facts.orientation in SIDEWAYS
+    size = image.size[::-1] if sideways else image.size
+    header = Header(size, image.mode, image.format or "")
+    notes.add_header(path, header, crop_share(size, preprocessing))
     if image.mode.startswith("I"):
         notes.add_depth(path, int(np.asarray(image).max()), preprocessing.bit_depth)
     elif facts.deep:

@@ -201,10 +201,10 @@ WEIGHTS = {
 }
 # what predict refuses in a model
 DAMAGED = f"{MODEL} is damaged or no model of this suite"
-OTHER_FORMAT = f"has model format 99, this version reads {FORMAT}; make it again"
+OTHER_FORMAT = f"has model format 99, this version reads {FORMAT}; fit it again"
 MODELS = (
     {
-        "truncated model": (f"{DAMAGED} …make it again with main.py", cut, MODEL, -100),
+        "truncated model": (f"{DAMAGED} …fit it again with main.py", cut, MODEL, -100),
         "model with code": (DAMAGED, save, MODEL, Evil()),
         "model with a huge header": (DAMAGED, write, MODEL, b"\xff" * 7 + b"\x7f" + bytes(1000)),
         "model of another tool": (DAMAGED, save_file, {"weight": torch.zeros(3)}, MODEL),
@@ -260,7 +260,7 @@ ARGUMENTS = {
     "data holds bolt, data/bolt/train holds good: say which has the good images with --normal",
     "run --dataset=loco --normal=fine": "--normal is for --dataset mvtec or folder; leave it out",
     "run --dataset=btad": "--data_path must hold <class>/train/ok/*.png (--dataset btad)",
-    "run --class_name=Bolt": "unknown class 'Bolt' in data; choose from bolt",
+    "run --class_name=bolts": "unknown class 'bolts' in data; choose from bolt",
     "run --class_name=../data/bolt": "unknown class '../data/bolt' in data",
     "run --resize=16": "--resize 16 is too small; give 32 or more",
     "run --resize=1000000": "--resize 1000000 is too large; give at most",
@@ -294,7 +294,7 @@ ARGUMENTS = {
     "predict --pixel_threshold=inf": "'inf' is not a finite number",
     "predict --min_area=-1": "'-1' is not a whole number >= 0",
     "predict --overlays=some": "invalid choice: 'some'",
-    "predict --format=json": "--format is of the rows of -, which reads paths from stdin; leave",
+    "predict --format=json": "--format applies only when paths are read from stdin (-); leave",
     "stream new": "- reads paths from stdin; give it alone, without other images",
     "stream --format=xml": "invalid choice: 'xml' (choose from 'csv', 'json')",
     "stream --masks": "--masks and --maps write files; give a folder for them by --output",
@@ -341,12 +341,13 @@ FOUND = [
 MARKED = f"resnet18/{MARKER}"
 RECORD, OVERLAY = "resnet18/classes/bolt.json", "overlays/good.jpg"
 TABLES = ["predictions.csv", "regions.csv"]
+MARKS = [f"overlays/{MARKER}", f"maps/{MARKER}"]
 NUMBERS = [f"resnet18/{name}.csv" for name in ("metrics", "scores", "thresholds")]
 NUMBERS += ["resnet18/metrics.json", "resnet18/tables.md"]
 SMALL_FILES = [
     (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", [MARKED]),
     (8192, "run --figures=1", "resnet18/roc_curve.png", [MARKED, RECORD, *NUMBERS]),
     (1000, "run", RECORD, [MARKED]),
-    (500, "predict", OVERLAY, TABLES),
-    (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, *TABLES]),
+    (500, "predict", OVERLAY, [*MARKS[:1], *TABLES]),
+    (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, *MARKS, *TABLES]),
 ]

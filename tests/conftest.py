@@ -12,6 +12,7 @@ from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -31,6 +32,10 @@ GPUS = os.environ.get("CUDA_VISIBLE_DEVICES")
 if "PADIM_GPU_CASES" not in os.environ:
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
 
+# the same examples in every run, and no limit to the time that one takes on a busy machine
+hypothesis.settings.register_profile("padim", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("padim")
+
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 LONGEST = ("test_reference", "test_study", "test_processes", "test_run", "test_main", "test_export")
 TREE_CLASSES = ("bolt", "weave")
@@ -46,11 +51,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def single_thread() -> None:
-    """Compute with one thread: on a busy machine two threads wait for each other."""
-    os.environ["OMP_NUM_THREADS"] = "1"  # in the processes that tests start
-    torch.set_num_threads(1)
-    threadpool_limits(1)
+def threads() -> None:
+    """Compute with one thread, or PADIM_TEST_THREADS: on a busy machine two wait for each other."""
+    n_threads = os.environ.get("PADIM_TEST_THREADS", "1")
+    os.environ["OMP_NUM_THREADS"] = n_threads  # in the processes that tests start
+    torch.set_num_threads(int(n_threads))
+    threadpool_limits(int(n_threads))
 
 
 @pytest.fixture

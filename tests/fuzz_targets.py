@@ -20,13 +20,15 @@ from torch import nn
 from torchvision import models as networks
 
 from datasets.images import load_image, read_size
-from datasets.layouts import VISA_COLUMNS, VISA_SPLIT, list_visa, list_visa_classes
+from datasets.layouts import LAYOUTS, VISA_COLUMNS, VISA_SPLIT
 from datasets.masks import load_mask
+from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, preprocessed_size
 from tests.damage import Evil, damage_bytes, damage_csv, damage_json
 from tests.faults import run_main
-from utils.backbone import BACKBONES, Backbone, chosen_layers, load_network
-from utils.model_file import KEY, load_model
+from utils.backbone import BACKBONES, Backbone, load_network
+from utils.maps import enlarge
+from utils.model_file import KEY, read_model
 from utils.report.finished import read_record
 
 PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
@@ -171,15 +173,14 @@ def _damage_safetensors(rng: Random, valid: list[bytes]) -> bytes:
 
 
 def _read_model(path: Path) -> None:
-    model = load_model(path, torch.device("cpu"))
-    assert isinstance(model.class_name, str)
-    thresholds = model.thresholds.image, model.thresholds.pixel, *model.thresholds.good_scores
-    assert np.isfinite(np.array(thresholds, dtype=float)).all(), "thresholds"
-    height, width = model.image_size
-    chosen = zip(*chosen_layers(model.arch, model.channels, model.image_size), strict=True)
-    layers = [torch.zeros(1, d, *grid) for grid, d in chosen]
-    maps = model.padim.anomaly_maps(layers, model.image_size)
-    assert maps.shape == (1, height, width)
+    settings, gaussians, thresholds = read_model(path, torch.device("cpu"))
+    assert isinstance(settings["class_name"], str)
+    numbers = thresholds.image, thresholds.pixel, *thresholds.good_scores
+    assert np.isfinite(np.array(numbers, dtype=float)).all(), "thresholds"
+    size, channels = settings["image_size"], settings["network"]["channels"]
+    chosen = zip(channels.counts, channels.grids(size), strict=True)
+    maps = enlarge(gaussians.distances([torch.zeros(1, d, *grid) for d, grid in chosen]), size)
+    assert maps.shape == (1, *size)
     assert maps.isfinite().all(), "maps"
 
 
@@ -279,10 +280,10 @@ def visa(scratch: Path) -> Target:
 
 def _read_visa(path: Path) -> None:
     data_path = path.parent.parent
-    for name in list_visa_classes(data_path):
+    for name in LAYOUTS["visa"].list_classes(data_path):
         assert Path(name).name == name, "a class outside the folder of results"
         for split in ("train", "test"):
-            samples, _ = list_visa(data_path, name, split)
+            samples, _ = LAYOUTS["visa"].list_samples(data_path, name, split, Notes())
             assert samples
             assert all(sample.path.is_file() for sample in samples)
 

@@ -10,7 +10,7 @@ import torch
 from tests.benchmark import __main__ as benchmark
 from tests.benchmark import alone, stream
 from tests.helpers import SMALL, good_images, write_image
-from utils.backbone import load_network
+from utils.backbone import draw_channels, load_network
 from utils.detector import Detector
 from utils.features import FeatureExtractor
 
@@ -45,7 +45,9 @@ def test_failed_command_ends_the_benchmark():
 def test_network_gaussians_and_onnx_runtime_are_timed(random_weights, monkeypatch):
     monkeypatch.setattr(alone, "ROUNDS", 1)
     network = load_network("resnet18", random_weights("resnet18"))
-    extractor = FeatureExtractor(network, torch.device("cpu"), channels=range(40))
+    extractor = FeatureExtractor(
+        network, torch.device("cpu"), channels=draw_channels("resnet18", n_features=40)
+    )
     batches = list(np.random.default_rng(0).integers(0, 256, (2, 2, 3, 32, 32), dtype=np.uint8))
     found = alone.time_class(batches, batches, extractor)
     found |= alone.time_runtimes(batches[0], extractor)

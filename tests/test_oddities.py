@@ -23,9 +23,7 @@ def read_options(name):
 def take(*options):
     """Read a class as a run does: training and test images, how many masks, and the notes."""
     settings = parse_command_line(["--data_path", "data", *options], "", None).settings
-    names = settings.data_path, settings.dataset, settings.class_name
-    preprocessing = settings.preprocessing
-    ((train, test),) = load_all(*names, preprocessing, settings.invert_masks, settings.normal)
+    ((train, test),) = load_all(settings)
     items = [data[i] for data in (train, test) for i in range(len(data))]
     n_masks = sum(bool(mask.any()) for _, _, mask in items)
     assert n_masks in (0, sum(label for _, label, _ in items))

@@ -14,7 +14,6 @@ from tests.records import (
     make_result,
     make_scored_class,
 )
-from utils.padim import PaDiM
 from utils.report import report
 from utils.report.finished import read_record
 from utils.report.report import ClassReport, explain_no_model, write_report
@@ -48,28 +47,21 @@ def good_maps(n=4):
     return np.random.default_rng(1).random((n, 8, 8), dtype=np.float32)
 
 
-@pytest.fixture
-def saved(monkeypatch):
-    """What is saved instead of models: their paths and dtypes."""
-    calls = []
-
-    def save(path, model, dtype):
-        path.parent.mkdir()
-        path.touch()
-        calls.append((path, dtype))
-
-    monkeypatch.setattr(report, "save_model", save)
+def test_a_finished_class_leaves_its_record_and_all_files(
+    class_report, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(report, "model_bytes", lambda *_: 3_000_000)
-    monkeypatch.setattr(report, "make_fingerprint", lambda *_: "ef")
-    return calls
-
-
-def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, tmp_path, capsys):
     _, scored, evaluation = make_scored_class(drawn=[0, 3])
     thresholds = find_thresholds(good_maps(), 0.01)
-    extractor = Namespace(channels=[1], neighbourhood=1, weights_sha256="cd", precision="float32")
-    class_report.save_model(PaDiM(), thresholds, extractor)
-    assert saved == [(tmp_path / "models/bolt.safetensors", "float16")]
+    path, calls = tmp_path / "models/bolt.safetensors", []
+
+    def save(*call):
+        calls.append(call)
+        path.parent.mkdir()
+        path.touch()
+
+    class_report.save_model(Namespace(thresholds=thresholds, gaussians=None, save=save))
+    assert calls == [(path, "float16")]
     record = finish(class_report, scored, evaluation, None)
     figures = ["figures/bolt/crack_000.jpg", "figures/bolt/good_003.jpg"]
     assert record.files == ["models/bolt.safetensors", *figures]
@@ -106,7 +98,8 @@ def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, t
 def test_reason_for_saving_no_model(monkeypatch, when, n_bytes, n_held_out, reason):
     monkeypatch.setattr(report, "model_bytes", lambda *_: n_bytes)
     thresholds = find_thresholds(good_maps(n_held_out), 0.01)
-    assert explain_no_model(PaDiM(), thresholds, when, "float32") == reason
+    model = Namespace(thresholds=thresholds, gaussians=None)
+    assert explain_no_model(model, when, "float32") == reason
 
 
 def test_a_class_that_is_begun_is_no_longer_finished(class_report, tmp_path):

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image
 
 from tests.helpers import call, read_csv
+from tests.tolerances import SCORES
 from utils.detector import Detector
 
 ARCH = "efficientnet_lite0"
@@ -24,11 +25,11 @@ def test_model_of_two_layers_averaged_gives_the_runs_scores(drawn_tree, run, tmp
     done = call("predict", "--model", model, images, "--output", tmp_path / "predicted")
     assert done.returncode == 0, done.stderr
     predicted = read_csv(tmp_path / "predicted/predictions.csv")
-    np.testing.assert_allclose([float(row["score"]) for row in predicted], expected, rtol=1e-5)
+    np.testing.assert_allclose([float(row["score"]) for row in predicted], expected, rtol=SCORES)
 
     detector = Detector.load(model)
     scores = [detector.score(Image.open(path))[0] for path in sorted(images.iterdir())]
-    np.testing.assert_allclose(scores, expected, rtol=1e-5)
+    np.testing.assert_allclose(scores, expected, rtol=SCORES)
 
     # the command refuses a graph whose scores differ by more than 1e-3
     done = call("export", "--model", model, "--onnx", tmp_path / "bolt.onnx")

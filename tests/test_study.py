@@ -18,11 +18,13 @@ from datasets.masks import load_mask
 from datasets.preprocessing import DEFAULT
 from tests.helpers import MAIN, read_csv, write_image
 from tests.naive import naive_auroc
+from utils.backbone import draw_channels
 from utils.commands import study_rotation
 from utils.commands.study import STUDIES
 from utils.commands.study_methods import (
     ClassFeatures,
     Setup,
+    make_maps,
     principal_axes,
     project,
     replace_maps,
@@ -42,7 +44,6 @@ from utils.commands.study_tables import (
 from utils.features import concatenate, load_extractor
 from utils.gaussian import fit_gaussians
 from utils.metrics import METRICS
-from utils.padim import PaDiM
 from utils.report.tables import COMPARED
 
 METHODS = {
@@ -90,7 +91,12 @@ def made(drawn_tree, random_weights, tmp_path_factory):
 def images(drawn_tree, random_weights):
     """A small class that has been through the network."""
     extractor = load_extractor("resnet18", random_weights("resnet18"), "cpu")
-    setup = Setup("resnet18", extractor, lambda data: load_batches(data, 4, 0), {1024: [1]})
+    setup = Setup(
+        "resnet18",
+        extractor,
+        lambda data: load_batches(data, 4, 0),
+        {1024: draw_channels("resnet18", n_features=1)},
+    )
     return ClassFeatures(setup, *load_splits(drawn_tree, "bolt"))
 
 
@@ -168,9 +174,9 @@ def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
     masks = np.concatenate([masks for *_, masks in images.unseen])
     total = 0
     for number, n_channels in enumerate((64, 128, 256)):
-        model = PaDiM().fit([[batch[number]] for batch in images.good], 5, held_out=())
+        gaussians = fit_gaussians([[batch[number]] for batch in images.good], 5)
         maps = np.concatenate(
-            [model.anomaly_maps([batch[number]], (224, 224)) for batch, *_ in images.unseen]
+            [make_maps(gaussians, [batch[number]], (224, 224)) for batch, *_ in images.unseen]
         )
         row = rows[f"layer {number + 1}"]
         assert row["n_features"] == n_channels

@@ -13,11 +13,14 @@ Reference: average linkage, Sokal and Michener, 1958. What these constants find
 is measured by tests/near_copies.py.
 """
 
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from utils.patches import cells_of, grids_of, make_layout
 
 POSITIONS = 7  # of the coarsest layer that are compared, along an axis
 CHANNELS = 48  # of that layer
@@ -32,18 +35,24 @@ FEWEST = 4  # images: fewer say nothing of what is usual
 MOST_COMPARED = 2048  # images with each other; affects memory and time
 
 
-def take_samples(layers: Sequence[Tensor]) -> Tensor:
+def take_samples(layers: Sequence[Tensor], region: np.ndarray | None = None) -> Tensor:
     """What is kept of each image to compare it: (B, d, p) float32.
 
     Args:
         layers: features of B images, (B, d_l, h_l, w_l) of each layer, finest first.
+        region: as in fit_gaussians; positions outside are not compared.
 
     Returns:
         At most CHANNELS channels at POSITIONS x POSITIONS positions of the coarsest layer.
     """
     _, d, *grid = layers[-1].shape
-    rows, columns = (_spread(side, POSITIONS) for side in grid)
-    return layers[-1][:, _spread(d, CHANNELS)][:, :, rows][..., columns].flatten(2)
+    if region is None:
+        rows, columns = (_spread(side, POSITIONS) for side in grid)
+        positions = (rows[:, None] * grid[1] + columns).flatten()
+    else:
+        inside = torch.from_numpy(cells_of(make_layout(grids_of(layers), region)).kept[-1])
+        positions = inside[_spread(len(inside), POSITIONS**2)]
+    return layers[-1][:, _spread(d, CHANNELS)].flatten(2)[..., positions]
 
 
 def _spread(n: int, most: int) -> Tensor:
@@ -65,9 +74,17 @@ def group_near_copies(samples: Tensor, chosen: Sequence[int]) -> list[list[int]]
     # takes a fifth of a second to import, which predict need not wait for
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    if len(samples) < FEWEST:
+    if len(samples) < FEWEST or not samples.isfinite().all():  # a fit refuses the latter
         return None
-    whitened = _whiten(samples)
+    try:
+        whitened = _whiten(samples)
+    except np.linalg.LinAlgError as error:
+        warnings.warn(
+            f"near copies among the training images were not sought ({error}): each image is held "
+            "out alone when thresholds are found",
+            stacklevel=2,
+        )
+        return None
     compared = torch.arange(len(samples))
     if len(samples) > MOST_COMPARED:  # those most like the chosen ones
         alike = whitened[chosen] @ whitened.T
@@ -88,10 +105,20 @@ def group_near_copies(samples: Tensor, chosen: Sequence[int]) -> list[list[int]]
 
 
 def _whiten(samples: Tensor) -> Tensor:
-    """Samples (N, d, p), whitened at each of p positions, as unit vectors (N, p k)."""
-    centred = (samples - samples.mean(dim=0)).permute(2, 0, 1)
-    covariance = centred.mT @ centred / (len(samples) - 1)
-    variances, axes = (part[..., -DIRECTIONS:] for part in torch.linalg.eigh(covariance))
-    variances = variances.clamp(min=0) + NOISE * variances.mean(dim=1, keepdim=True) + TINY
-    whitened = centred @ (axes / variances.sqrt()[:, None])
-    return torch.nn.functional.normalize(whitened.transpose(0, 1).flatten(1))
+    """Samples (N, d, p), whitened at each of p positions, as unit vectors (N, p k) float32."""
+    whitened = [_whiten_position(embeddings) for embeddings in samples.unbind(2)]
+    return torch.nn.functional.normalize(torch.cat(whitened, dim=1))
+
+
+def _whiten_position(embeddings: Tensor) -> Tensor:
+    """Embeddings (N, d) in their main directions (N, k), each of variance 1 or less.
+
+    The covariance of few or equal images is singular. In float32 MKL finds no eigenvectors of some
+    such matrices, so they are sought in float64, and by NumPy, whose LAPACK is not MKL.
+    """
+    centred = embeddings.double() - embeddings.double().mean(dim=0)
+    covariance = centred.mT @ centred / (len(centred) - 1)
+    variances, axes = map(torch.from_numpy, np.linalg.eigh(covariance.numpy(force=True)))
+    variances, axes = variances[-DIRECTIONS:].clamp(min=0), axes[:, -DIRECTIONS:]
+    scale = (variances + NOISE * variances.mean() + TINY).sqrt()
+    return (centred @ (axes / scale).to(centred.device)).float()

@@ -17,7 +17,7 @@ COMMANDS = {
     "check": "the classes so far are checked",
     "download": "the same command goes on",
     "export": "no file is written",
-    "predict": "what is scored is in predictions.csv",
+    "predict": "the rows so far are written",
     "study": "the studies of the classes so far are in the results",
     "tables": "the same command writes the rest",
 }

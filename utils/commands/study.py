@@ -130,14 +130,7 @@ def run(settings: Settings) -> None:
         for seed in range(settings.seed, settings.seed + settings.seeds)
     }
     names = choose_studies(settings, preprocessing, len(draws[settings.seed]))
-    datasets = load_all(
-        settings.data_path,
-        settings.dataset,
-        settings.class_name,
-        preprocessing,
-        settings.invert_masks,
-        settings.normal,
-    )
+    datasets = load_all(settings)
     folder = make_folder(settings.save_path / "studies" / settings.arch)
     if not names:
         return

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from datasets.loading import load_batches
-from utils.backbone import BACKBONES, draw_channels
+from utils.backbone import ALL, BACKBONES, LAYERS, Channels, draw_channels
 from utils.commands.study_tables import Row
 from utils.evaluation import ScoredImages, evaluate, score_images
 from utils.features import (
@@ -25,8 +25,9 @@ from utils.features import (
     load_extractor,
     select_channels,
 )
+from utils.gaussian import Gaussians, fit_gaussians
+from utils.maps import enlarge, image_scores
 from utils.metrics import METRICS
-from utils.padim import PaDiM, image_scores
 from utils.report.tables import COMPARED
 from utils.settings import MethodSettings
 from utils.system.device import device_name
@@ -57,7 +58,7 @@ class Setup:
     arch: str
     extractor: FeatureExtractor
     load: Callable[[Any], Iterable[list[np.ndarray]]]
-    draws: Mapping[int, list[int]]
+    draws: Mapping[int, Channels]
     neighbourhood: int = 1
 
     @property
@@ -66,24 +67,24 @@ class Setup:
         return BACKBONES[self.arch].layer_channels
 
     @property
-    def n_channels(self) -> int:
-        """The number of channels of the three layers together."""
-        return sum(self.layer_channels)
+    def all_channels(self) -> Channels:
+        """All channels of the three layers."""
+        return draw_channels(self.arch, n_features=ALL)
 
     @property
-    def first_draw(self) -> tuple[int, list[int]]:
+    def first_draw(self) -> tuple[int, Channels]:
         """The first seed and its draw of channels."""
         return next(iter(self.draws.items()))
 
-    def choices(self) -> Iterator[tuple[str, int | None, Sequence[int]]]:
+    def choices(self) -> Iterator[tuple[str, int | None, Channels]]:
         """Title, seed and channels of the first draw, unless it has all, and of all channels."""
         seed, channels = self.first_draw
-        if len(channels) < self.n_channels:
+        if len(channels) < len(self.all_channels):
             yield f"Rd{len(channels)}", seed, channels
-        yield "all channels", None, range(self.n_channels)
+        yield "all channels", None, self.all_channels
 
 
-def make_setup(settings: MethodSettings, draws: Mapping[int, list[int]]) -> Setup:
+def make_setup(settings: MethodSettings, draws: Mapping[int, Channels]) -> Setup:
     """The network of the settings and the draws, for all studies."""
     extractor = load_extractor(settings.arch, settings.weights, settings.device, settings.precision)
     print(f"{settings.arch} on {device_name(extractor.device)}")
@@ -97,7 +98,7 @@ class ClassFeatures:
     Args:
         setup: of the studies.
         train, test: the images.
-        channels: the channels to keep, as indices into the concatenated layers; None keeps all.
+        channels: those to keep; None keeps all.
 
     Attributes:
         setup, train, test: as given.
@@ -106,32 +107,38 @@ class ClassFeatures:
     """
 
     def __init__(
-        self, setup: Setup, train: Any, test: Any, channels: Sequence[int] | None = None
+        self, setup: Setup, train: Any, test: Any, channels: Channels | None = None
     ) -> None:
         def extract(images: np.ndarray) -> Features:
             layers = setup.extractor(images)
             return layers if channels is None else select_channels(layers, channels)
 
         self.setup, self.train, self.test = setup, train, test
+        self._kept = channels
         self.good = [extract(images) for images, _, _ in setup.load(train)]
         self.unseen = [(extract(images), images, *truth) for images, *truth in setup.load(test)]
         self._metrics: dict[tuple, Metrics] = {}
 
-    def selecting(self, channels: Sequence[int], neighbourhood: int | None = None) -> Transform:
+    def selecting(self, channels: Channels, neighbourhood: int | None = None) -> Transform:
         """A function that selects channels and averages them, by default as the setup says."""
         size = self.setup.neighbourhood if neighbourhood is None else neighbourhood
-        return partial(select_and_average, channels=channels, neighbourhood=size)
+        if self._kept == channels:
+            return partial(average, neighbourhood=size)
+        return lambda layers: average(select_channels(layers, channels), size)
 
-    def fit(self, transform: Transform) -> PaDiM:
-        """PaDiM fitted to the transformed features of the training images."""
-        return PaDiM().fit(map(transform, self.good), len(self.train), held_out=())
+    @torch.inference_mode()
+    def fit(self, transform: Transform) -> Gaussians:
+        """The Gaussians of the transformed features of the training images."""
+        return fit_gaussians(map(transform, self.good), len(self.train))
 
-    def score(self, transform: Transform, model: PaDiM | None = None) -> ScoredImages:
-        """The test images, scored on transformed features; None fits a model to them."""
-        unseen = ((transform(features), *rest) for features, *rest in self.unseen)
-        size = self.test.image_size
-        model = model or self.fit(transform)
-        return score_images(model, unseen, len(self.test), size, keep_maps=True)
+    def score(self, transform: Transform, gaussians: Gaussians | None = None) -> ScoredImages:
+        """The test images, scored on transformed features; None fits Gaussians to them."""
+        gaussians, size = gaussians or self.fit(transform), self.test.image_size
+        unseen = (
+            (make_maps(gaussians, transform(features), size), *rest)
+            for features, *rest in self.unseen
+        )
+        return score_images(unseen, len(self.test), size, keep_maps=True)
 
     def evaluate(self, scored: ScoredImages) -> Metrics:
         """The metrics of the scored test images; None where one is undefined."""
@@ -140,15 +147,15 @@ class ClassFeatures:
     def row_of(
         self,
         method: str,
-        channels: Sequence[int],
+        channels: Channels,
         seed: int | None = None,
         neighbourhood: int | None = None,
         columns: Iterable[str] = COMPARED,
     ) -> Row:
         """The row of PaDiM on what selecting selects; the same is evaluated only once."""
-        transform = self.selecting(channels, neighbourhood)
-        key = (*channels, transform.keywords["neighbourhood"])
+        key = channels.of_layers, neighbourhood or self.setup.neighbourhood
         if key not in self._metrics:
+            transform = self.selecting(channels, neighbourhood)
             self._metrics[key] = self.evaluate(self.score(transform))
         return self.row(method, len(channels), self._metrics[key], seed, columns)
 
@@ -165,12 +172,15 @@ class ClassFeatures:
         return named | {"seed": seed} | {metric: metrics[metric] for metric in columns}
 
 
-def select_and_average(
-    layers: Features, channels: Sequence[int], neighbourhood: int = 1
-) -> Features:
-    """The channels of all layers, averaged over neighbouring positions."""
-    chosen = select_channels(layers, channels)
-    return [average_neighbours(layer, neighbourhood) for layer in chosen]
+def average(layers: Features, neighbourhood: int) -> Features:
+    """All layers, averaged over neighbouring positions."""
+    return [average_neighbours(layer, neighbourhood) for layer in layers]
+
+
+@torch.inference_mode()
+def make_maps(gaussians: Gaussians, layers: Features, size: Sequence[int]) -> np.ndarray:
+    """The anomaly maps (B, H, W) of features."""
+    return enlarge(gaussians.distances(layers), size).numpy(force=True)
 
 
 def study_layers(images: ClassFeatures) -> Iterator[Row]:
@@ -180,16 +190,17 @@ def study_layers(images: ClassFeatures) -> Iterator[Row]:
     1+2+3: the sum of these three anomaly maps; concatenation: one Gaussian per patch over all
     three layers; Rdn: over n random channels, as in the main run.
     """
-    total, first = 0, 0
-    for number, n_channels in enumerate(images.setup.layer_channels, start=1):
-        scored = images.score(images.selecting(range(first, first + n_channels)))
-        yield images.row(f"layer {number}", n_channels, images.evaluate(scored))
+    total, everything = 0, images.setup.all_channels
+    for number, layer in enumerate(LAYERS, start=1):
+        of_layer = draw_channels(images.setup.arch, n_features=ALL, layers=[layer])
+        scored = images.score(images.selecting(of_layer))
+        yield images.row(f"layer {number}", len(of_layer), images.evaluate(scored))
         total = total + scored.anomaly_maps
-        first += n_channels
-    yield images.row("layers 1+2+3", first, images.evaluate(replace_maps(scored, total)))
-    yield images.row_of("concatenation", range(first))
+    summed = replace_maps(scored, total)
+    yield images.row("layers 1+2+3", len(everything), images.evaluate(summed))
+    yield images.row_of("concatenation", everything)
     seed, channels = images.setup.first_draw
-    if len(channels) < first:
+    if len(channels) < len(everything):
         yield images.row_of(f"concatenation, Rd{len(channels)}", channels, seed)
 
 
@@ -205,13 +216,13 @@ def study_dimensions(images: ClassFeatures) -> Iterator[Row]:
     10); PCAn: the first n principal components of the class's training embeddings, all patches of
     all images together (the paper does not say over what it takes them).
     """
-    setup, total = images.setup, images.setup.n_channels
-    yield images.row_of("all channels", range(total))
-    averaged = images.selecting(range(total))
+    setup, everything = images.setup, images.setup.all_channels
+    yield images.row_of("all channels", everything)
+    averaged = images.selecting(everything)
     axes = principal_axes(map(averaged, images.good))
     n_drawn = len(setup.first_draw[1])
     for n_features in sorted({*DIMENSIONS, n_drawn}):
-        if n_features >= total:
+        if n_features >= len(everything):
             continue
         for seed, channels in setup.draws.items():
             if n_features != n_drawn:

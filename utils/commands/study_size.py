@@ -19,6 +19,7 @@ from utils.commands.study_methods import (
     ClassFeatures,
     Features,
     Transform,
+    make_maps,
     principal_axes,
     project,
 )
@@ -26,7 +27,6 @@ from utils.commands.study_tables import Row
 from utils.features import average_neighbours
 from utils.gaussian import Gaussians
 from utils.model_file import DTYPES, model_bytes
-from utils.padim import PaDiM
 
 WARM_UP, REPEATS = 2, 15  # images, untimed and timed
 
@@ -46,30 +46,30 @@ def study_cost(images: ClassFeatures) -> Iterator[Row]:
     network_bytes = sum(tensor.nbytes for tensor in images.setup.extractor.state_dict().values())
     for method, _, channels in images.setup.choices():
         transform = images.selecting(channels)
-        model = images.fit(transform)
-        network_seconds, map_seconds = time_inference(images, model, transform)
+        gaussians = images.fit(transform)
+        network_seconds, map_seconds = time_inference(images, gaussians, transform)
         yield {
             "class_name": images.test.class_name,
             "method": method,
             "n_features": len(channels),
             "n_train": len(images.train),
-            "form": "primal" if model.gaussians.is_primal else "dual",
+            "form": "primal" if gaussians.is_primal else "dual",
             "network_seconds": network_seconds,
             "map_seconds": map_seconds,
             "network_bytes": network_bytes,
-            "gaussians_bytes": model_bytes(model),
+            "gaussians_bytes": model_bytes(gaussians),
         }
-        del model  # free its memory before the next fit
+        del gaussians  # free its memory before the next fit
 
 
 def time_inference(
-    images: ClassFeatures, model: PaDiM, transform: Transform
+    images: ClassFeatures, gaussians: Gaussians, transform: Transform
 ) -> tuple[float, float]:
     """Median seconds of the network and of the anomaly map for one image at a time.
 
     Args:
         images: of the class; its test images are taken in turn, the first WARM_UP untimed.
-        model: fitted to transformed features.
+        gaussians: fitted to transformed features.
         transform: of features of all channels.
     """
     extractor = images.setup.extractor
@@ -80,7 +80,7 @@ def time_inference(
         start = _synchronised_time(extractor.device)
         layers = extractor(image)
         between = _synchronised_time(extractor.device)
-        model.anomaly_maps(transform(layers), image.shape[2:])
+        make_maps(gaussians, transform(layers), image.shape[2:])
         timed.append((between - start, _synchronised_time(extractor.device) - between))
     network_seconds, map_seconds = zip(*timed[WARM_UP:], strict=True)
     return median(network_seconds), median(map_seconds)
@@ -103,8 +103,8 @@ def study_size(images: ClassFeatures) -> Iterator[Row]:
     image, median. Efficient: no other method has a higher image ROCAUC in as few megabytes.
     """
     seed, channels = images.setup.first_draw
-    average = images.selecting(range(images.setup.n_channels), BEST_NEIGHBOURHOOD)
-    if len(channels) < images.setup.n_channels:
+    average = images.selecting(images.setup.all_channels, BEST_NEIGHBOURHOOD)
+    if len(channels) < len(images.setup.all_channels):
         transform = images.selecting(channels, BEST_NEIGHBOURHOOD)
         yield size_row(images, f"Rd{len(channels)}", transform)
     yield size_row(images, "all channels, float32", average, "float32")
@@ -121,14 +121,13 @@ def size_row(
     images: ClassFeatures, method: str, transform: Transform, dtype: str = "float16"
 ) -> Row:
     """The row of a method, of a model that is rounded to a dtype of DTYPES."""
-    model = images.fit(transform)
-    model.gaussians = rounded(model.gaussians, DTYPES[dtype])
-    n_features = sum(mean.shape[2] for mean in model.gaussians.means)
-    metrics = images.evaluate(images.score(transform, model))
-    _, map_seconds = time_inference(images, model, transform)
+    gaussians = rounded(images.fit(transform), DTYPES[dtype])
+    n_features = sum(mean.shape[2] for mean in gaussians.means)
+    metrics = images.evaluate(images.score(transform, gaussians))
+    _, map_seconds = time_inference(images, gaussians, transform)
     return {
         **images.row(method, n_features, metrics),
-        "model_bytes": model_bytes(model, dtype),
+        "model_bytes": model_bytes(gaussians, dtype),
         "map_seconds": map_seconds,
     }
 

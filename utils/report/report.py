@@ -10,15 +10,14 @@ from typing import Any
 import numpy as np
 
 from datasets.dataset import ImageDataset
-from datasets.folders import MARKER
+from datasets.folders import mark_results
 from datasets.notes import NEAR_COPIES
 from utils.evaluation import Evaluation, ScoredImages
-from utils.features import FeatureExtractor
-from utils.model_file import TrainedModel, model_bytes, save_model
+from utils.model_file import model_bytes
 from utils.padim import PaDiM
 from utils.plot import plot_roc_curves, thin
 from utils.report.figures import Figures, draw_figures
-from utils.report.finished import discard_record, make_fingerprint, read_records, write_record
+from utils.report.finished import discard_record, read_records, write_record
 from utils.report.page import Picture, write_run_page
 from utils.report.results import (
     RATES,
@@ -76,35 +75,18 @@ class ClassReport:
             self._seconds[self._stage] += now - self._began
         self._stage, self._began = stage, now
 
-    def save_model(
-        self, padim: PaDiM, thresholds: Thresholds | None, extractor: FeatureExtractor
-    ) -> None:
+    def save_model(self, model: PaDiM) -> None:
         """Save the fitted class as models/<class>.safetensors, if the arguments ask for it."""
-        refusal = explain_no_model(
-            padim, thresholds, self.settings.save_models, self.settings.save_dtype
-        )
-        if self.settings.save_models == "none" or refusal:
+        when, dtype = self.settings.save_models, self.settings.save_dtype
+        refusal = explain_no_model(model, when, dtype)
+        if when == "none" or refusal:
             self._notes += [f"(no model is saved: {refusal})"] if refusal else []
             return
-        (self.folder / MARKER).touch()
-        paths = [sample.path for sample in self.train.samples]
-        model = TrainedModel(
-            class_name=self.train.class_name,
-            arch=self.settings.arch,
-            channels=extractor.channels,
-            neighbourhood=extractor.neighbourhood,
-            weights_sha256=extractor.weights_sha256,
-            precision=extractor.precision,
-            preprocessing=self.train.preprocessing,
-            image_size=self.train.image_size,
-            training_sha256=make_fingerprint({}, paths[0].parent, paths),
-            padim=padim,
-            thresholds=thresholds,
-        )
+        mark_results(self.folder)
         name = f"{MODELS}/{shorten(self.train.class_name)}.safetensors"
-        save_model(self.folder / name, model, self.settings.save_dtype)
+        model.save(self.folder / name, dtype)
         self._files.append(name)
-        size = model_bytes(padim, self.settings.save_dtype)
+        size = model_bytes(model.gaussians, dtype)
         self._notes.append(f"model: {self.folder / name} ({size / 1e6:.0f} MB)")
 
     def finish(
@@ -112,7 +94,7 @@ class ClassReport:
     ) -> None:
         """Draw the figures, print a summary and make the class a finished one."""
         self.begin("figures")
-        (self.folder / MARKER).touch()
+        mark_results(self.folder)
         oracle = evaluation.oracle_pixel
         figures = draw_figures(self.folder, self.test, scored, oracle, self.show_progress)
         self.begin(None)
@@ -157,15 +139,13 @@ class ClassReport:
         )
 
 
-def explain_no_model(
-    padim: PaDiM, thresholds: Thresholds | None, when: str, dtype: str
-) -> str | None:
+def explain_no_model(model: PaDiM, when: str, dtype: str) -> str | None:
     """Why a model that the user did not decline is not saved; None if it is saved or declined."""
     if when == "none":
         return None
-    if thresholds is None:
+    if model.thresholds is None:
         return "a threshold needs at least 3 training images"
-    size = model_bytes(padim, dtype)
+    size = model_bytes(model.gaussians, dtype)
     if when == "auto" and size > AUTO_BYTES:
         return f"it takes {size / 1e6:.0f} MB; --save_models all saves it"
     return None

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.dataset import ImageDataset, Splits, describe
-from utils.backbone import channels_sha256
 from utils.report.finished import (
     discard_record,
     make_fingerprint,
@@ -115,7 +114,7 @@ def describe_run(
         "arguments": asdict(settings),
         "arch": settings.arch,
         "data": "the demo set" if settings.demo else settings.data_path.resolve().name,
-        "channels_sha256": channels_sha256(extractor.channels),
+        "channels_sha256": extractor.channels.sha256,
         "weights_sha256": extractor.weights_sha256,
         "versions": describe_versions(),
         "device": device_name(extractor.device),
