@@ -9,19 +9,9 @@ Reference: Defard et al., arXiv 2011.08785; xiahaifeng1995/PaDiM-Anomaly-Detecti
 
 from __future__ import annotations
 
-import os
 import sys
-
-# before other packages called datasets or utils, and also with PYTHONSAFEPATH
-sys.path.insert(0, os.path.dirname(os.path.realpath(__file__)))
-from utils.system.errors import UserError
-from utils.system.lacks import report_lack
-
-if __name__ == "__main__":
-    sys.excepthook = report_lack  # from the first slow import on
-
-import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -30,9 +20,10 @@ from datasets.dataset import ImageDataset, Splits, load_all
 from datasets.loading import Loader
 from utils import backbone
 from utils.commands.command_line import parse_command_line
-from utils.commands.options import read_preprocessing
 from utils.report.run import RunReport
+from utils.settings import Experiment
 from utils.system.device import device_name
+from utils.system.errors import UserError
 from utils.system.processes import Processes
 from utils.system.program import prepare_process, run_program
 
@@ -51,37 +42,39 @@ def main() -> None:
     run_program(*parse_command_line(sys.argv[1:], __doc__, run_experiment))
 
 
-def run_experiment(args: argparse.Namespace) -> None:
+def run_experiment(settings: Experiment) -> None:
     """Run PaDiM on every class, in this process or in all that torchrun started."""
     with Processes.from_environment().joined() as processes:
         # whatever is wrong with the arguments or the folders is found before anything slow
-        use_defaults(args)
-        channels = backbone.draw_channels(args.arch, args.seed, args.n_features, args.layers)
-        preprocessing = read_preprocessing(args)
-        names = args.data_path, args.dataset, args.class_name
-        datasets = load_all(*names, preprocessing, args.invert_masks, args.normal)
-        run = RunReport(args, choose_own(datasets, processes), processes.leads)
+        settings = fill_in(settings)
+        channels = backbone.draw_channels(
+            settings.arch, settings.seed, settings.n_features, settings.layers
+        )
+        datasets = load_all(settings)
+        run = RunReport(settings, choose_own(datasets, processes), processes.leads)
 
         # images are decoded from now on, while what takes seconds to import is imported
         images = chain.from_iterable(run.unfinished)
         shown = processes.leads
-        with Loader(images, args.batch_size, args.num_workers, show_progress=shown) as loader:
+        with Loader(
+            images, settings.batch_size, settings.num_workers, show_progress=shown
+        ) as loader:
             from utils.features import load_extractor
 
             # a frozen ImageNet network, and random channels of its layers, the same for all classes
-            names = args.arch, args.weights, args.device, args.precision
+            names = settings.arch, settings.weights, settings.device, settings.precision
             extractor = load_extractor(
-                *names, channels, args.neighbourhood, local_rank=processes.local_rank
+                *names, channels, settings.neighbourhood, local_rank=processes.local_rank
             )
             if processes.leads:
-                on_device = f"{args.arch} on {device_name(extractor.device)}"
+                on_device = f"{settings.arch} on {device_name(extractor.device)}"
                 print(f"{on_device}, {len(channels)} channels", flush=True)
-            check_memory_of(args, run.unfinished, channels, extractor.device, processes)
-            run_classes(args, run, loader, extractor, processes)
+            check_memory_of(settings, run.unfinished, channels, extractor.device, processes)
+            run_classes(settings, run, loader, extractor, processes)
 
 
 def run_classes(
-    args: argparse.Namespace,
+    settings: Experiment,
     run: RunReport,
     loader: Loader,
     extractor: FeatureExtractor,
@@ -92,7 +85,7 @@ def run_classes(
 
     try:
         for train, test in run.unfinished:
-            run_class(args, train, test, loader, extractor, run.begin_class(train, test))
+            run_class(settings, train, test, loader, extractor, run.begin_class(train, test))
         processes.wait()
     finally:  # an interrupted run leaves the report on the classes that are finished
         if processes.leads:
@@ -102,7 +95,7 @@ def run_classes(
 
 
 def run_class(
-    args: argparse.Namespace,
+    settings: Experiment,
     train: ImageDataset,
     test: ImageDataset,
     loader: Loader,
@@ -112,7 +105,7 @@ def run_class(
     """PaDiM on one class: fit to good images, score the test images, evaluate, draw."""
     from utils.evaluation import evaluate
 
-    scored, thresholds = fit_and_score(args, train, test, loader, extractor, report)
+    scored, thresholds = fit_and_score(settings, train, test, loader, extractor, report)
     # anomaly maps and masks -> ROC curves, AP, F1, AUPRO
     report.begin("metrics")
     evaluation = evaluate(scored, test.has_masks)
@@ -121,7 +114,7 @@ def run_class(
 
 
 def fit_and_score(
-    args: argparse.Namespace,
+    settings: Experiment,
     train: ImageDataset,
     test: ImageDataset,
     loader: Loader,
@@ -131,40 +124,41 @@ def fit_and_score(
     """The method itself (paper, section III); the model is freed when this returns."""
     from utils.evaluation import choose_drawn, score_images
     from utils.padim import PaDiM
-    from utils.thresholds import find_thresholds
 
     # features of good images -> a Gaussian for each patch position
     report.begin("fit")
-    good = (extractor(images) for images, _, _ in loader.batches(train))
-    model = PaDiM().fit(good, len(train), copy_of=train.find_copies())
+    good = (images for images, _, _ in loader.batches(train))
+    model = PaDiM(extractor, train.preprocessing, train.class_name)
+    model.fit(good, len(train), train.find_copies())
     train.note_near_copies(model.held_out.near_copies)
 
     # good images, each left out in turn with its copies -> thresholds to deploy
-    thresholds = find_thresholds(model.held_out_maps(train.image_size), args.target_fpr)
-    report.save_model(model, thresholds, extractor)
+    model.find_thresholds(settings.target_fpr)
+    report.save_model(model)
 
     # features of test images -> distances -> an anomaly map for each image
     report.begin("score")
-    unseen = ((extractor(images), images, *truth) for images, *truth in loader.batches(test))
-    drawn = choose_drawn(len(test), args.figures)
-    scored = score_images(model, unseen, len(test), test.image_size, test.has_masks, drawn)
-    return scored, thresholds
+    batches = loader.batches(test)
+    unseen = ((model.anomaly_maps(images), images, *truth) for images, *truth in batches)
+    drawn = choose_drawn(len(test), settings.figures)
+    scored = score_images(unseen, len(test), test.image_size, test.has_masks, drawn)
+    return scored, model.thresholds
 
 
-def use_defaults(args: argparse.Namespace) -> None:
-    """Fill in the network and, for the demo, the data.
-
-    Raises:
-        ValueError: unless there is either a folder of images or the demo.
-    """
-    if args.demo == (args.data_path is not None):
+def fill_in(settings: Experiment) -> Experiment:
+    """The settings with the network's name and, for the demo, its data."""
+    if settings.demo == (settings.data_path is not None):
         raise UserError("give either --data_path PATH, a folder of images, or --demo")
-    if args.demo:
-        args.data_path = demo.make_demo()
-        args.class_name = args.class_name or [*demo.TEXTURES, *demo.OBJECTS]
-        args.arch = args.arch or backbone.DEMO_ARCH
-        args.save_path /= "demo"
-    args.arch = args.arch or backbone.DEFAULT_ARCH
+    arch = settings.arch or (backbone.DEMO_ARCH if settings.demo else backbone.DEFAULT_ARCH)
+    if not settings.demo:
+        return replace(settings, arch=arch)
+    return replace(
+        settings,
+        arch=arch,
+        data_path=demo.make_demo(),
+        class_name=settings.class_name or [*demo.TEXTURES, *demo.OBJECTS],
+        save_path=settings.save_path / "demo",
+    )
 
 
 def choose_own(datasets: Sequence[Splits], processes: Processes) -> list[Splits]:
@@ -177,9 +171,9 @@ def choose_own(datasets: Sequence[Splits], processes: Processes) -> list[Splits]
 
 
 def check_memory_of(
-    args: argparse.Namespace,
+    settings: Experiment,
     datasets: Sequence[Splits],
-    channels: Sequence[int],
+    channels: backbone.Channels,
     device: torch.device,
     processes: Processes,
 ) -> None:
@@ -194,11 +188,11 @@ def check_memory_of(
 
     for train, test in datasets:
         height, width = train.image_size
-        n_drawn = len(test) if args.figures is None else min(args.figures, len(test))
+        n_drawn = len(test) if settings.figures is None else min(settings.figures, len(test))
         work = Work(
-            model_bytes=class_bytes(args.arch, channels, train.image_size, len(train)),
+            model_bytes=class_bytes(channels, train.image_size, len(train)),
             pixels=height * width,
-            batch_size=args.batch_size,
+            batch_size=settings.batch_size,
             n_held_out=len(choose_held_out(len(train))),
             n_kept=len(test) if test.has_masks else n_drawn,
             n_drawn=n_drawn,

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 
+from datasets.folders import readable
+
 
 def first_copies(contents: Iterable[Hashable]) -> list[int]:
     """For each of several contents the number of the first that is equal to it."""
@@ -16,15 +18,14 @@ def first_copies_of_files(paths: Sequence[Path]) -> list[int]:
     """For each file the number of the first one with the same content.
 
     Only files that have the same size as another one are read.
-
-    Raises:
-        OSError: if a file cannot be read.
     """
-    sizes = [path.stat().st_size for path in paths]
-    often = Counter(sizes)
-    return first_copies(
-        _sha256(path) if often[size] > 1 else path for path, size in zip(paths, sizes, strict=True)
-    )
+    with readable():
+        sizes = [path.stat().st_size for path in paths]
+        often = Counter(sizes)
+        return first_copies(
+            _sha256(path) if often[size] > 1 else path
+            for path, size in zip(paths, sizes, strict=True)
+        )
 
 
 def _sha256(path: Path) -> bytes:

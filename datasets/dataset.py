@@ -1,31 +1,33 @@
 """The training and test images of the chosen classes, checked before any slow work."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from datasets.copies import first_copies_of_files
-from datasets.images import describe_header, load_image, read_size
-from datasets.layouts import AUTO, LAYOUTS, Layout, find_classes
+from datasets.folders import find_name, readable
+from datasets.images import describe_header, is_jpeg, load_image, read_size
+from datasets.layouts import AUTO, LAYOUTS, Layout, Visa, find_classes
 from datasets.masks import is_black_and_white, load_mask
 from datasets.mvtec import CLASS_NAMES, UNLABELLED, Sample
-from datasets.notes import COPIES, IGNORED, NEAR_COPIES, Notes
+from datasets.notes import COPIES, IGNORED, MASK_LIKE, NEAR_COPIES, Notes
 from datasets.preprocessing import (
     DEFAULT,
     Preprocessing,
     check_preprocessing,
     preprocessed_size,
     resized_size,
+    window_size,
 )
 from utils.system.errors import UserError
 from utils.system.files import make_unique, shorten
 
 LABELS = {0: "normal", 1: "defective", UNLABELLED: "unlabelled"}
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".jfif", ".jpe")
 
 
 @dataclass(frozen=True)
@@ -61,11 +63,7 @@ class ImageDataset:
 
     @property
     def image_size(self) -> tuple[int, int]:
-        """H and W of the preprocessed images.
-
-        Raises:
-            ValueError: if the first image cannot be read.
-        """
+        """H and W of the preprocessed images, without their context."""
         preprocessing = self.preprocessing
         if preprocessing.crop:
             return preprocessing.crop, preprocessing.crop
@@ -73,26 +71,26 @@ class ImageDataset:
         width, height = resized_size(size, preprocessing.resize)
         return height, width
 
-    def __getitem__(self, index: int) -> tuple[np.ndarray, int, np.ndarray]:
-        """The image (3, H, W) uint8 RGB, its label and its mask (H, W) bool.
+    @property
+    def window_size(self) -> tuple[int, int]:
+        """H and W of what the network sees: of the preprocessed images with their context."""
+        size = read_size(self.samples[0].path, self.preprocessing.exif)
+        return window_size(size, self.preprocessing)[::-1]
 
-        Raises:
-            ValueError: if the image or a mask cannot be read, or a mask marks no pixel.
-        """
+    def __getitem__(self, index: int) -> tuple[np.ndarray, int, np.ndarray]:
+        """The image (3, H, W) uint8 RGB, its label and its mask (H, W) bool."""
         sample = self.samples[index]
         image = load_image(sample.path, self.preprocessing, self.notes)
-        mask = np.zeros(image.shape[1:], dtype=bool)
+        side = self.preprocessing.crop
+        mask = np.zeros((side, side) if side else image.shape[1:], dtype=bool)
         for path in sample.mask_paths:
             mask |= load_mask(path, self.preprocessing, self.invert_masks, self.notes)
-        self.notes.compare(self.split, sample.path, image)
+        group = "train" if self.split == "train" else LABELS[sample.label]
+        self.notes.add_image(group, sample.path, image)
         return image, sample.label, mask
 
     def find_copies(self) -> list[int]:
-        """For each image the number of the first one whose file has the same content, and a note.
-
-        Raises:
-            OSError: if a file cannot be read.
-        """
+        """For each image the number of the first one whose file has the same content; a note."""
         copy_of = first_copies_of_files([sample.path for sample in self.samples])
         for number, first in enumerate(copy_of):
             if first != number:
@@ -100,7 +98,7 @@ class ImageDataset:
         return copy_of
 
     def note_near_copies(self, numbers: Iterable[int]) -> None:
-        """Add a note on images that turned out to be nearly copies of others."""
+        """Note the images that turned out to be nearly copies of others."""
         for number in numbers:
             self.notes.add(NEAR_COPIES, self.samples[number].path)
 
@@ -108,29 +106,14 @@ class ImageDataset:
 Splits = tuple[ImageDataset, ImageDataset]
 
 
-def load_all(
-    data_path: Path,
-    dataset: str,
-    class_names: Sequence[str] | None,
-    preprocessing: Preprocessing,
-    invert_masks: bool = False,
-    normal: str | None = None,
-) -> list[Splits]:
+def load_all(options: Any) -> list[Splits]:
     """The training and test images of all chosen classes.
 
-    Args:
-        data_path: of the data set.
-        dataset: AUTO or a key of LAYOUTS.
-        class_names: the chosen classes; None for the default of choose_classes.
-        preprocessing: of all images.
-        invert_masks: whether masks mark the background.
-        normal: name of the folders of good images; None takes usual names.
-
-    Raises:
-        FileNotFoundError, ValueError: as choose_classes and load_splits.
+    The options have data_path, dataset, class_name, normal, preprocessing and invert_masks.
     """
-    layout, chosen = choose_classes(data_path, class_names, dataset, normal)
-    return [load_splits(data_path, name, layout, preprocessing, invert_masks) for name in chosen]
+    path, prepared = options.data_path, (options.preprocessing, options.invert_masks)
+    layout, chosen = choose_classes(path, options.class_name, options.dataset, options.normal)
+    return [load_splits(path, name, layout, *prepared) for name in chosen]
 
 
 def choose_classes(
@@ -138,14 +121,10 @@ def choose_classes(
     class_names: Sequence[str] | None,
     dataset: str = AUTO,
     normal: str | None = None,
-) -> tuple[Layout, list[str]]:
+) -> tuple[Layout | Visa, list[str]]:
     """The layout of data_path and the classes to run.
 
     Without class_names these are MVTec AD's 15 if one of them is there in its layout, else all.
-
-    Raises:
-        FileNotFoundError: if data_path has no class.
-        ValueError: if data_path lacks one of the classes.
     """
     layout, found = find_classes(data_path, dataset, normal)
     if class_names is None:
@@ -157,63 +136,70 @@ def choose_classes(
                 f"{data_path} lacks {', '.join(missing)} of MVTec AD's 15 classes; "
                 f"it holds {', '.join(found)}: choose from these with --class_name"
             )
-    unknown = [name for name in class_names if name not in found]
+    names = [find_name(name, found) for name in class_names]
+    unknown = [wanted for wanted, name in zip(class_names, names, strict=True) if name is None]
     if unknown:
         raise UserError(
             f"unknown class {', '.join(map(repr, unknown))} in {data_path}; "
             f"choose from {', '.join(found)}"
         )
-    return layout, list(dict.fromkeys(class_names))  # without repetitions
+    return layout, list(dict.fromkeys(names))  # without repetitions
 
 
 def load_splits(
     data_path: Path,
     class_name: str,
-    layout: Layout = LAYOUTS["mvtec"],
+    layout: Layout | Visa = LAYOUTS["mvtec"],
     preprocessing: Preprocessing = DEFAULT,
     invert_masks: bool = False,
-    notes: Notes | None = None,
 ) -> Splits:
-    """The training and test images of a class.
+    """The training and test images of a class; raises the first of its problems."""
+    splits = list_splits(data_path, class_name, layout, preprocessing, invert_masks)
+    for problem in find_problems(*splits):
+        raise problem
+    return splits
 
-    Raises:
-        FileNotFoundError: if the folder, its images or a mask are missing.
-        ValueError: if there is only one training image, two images share a name, a mask is a JPEG
-            or differs from its image in size, or preprocessing does not suit the images.
-    """
+
+def list_splits(
+    data_path: Path,
+    class_name: str,
+    layout: Layout | Visa,
+    preprocessing: Preprocessing,
+    invert_masks: bool,
+) -> Splits:
+    """The training and test images of a class, by the names of files alone."""
     check_preprocessing(preprocessing)
-    notes = notes or Notes()
-    splits = []
-    for split in ("train", "test"):
+    notes = Notes()
+
+    def list_split(split: str) -> ImageDataset:
         samples, has_masks = [], False
         try:
-            samples, has_masks = layout.list_samples(data_path, class_name, split, notes)
-        except UserError as error:
-            notes.refuse(error)
-        splits.append(
-            ImageDataset(class_name, split, samples, has_masks, preprocessing, invert_masks, notes)
-        )
-    train, test = splits
+            with readable():
+                samples, has_masks = layout.list_samples(data_path, class_name, split, notes)
+        except UserError as problem:
+            notes.problems.append(problem)
+        arguments = class_name, split, samples, has_masks, preprocessing, invert_masks, notes
+        return ImageDataset(*arguments)
+
+    return list_split("train"), list_split("test")
+
+
+def find_problems(train: ImageDataset, test: ImageDataset) -> Iterator[UserError]:
+    """Yield what a run refuses in a class, before any image is decoded; adds to the notes."""
+    yield from train.notes.problems
     if len(train) == 1:
-        notes.refuse(
-            UserError(
-                f"{train.samples[0].path} is the only training image of {class_name}; "
-                "a covariance needs at least 2"
-            )
+        yield UserError(
+            f"{train.samples[0].path} is the only training image of {train.class_name}; "
+            "a covariance needs at least 2"
         )
-    for samples in (train.samples, test.samples):
-        _check_names(samples, notes)
-    _check_sizes([*train.samples, *test.samples], preprocessing, notes)
-    _check_for_masks(train, test, notes)
-    return train, test
+    yield from _find_equal_names(train.samples)
+    yield from _find_equal_names(test.samples)
+    yield from _find_odd_sizes([*train.samples, *test.samples], train.preprocessing)
+    yield from _find_masks_among(train, test)
 
 
 def describe(train: ImageDataset, test: ImageDataset) -> str:
-    """One line on what of a class's files is taken, from their names and one header.
-
-    Raises:
-        ValueError: if the first training image cannot be read.
-    """
+    """One line on what of a class's files is taken, from their names and one header."""
     header = describe_header(train.samples[0].path, train.preprocessing.exif)
     parts = [f"{test.class_name}: {len(train)} training images ({header})"]
     for label, word in LABELS.items():
@@ -227,23 +213,21 @@ def describe(train: ImageDataset, test: ImageDataset) -> str:
     return "; ".join(parts)
 
 
-def _check_names(samples: Iterable[Sample], notes: Notes) -> None:
+def _find_equal_names(samples: Iterable[Sample]) -> Iterator[UserError]:
     paths: dict[Path, Path] = {}
     for sample in samples:
         other = paths.setdefault(sample.path.with_suffix(""), sample.path)
         if other != sample.path:
-            notes.refuse(
-                ValueError(f"{other} and {sample.path} differ only in their suffix: rename one")
-            )
+            yield UserError(f"{other} and {sample.path} differ only in their suffix: rename one")
 
 
-def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing, notes: Notes) -> None:
-    """Refuse masks that differ from their image in size, and images that differ from each other.
+def _find_odd_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> Iterator[UserError]:
+    """Masks that differ from their image in size, and images that differ from each other.
 
     Only the headers of the files are read.
     """
-    # after resizing and cropping, all images have one size
-    one_size = preprocessing.resize and preprocessing.crop
+    # after resizing and cropping, all images have one size; their context may differ
+    one_size = preprocessing.resize and preprocessing.crop and not preprocessing.context
     first: tuple[Path, tuple[int, int]] | None = None
     for sample in samples:
         if one_size and not sample.mask_paths:
@@ -252,19 +236,20 @@ def _check_sizes(samples: Iterable[Sample], preprocessing: Preprocessing, notes:
             original_size = read_size(sample.path, preprocessing.exif)
             _check_mask_sizes(sample, original_size, preprocessing.exif)
             size = preprocessed_size(sample.path, original_size, preprocessing)
-            first = first or (sample.path, size)
-            if size != first[1]:
-                raise UserError(
-                    f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(size)} "
-                    "pixels; all images of a class must have one size: give a --crop"
-                )
-        except ValueError as error:
-            notes.refuse(error)
+        except UserError as problem:
+            yield problem
+            continue
+        first = first or (sample.path, size)
+        if size != first[1]:
+            yield UserError(
+                f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(size)} "
+                "pixels; all images of a class must have one size: give a --crop"
+            )
 
 
 def _check_mask_sizes(sample: Sample, size: tuple[int, int], exif: bool) -> None:
     for path in sample.mask_paths:
-        if path.suffix.lower() in LOSSY_SUFFIXES:
+        if is_jpeg(path):
             raise UserError(
                 f"mask {path} is a JPEG, which blurs its edges, and whatever is above 0 counts as "
                 "defect; save it as PNG in black and white"
@@ -279,22 +264,25 @@ def _check_mask_sizes(sample: Sample, size: tuple[int, int], exif: bool) -> None
             )
 
 
-def _check_for_masks(train: ImageDataset, test: ImageDataset, notes: Notes) -> None:
-    """Refuse a folder of defects whose images are all black and white, unless all images are."""
+def _find_masks_among(train: ImageDataset, test: ImageDataset) -> Iterator[UserError]:
+    """Defective images in black and white, unless all are: yield a folder of these, note others."""
+    if any(is_black_and_white(sample.path) for sample in train.samples[:1]):
+        return
     folders: dict[Path, list[Path]] = {}
     for sample in test.samples:
         if sample.label:
             depth = len(Path(sample.below).parts)
             folders.setdefault(sample.path.parents[depth], []).append(sample.path)
     for folder, paths in folders.items():
-        good = (sample.path for sample in train.samples[:1])
-        if all(map(is_black_and_white, paths)) and not any(map(is_black_and_white, good)):
-            notes.refuse(
-                UserError(
-                    f"are the images in {folder} masks? they are all black and white; call the "
-                    "folder ground_truth and those in it as the defects, or take it away"
-                )
+        like_masks = [path for path in paths if is_black_and_white(path)]
+        if len(like_masks) == len(paths):
+            yield UserError(
+                f"are the images in {folder} masks? they are all black and white; call the "
+                "folder ground_truth and those in it as the defects, or take it away"
             )
+        else:
+            for path in like_masks:
+                test.notes.add(MASK_LIKE, path)
 
 
 def _show(size: tuple[int, int]) -> str:

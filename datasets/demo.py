@@ -51,32 +51,19 @@ STAIN_CONTRAST = (15, 60)
 CONTRAST_FACTORS = {"brick": 1.0, "grass": 2.5, "gravel": 2.5, "coffee": 1.0, "rocket": 0.3}
 # patches come from another photograph from this strength on; 0 is hardest to see, 1 easiest
 FOREIGN_STRENGTH = 0.5
-DONORS = {
-    "brick": "grass",
-    "grass": "brick",
-    "gravel": "brick",
-    "coffee": "rocket",
-    "rocket": "coffee",
-}
+DONORS = {"brick": "grass", "grass": "brick", "gravel": "brick"}
+DONORS |= {"coffee": "rocket", "rocket": "coffee"}
 
 
 def make_demo(cache: Path | None = None) -> Path:
-    """The folder of the demo set; the first call draws it (about 6 s).
+    """The folder of the demo set, in MVTec AD's layout; the first call draws it (about 6 s).
 
-    The set gets its name when it is complete: an interrupted call leaves nothing behind, and of
-    two calls at the same time the first to end wins. The files are the same at every call on one
-    machine.
+    TEXTURES are grey, OBJECTS are RGB. The higher a defect's number, the easier it is to see. The
+    files are the same at every call on one machine. An interrupted call leaves nothing behind, and
+    of two calls at the same time the first to end wins.
 
     Args:
         cache: parent of the folder; by default padim in $XDG_CACHE_HOME or ~/.cache.
-
-    Returns:
-        The folder with <class>/train/good, <class>/test/{good,patch,scratch,stain} and
-        <class>/ground_truth/{patch,scratch,stain}, images (SIZE, SIZE) uint8 grey (TEXTURES) or
-        RGB (OBJECTS). The higher a defect's number, the easier it is to see.
-
-    Raises:
-        OSError: if the set cannot be written, or there is no home folder.
     """
     cache = _default_cache() if cache is None else cache
     folder = cache / VERSION
@@ -139,8 +126,7 @@ def _draw(
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """One image (SIZE, SIZE) or (SIZE, SIZE, 3) uint8, and its mask (SIZE, SIZE) 0/255 or None."""
     # a seed for each image: none depends on those drawn before
-    seed = (CLASS_NAMES.index(class_name), list(COUNTS).index(group), index)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng((CLASS_NAMES.index(class_name), list(COUNTS).index(group), index))
     image = _draw_good(photos[class_name], class_name, rng)
     defect_type = group.split("/")[1]
     if defect_type == "good":

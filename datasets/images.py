@@ -1,59 +1,51 @@
 """Image files of any mode and depth as the arrays that the network gets."""
 
-import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import ExifTags, Image, TiffImagePlugin
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
+from PIL import TiffImagePlugin as Tiff
 
+from datasets.headers import Header
 from datasets.notes import CHANNELS, PAGES, TURNED, Notes
-from datasets.preprocessing import DEFAULT, Preprocessing, check_resized, resize_and_crop
+from datasets.preprocessing import (
+    DEFAULT,
+    Preprocessing,
+    check_resized,
+    crop_share,
+    resize_and_crop,
+)
+from datasets.tiffs import FLOATING_POINT, explain, refuse_misread, refuse_pages
 from utils.system.errors import UserError
 
 IMAGE_SUFFIXES = (
-    ".png",
-    ".jpg",
-    ".jpeg",
-    ".bmp",
-    ".tif",
-    ".tiff",
-    ".webp",
-    ".jfif",
-    ".jpe",
-    ".jp2",
+    *(".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".jfif", ".jpe", ".jp2"),
+    *(".pgm", ".ppm", ".pbm", ".pnm"),
 )
-IMAGE_SUFFIXES += (".pgm", ".ppm", ".pbm", ".pnm")
-# what Pillow does to show an image of an EXIF orientation upright (EXIF 2.32, tag 0x0112)
-UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
-BITS_PER_SAMPLE, SAMPLES_PER_PIXEL, SAMPLE_FORMAT, FLOAT = 258, 277, 339, 3  # TIFF 6.0
+# whatever the suffix; for PostScript, for example, Pillow would start another program
+FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "JPEG2000", "PPM", "GIF")
+# Pillow's own limit, but it warns from half of it on; so the number is checked here instead
+MOST_PIXELS = 2 * 89_478_485
+Image.MAX_IMAGE_PIXELS = None
+# Pillow refuses PNG files with 1 MB of text or a larger colour profile
+MOST_TEXT = 64 * 2**20
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = MOST_TEXT
+TURNED_BY = range(2, 9)  # EXIF orientations that are not upright (EXIF 2.32, tag 0x0112)
+SIDEWAYS = range(5, 9)  # those that exchange width and height
 FACTS = "padim"  # key of Image.info for the Facts of its file
-FLOATING_POINT = "floating-point pixels have no fixed range; save it with 8 or 16 bits"
 
 
 class Facts(NamedTuple):
-    """What a file says of its image beyond the pixels that Pillow decodes.
+    """What a file says of its image beyond the pixels that Pillow decodes."""
 
-    Attributes:
-        deep: whether its colours have 16 bits, of which Pillow keeps 8.
-        n_channels: that are stored; 0 if it is not known.
-        n_pages: or frames.
-        orientation: EXIF's, 1 for upright.
-    """
-
-    deep: bool
-    n_channels: int
-    n_pages: int
-    orientation: int
+    deep: bool  # its colours have 16 bits, of which Pillow keeps 8
+    n_channels: int  # that are stored; 0 if it is not known
+    n_pages: int  # or frames
+    orientation: int  # EXIF's, 1 for upright
 
 
 def is_image(path: Path) -> bool:
@@ -64,28 +56,38 @@ def is_image(path: Path) -> bool:
     return path.suffix.lower() in IMAGE_SUFFIXES and (path.is_file() or not path.exists())
 
 
-def read_size(path: Path, exif: bool = False) -> tuple[int, int]:
-    """Width and height of an image file, from its header; upright if exif.
-
-    Raises:
-        ValueError: if the file cannot be read as an image.
-    """
+@contextmanager
+def open_header(path: Path) -> Iterator[Image.Image]:
+    """An image file that is not decoded yet; any error while it is open becomes a UserError."""
     try:
-        with Image.open(path) as image:
-            sideways = exif and _find_orientation(image) in SIDEWAYS
-            return image.size[::-1] if sideways else image.size
+        with Image.open(path, formats=FORMATS) as image:
+            n_pixels = prod(image.size)
+            if n_pixels > MOST_PIXELS:
+                raise UserError(f"it has {n_pixels} pixels, more than {MOST_PIXELS}; cut it up")
+            if image.format == "TIFF":
+                refuse_misread(image)
+            yield image
     except Exception as error:  # Pillow does not document what damaged files raise
         raise unreadable(path, error) from error
 
 
-def describe_header(path: Path, exif: bool = False) -> str:
-    """Size, colours and depth of an image file, in words; upright if exif.
+def read_size(path: Path, exif: bool = False) -> tuple[int, int]:
+    """Width and height of an image file, from its header; upright if exif."""
+    with open_header(path) as image:
+        sideways = exif and _find_orientation(image) in SIDEWAYS
+        return image.size[::-1] if sideways else image.size
 
-    Raises:
-        ValueError: if the file cannot be read as an image.
-    """
+
+def is_jpeg(path: Path) -> bool:
+    """Whether an image file is a JPEG by its content."""
+    with open_header(path) as image:
+        return image.format in ("JPEG", "MPO")  # MPO: a JPEG of several pictures
+
+
+def describe_header(path: Path, exif: bool = False) -> str:
+    """Size, colours and depth of an image file, in words; upright if exif."""
     width, height = read_size(path, exif)
-    with Image.open(path) as image:
+    with open_header(path) as image:
         deep = image.mode.startswith("I") or find_facts(image).deep
         bits = 1 if image.mode == "1" else 16 if deep else 8
         colours = "grey" if image.mode == "1" or image.mode[0] in "LI" else image.mode
@@ -93,31 +95,16 @@ def describe_header(path: Path, exif: bool = False) -> str:
 
 
 def load_image(path: Path, preprocessing: Preprocessing, notes: Notes | None = None) -> np.ndarray:
-    """An image file, preprocessed: (3, H, W) uint8 RGB.
-
-    Args:
-        path: of the image.
-        preprocessing: of the image.
-        notes: gets what of the file is not used.
-
-    Raises:
-        ValueError: if the file cannot be read as an image.
-    """
+    """An image file as prepare returns it; the notes get what of the file is not used."""
     image = open_image(path)
     look_at_image(image, path, preprocessing, notes or Notes())
     return prepare(image, preprocessing, path)
 
 
 def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) -> np.ndarray:
-    """A decoded image, preprocessed: (3, H, W) uint8 RGB.
+    """A decoded image of any size and mode, preprocessed: (3, H, W) uint8 RGB.
 
-    Args:
-        image: of any size and mode.
-        preprocessing: of the image.
-        path: what error messages call the image.
-
-    Raises:
-        ValueError: if to_rgb refuses the image, or resizing would make it huge.
+    This is the crop with its context. Error messages call the image by its path.
     """
     image = to_rgb(image, path, preprocessing)
     check_resized(image.size, preprocessing.resize, path)
@@ -126,36 +113,38 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) 
 
 
 def open_image(path: Path) -> Image.Image:
-    """A decoded image file, in the file's own mode and as it is stored.
+    """A decoded image file, in the file's own mode and as it is stored."""
+    with open_header(path) as image:
+        if image.format == "TIFF":
+            refuse_pages(image)
+        image.info[FACTS] = find_facts(image)
+        if image.tile and image.tile[0][0] == "ppm" and image.mode in ("I", "L", "RGB"):
+            return _decode_netpbm(image)
+        image.load()
+        _refuse_pixels(image)
+        # grey that is multiplied with its transparency, which Pillow converts to nothing else
+        return image.convert("LA") if image.mode == "La" else image
 
-    Raises:
-        ValueError: if the file cannot be read as an image, or its pages may be planes of one image.
+
+def _decode_netpbm(image: Image.Image) -> Image.Image:
+    """A PGM or PPM image whose highest value is neither 255 nor, in grey, 65535.
+
+    The pixels are those of Pillow, which decodes each of them in Python.
     """
-    try:
-        with Image.open(path) as image:
-            _refuse_planes(image)
-            image.info[FACTS] = find_facts(image)
-            image.load()
-            return image
-    except Exception as error:  # as in read_size
-        raise unreadable(path, error) from error
-
-
-def _refuse_planes(image: Image.Image) -> None:
-    """Raise a ValueError for a TIFF file whose pages may be the colours of one image."""
-    n_pages = getattr(image, "n_frames", 1)
-    if image.format != "TIFF" or n_pages not in (3, 4) or len(image.getbands()) > 1:
-        return
-    sizes = set()
-    for page in range(n_pages):
-        image.seek(page)
-        sizes.add((image.size, image.mode))
-    image.seek(0)
-    if len(sizes) == 1:
-        raise UserError(
-            f"its {n_pages} grey pages of one size may be the colours of one image; save it as one "
-            "page in RGB, or keep the first page alone"
-        )
+    _, _, offset, (_, highest) = image.tile[0]
+    stored = np.dtype(">u2" if highest > 255 else "u1")
+    shape = (image.height, image.width, len(image.getbands()))
+    image.fp.seek(offset)
+    content = image.fp.read()
+    if len(content) < prod(shape) * stored.itemsize:
+        raise UserError("the file is truncated")
+    kind = np.uint16 if image.mode == "I" else np.uint8
+    most = np.iinfo(kind).max
+    scaled = np.round(np.arange(np.iinfo(stored).max + 1) / highest * most).clip(max=most)
+    pixels = scaled.astype(kind)[np.frombuffer(content, stored, prod(shape))].reshape(shape)
+    decoded = Image.fromarray(pixels if shape[2] == 3 else pixels[..., 0])
+    decoded.info = image.info
+    return decoded
 
 
 def find_facts(image: Image.Image) -> Facts:
@@ -164,10 +153,10 @@ def find_facts(image: Image.Image) -> Facts:
         return image.info[FACTS]
     tags = getattr(image, "tag_v2", {})
     raw_modes = [str(tile.args) for tile in getattr(image, "tile", ())]
-    is_16_bit = 16 in tags.get(BITS_PER_SAMPLE, ()) or any(";16" in mode for mode in raw_modes)
+    is_16_bit = 16 in tags.get(Tiff.BITSPERSAMPLE, ()) or any(";16" in mode for mode in raw_modes)
     return Facts(
         deep=is_16_bit and not image.mode.startswith("I"),
-        n_channels=int(tags.get(SAMPLES_PER_PIXEL, 0)),
+        n_channels=int(tags.get(Tiff.SAMPLESPERPIXEL, 0)),
         n_pages=getattr(image, "n_frames", 1),
         orientation=_find_orientation(image),
     )
@@ -182,7 +171,7 @@ def _find_orientation(image: Image.Image) -> int:
 def look_at_file(image: Image.Image, path: Path, exif: bool, notes: Notes) -> None:
     """Note a decoded image or mask that is not upright, unless exif, or has several pages."""
     facts = find_facts(image)
-    if not exif and facts.orientation in UPRIGHT:
+    if not exif and facts.orientation in TURNED_BY:
         notes.add(TURNED, path)
     if facts.n_pages > 1:
         notes.add(PAGES, path)
@@ -194,6 +183,10 @@ def look_at_image(
     """Note what of a decoded image is not used."""
     look_at_file(image, path, preprocessing.exif, notes)
     facts, bands = find_facts(image), image.getbands()
+    sideways = preprocessing.exif and facts.orientation in SIDEWAYS
+    size = image.size[::-1] if sideways else image.size
+    header = Header(size, image.mode, image.format or "")
+    notes.add_header(path, header, crop_share(size, preprocessing))
     if image.mode.startswith("I"):
         notes.add_depth(path, int(np.asarray(image).max()), preprocessing.bit_depth)
     elif facts.deep:
@@ -208,56 +201,36 @@ def look_at_image(
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """The ValueError that says that a file could not be read, and why.
-
-    Args:
-        path: of the image file.
-        error: which reading it has raised.
-    """
+    """The UserError that says that an image file could not be read, and why: the error."""
     reason = str(error) or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
-        reason = FLOATING_POINT if _is_float_tiff(path) else "not an image"
-    elif isinstance(error, Image.DecompressionBombError):
-        (n_pixels, most) = re.findall(r"\d+", reason)
-        reason = f"it has {n_pixels} pixels, more than {most}; cut it into parts"
+        reason = explain(path)
+    elif "MAX_TEXT" in reason:
+        reason = f"it has over {MOST_TEXT // 2**20} MB of text or colour profile; save it without"
     elif isinstance(error, OSError):
         reason = error.strerror or reason
     return UserError(f"cannot read image {path}: {reason}; replace the file or take it away")
 
 
-def _is_float_tiff(path: Path) -> bool:
-    """Whether a file is a TIFF of floating-point numbers, of which Pillow reads some only."""
-    try:
-        with path.open("rb") as file:
-            tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
-            file.seek(tags.next)
-            tags.load(file)
-        return FLOAT in tags.get(SAMPLE_FORMAT, ())
-    except Exception:  # as in read_size
-        return False
-
-
-def refuse_float(image: Image.Image, path: Path | str) -> None:
-    """Raise a ValueError if the pixels of a decoded image are floating-point."""
+def _refuse_pixels(image: Image.Image) -> None:
+    """Refuse a decoded image with floating-point pixels, or indices of colours that it lacks."""
     if image.mode == "F":
-        raise UserError(f"cannot read image {path}: {FLOATING_POINT}")
+        raise UserError(FLOATING_POINT)
+    if image.mode in ("P", "PA") and image.palette is None:
+        raise UserError("it has no palette")
 
 
 def to_rgb(
     image: Image.Image, path: Path | str, preprocessing: Preprocessing = DEFAULT
 ) -> Image.Image:
-    """The image in 8-bit RGB; 16-bit grey is scaled, transparency is dropped.
+    """The image in 8-bit RGB, turned upright if asked for; itself if it is that already.
 
-    Args:
-        image: of any mode.
-        path: what error messages call the image.
-        preprocessing: whether it is turned upright, and how many bits it has.
-
-    Raises:
-        ValueError: if the pixels are floating-point, beyond the bit depth or colours of 16 bits
-            that are to be scaled, or the palette is missing.
+    Grey of 16 bits is scaled, transparency is dropped.
     """
-    refuse_float(image, path)
+    try:
+        _refuse_pixels(image)
+    except UserError as error:
+        raise unreadable(path, error) from error
     if preprocessing.bit_depth != 16 and find_facts(image).deep:
         raise UserError(
             f"cannot read image {path}: its colours have 16 bits, of which 8 are read, so "
@@ -267,14 +240,17 @@ def to_rgb(
         image = turn_upright(image)
     if image.mode.startswith("I"):
         image = _scale_to_8_bits(image, path, preprocessing.bit_depth)
-    return _convert(image, path)
+    if image.mode == "P":
+        image = image.convert("RGBA")  # the direct way makes Pillow warn of transparency
+    # a copy of 89 megapixels would take 360 MB
+    return image if image.mode == "RGB" else image.convert("RGB")
 
 
 def turn_upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; itself if it has none."""
     facts = find_facts(image)
-    if facts.orientation in UPRIGHT:
-        image = image.transpose(UPRIGHT[facts.orientation])
+    if facts.orientation in TURNED_BY:
+        image = ImageOps.exif_transpose(image)
         image.info[FACTS] = facts._replace(orientation=1)
     return image
 
@@ -298,20 +274,3 @@ def _scale_to_8_bits(image: Image.Image, path: Path | str, bit_depth: int) -> Im
     pixels += most // 2  # rounds to the nearest
     pixels //= most
     return Image.fromarray(pixels.astype(np.uint8))
-
-
-def refuse_missing_palette(image: Image.Image, path: Path | str) -> None:
-    """Raise a ValueError if a decoded image with indices of colours lacks the colours."""
-    if image.palette is None:
-        raise UserError(
-            f"cannot read image {path}: it has no palette; replace the file or take it away"
-        )
-
-
-def _convert(image: Image.Image, path: Path | str) -> Image.Image:
-    """The image in RGB; itself if it is RGB: a copy of 89 megapixels would take 360 MB."""
-    if image.mode == "P":
-        refuse_missing_palette(image, path)
-        # the direct way makes Pillow warn of transparency
-        image = image.convert("RGBA")
-    return image if image.mode == "RGB" else image.convert("RGB")

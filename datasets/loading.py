@@ -2,15 +2,17 @@
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from itertools import islice
+from threading import Lock
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
 BATCHES_AHEAD = 10  # at 32 images of 224 x 224 pixels with masks: 64 MB
+BYTES_AHEAD = 256_000_000  # of items that wait; one item a thread may be added to them
 
 
 class Loader:
@@ -23,7 +25,7 @@ class Loader:
         datasets: have __len__ and __getitem__, and for batches class_name and split.
         batch_size: items in a batch; the last batch of a dataset may be smaller.
         num_workers: threads; with 0 each item is made when it is needed.
-        batches_ahead: the most batches that wait for the caller.
+        batches_ahead: the most batches that wait for the caller, if BYTES_AHEAD allows.
         show_progress: whether batches shows a progress bar.
     """
 
@@ -37,15 +39,21 @@ class Loader:
     ) -> None:
         self.batch_size = batch_size
         self.show_progress = show_progress
-        self._pool = ThreadPoolExecutor(num_workers) if num_workers else None
         self._tasks = (partial(data.__getitem__, i) for data in datasets for i in range(len(data)))
-        self._results: deque[Callable[[], tuple]] = deque()
-        self._start(batches_ahead * batch_size)
+        self._pool = ThreadPoolExecutor(num_workers) if num_workers else None
+        self._most = batches_ahead * batch_size
+        self._lock = Lock()  # of the following
+        self._idle = num_workers
+        self._ahead: deque[Future] = deque()  # items in order, read or being read
+        self._n_bytes = 0  # of those that are read
+        self._start()
 
     def __enter__(self) -> "Loader":
         return self
 
     def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._most = 0
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
 
@@ -72,17 +80,43 @@ class Loader:
             yield self._next()
 
     def _next(self) -> tuple:
-        item = self._results.popleft()()
-        self._start(1)
+        if self._pool is None:
+            return next(self._tasks)()
+        item = self._ahead.popleft().result()
+        with self._lock:
+            self._n_bytes -= _n_bytes(item)
+        self._start()
         return item
 
-    def _start(self, n: int) -> None:
-        """Hand the next n items to the threads, if there are as many left."""
-        for task in islice(self._tasks, n):
-            self._results.append(self._pool.submit(task).result if self._pool else task)
+    def _start(self) -> None:
+        """Give each idle thread an item to read, unless enough items wait already."""
+        with self._lock:
+            while self._idle and len(self._ahead) < self._most and self._n_bytes < BYTES_AHEAD:
+                task = next(self._tasks, None)
+                if task is None:
+                    return
+                self._idle -= 1
+                self._ahead.append(self._pool.submit(self._read, task))
+
+    def _read(self, task: Callable[[], tuple]) -> tuple:
+        item: tuple = ()
+        try:
+            item = task()
+            return item
+        finally:
+            with self._lock:
+                self._idle += 1
+                self._n_bytes += _n_bytes(item)
+            self._start()
 
 
 def load_batches(dataset: Any, batch_size: int, num_workers: int) -> Iterator[list[np.ndarray]]:
     """Yield the batches of a single dataset; arguments and errors as those of Loader."""
     with Loader([dataset], batch_size, num_workers) as loader:
         yield from loader.batches(dataset)
+
+
+def _n_bytes(item: tuple) -> int:
+    """The bytes of an item's arrays and images; Pillow takes up to 4 a pixel."""
+    arrays = sum(value.nbytes for value in item if isinstance(value, np.ndarray))
+    return arrays + sum(4 * v.width * v.height for v in item if isinstance(v, Image.Image))

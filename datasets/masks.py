@@ -5,85 +5,71 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from datasets.images import (
-    find_facts,
-    look_at_file,
-    open_image,
-    refuse_float,
-    refuse_missing_palette,
-    turn_upright,
-)
-from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, Notes
+from datasets.images import find_facts, look_at_file, open_header, open_image, turn_upright
+from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, UNSEEN_MASKS, Notes
 from datasets.preprocessing import Preprocessing, check_resized, resize_and_crop
 from utils.system.errors import UserError
 
 # from these shares of the image or of its border on, a mask may be inverted
 LARGE_SHARE, LARGE_BORDER = 0.5, 0.9
 MOST_VALUES = 16  # of a mask: classes of defects may have values of their own
-UNCOMPRESSED = (".bmp", ".tif", ".tiff", ".pgm", ".ppm", ".pbm")
+UNCOMPRESSED = ("BMP", "TIFF", "PPM")  # formats, as a rule
 HEADER_BYTES = 1000
 BLACK_AND_WHITE = {(0, 0, 0), (255, 255, 255)}
+COLOUR = (1, 256, 65536)  # red, green and blue as one number
 
 
 def load_mask(
     path: Path, preprocessing: Preprocessing, invert: bool = False, notes: Notes | None = None
 ) -> np.ndarray:
-    """A mask file, preprocessed: (H, W) bool.
+    """A mask file, preprocessed: (H, W) bool, of the crop without its context.
 
     Args:
-        path: of the mask.
+        path: of the mask; refused if it marks no pixel, or if it is unclear what it marks.
         preprocessing: of the mask and of its image.
         invert: whether what the file marks is the background.
         notes: gets what may be meant otherwise.
-
-    Raises:
-        ValueError: if the file cannot be read as an image, is floating-point, marks no pixel, or
-            has colours and transparency that disagree on what is marked.
     """
     notes = notes or Notes()
     mask = open_image(path)
     look_at_file(mask, path, preprocessing.exif, notes)
     if preprocessing.exif:
         mask = turn_upright(mask)
-    marked = find_marked(mask, path) != invert
+    values = find_values(mask, path)
+    marked = (values > 0) != invert
     if not marked.any():
         reason = "its image lies among the defects; mark it, or move the image to the good ones"
         if find_facts(mask).deep:
             reason = "its colours have 16 bits, of which the upper 8 are read: save it in grey"
         raise UserError(f"mask {path} marks no pixel, but {reason}")
-    _look_at(mask, marked, path, invert, notes)
+    _look_at(values, marked, path, invert, notes)
     check_resized(mask.size, preprocessing.resize, path)
-    resized = resize_and_crop(
-        Image.fromarray(marked.view(np.uint8)), preprocessing, Image.Resampling.NEAREST
-    )
-    return np.asarray(resized).view(bool)
+    image = Image.fromarray(marked.view(np.uint8))
+    preprocessing = preprocessing._replace(context=0)
+    seen = np.asarray(resize_and_crop(image, preprocessing, Image.Resampling.NEAREST)).view(bool)
+    if not seen.any():
+        notes.add(UNSEEN_MASKS, path)
+    return seen
 
 
-def find_marked(mask: Image.Image, path: Path) -> np.ndarray:
-    """The pixels (h, w) bool that a decoded mask marks.
+def find_values(mask: Image.Image, path: Path) -> np.ndarray:
+    """The numbers (h, w) by which a decoded mask marks the pixels where they are above 0.
 
-    In an image with a palette these are the pixels whose index is not 0. Otherwise, if transparency
-    varies over the image, they are those that are not transparent; if it does not, they are those
-    above 0 in any channel.
-
-    Raises:
-        ValueError: as load_mask.
+    In an image with a palette these are the indices. Otherwise, if transparency varies over the
+    image, they are alpha; if it does not, they are the grey values, or the colours as numbers.
     """
-    refuse_float(mask, path)
     if mask.mode in ("P", "PA"):
-        return _find_marked_by_index(mask, path)
+        return _find_indices(mask, path)
     if "transparency" in mask.info and mask.mode in ("1", "L", "RGB"):
         mask = mask.convert("RGBA")
     if "A" in mask.getbands() and len(set(mask.getchannel("A").getextrema())) == 2:
-        return _find_marked_by_alpha(mask, path)
-    if mask.mode not in ("1", "L") and not mask.mode.startswith("I"):
-        mask = mask.convert("RGB")
-    marked = np.asarray(mask) > 0
-    return marked.any(axis=2) if marked.ndim == 3 else marked
+        return _find_alpha(mask, path)
+    if mask.mode in ("1", "L") or mask.mode.startswith("I"):
+        return np.asarray(mask)
+    return np.asarray(mask.convert("RGB")) @ COLOUR
 
 
-def _find_marked_by_index(mask: Image.Image, path: Path) -> np.ndarray:
-    refuse_missing_palette(mask, path)
+def _find_indices(mask: Image.Image, path: Path) -> np.ndarray:
     indices = np.asarray(mask.getchannel(0))
     palette = np.reshape(mask.getpalette("RGB"), (-1, 3)).tolist()
     colours = {tuple(palette[i]) for i in np.unique(indices) if i < len(palette)}
@@ -92,11 +78,11 @@ def _find_marked_by_index(mask: Image.Image, path: Path) -> np.ndarray:
             f"mask {path} has a palette whose index 0, the background, is not black, but its "
             "colours are black and white; save it in grey, without a palette"
         )
-    return indices > 0
+    return indices
 
 
-def _find_marked_by_alpha(mask: Image.Image, path: Path) -> np.ndarray:
-    """The pixels that are not transparent; refused if two colours alone divide the image else."""
+def _find_alpha(mask: Image.Image, path: Path) -> np.ndarray:
+    """Alpha; refused if the image has just two colours and they mark other pixels."""
     alpha = np.asarray(mask.getchannel("A"))
     if alpha.min() > 0:
         raise UserError(
@@ -104,7 +90,7 @@ def _find_marked_by_alpha(mask: Image.Image, path: Path) -> np.ndarray:
             "is wholly transparent; save it in black and white, without transparency"
         )
     marked = alpha > 0
-    colours = np.asarray(mask.convert("RGBA"))[..., :3] @ (1, 256, 65536)
+    colours = np.asarray(mask.convert("RGBA"))[..., :3] @ COLOUR
     first = colours == colours[0, 0]
     two_valued = not first.all() and np.unique(colours[~first]).size == 1
     if two_valued and not (np.array_equal(first, marked) or np.array_equal(first, ~marked)):
@@ -113,14 +99,16 @@ def _find_marked_by_alpha(mask: Image.Image, path: Path) -> np.ndarray:
             f"marked ({first.sum()} and {(~first).sum()} pixels by colour, {marked.sum()} are not "
             "transparent); save it in black and white, without transparency"
         )
-    return marked
+    return alpha
 
 
-def _look_at(mask: Image.Image, marked: np.ndarray, path: Path, invert: bool, notes: Notes) -> None:
+def _look_at(
+    values: np.ndarray, marked: np.ndarray, path: Path, invert: bool, notes: Notes
+) -> None:
     border = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
     if marked.mean() > LARGE_SHARE or border.mean() > LARGE_BORDER:
         notes.add(LARGE_INVERTED_MASK if invert else LARGE_MASK, path)
-    if mask.mode == "L" and mask.getcolors(MOST_VALUES) is None:
+    if np.unique(values[values > 0]).size >= MOST_VALUES:  # and 0
         notes.add(MANY_VALUES, path)
 
 
@@ -130,12 +118,12 @@ def is_black_and_white(path: Path) -> bool:
     Only a file that is much smaller than its pixels is decoded: compressed, photographs are not.
     """
     try:
-        with Image.open(path) as image:
+        with open_header(path) as image:
             width, height = image.size
-            compressed = path.suffix.lower() not in UNCOMPRESSED
-            if compressed and path.stat().st_size > HEADER_BYTES + width * height / 16:
+            large = path.stat().st_size > HEADER_BYTES + width * height / 16
+            if large and image.format not in UNCOMPRESSED:
                 return False
             colours = image.convert("RGB").getcolors(2)
-    except Exception:  # what damaged files raise is not documented; who reads it will say it
+    except UserError:  # who reads the file will say it
         return False
     return colours is not None and len(colours) == 2 and (0, 0, 0) in [c for _, c in colours]

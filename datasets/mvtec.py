@@ -1,31 +1,23 @@
-"""MVTec AD: its classes, its published counts, and the images of any folder in its layout.
+"""MVTec AD: its published counts, and the images of any data set whose folders are like its own.
 
     <data_path>/<class>/train/good/*.png
     <data_path>/<class>/test/<defect type>/*.png
     <data_path>/<class>/ground_truth/<defect type>/<stem>_mask.png
 
-Other usual names of folders and masks, as in folders.py, are taken as well.
-
 Reference: Bergmann et al., CVPR 2019; upstream's datasets/mvtec.py.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from datasets.folders import (
-    MASK_ENDINGS,
-    find_good,
-    holds_masks,
-    is_good,
-    list_folders,
-    list_images,
-    scan,
-    split_masks,
-)
+from datasets.folders import find_good, holds_masks, is_good, list_folders, list_images, scan
 from datasets.images import IMAGE_SUFFIXES, is_image
-from datasets.notes import GOOD_MASKS, LOOSE, ORPHANS, UNREAD, Notes
+from datasets.notes import IGNORED, LOOSE, NO_MASKS, UNREAD, Notes
+from datasets.pairing import MaskFinder, missing_mask, split_masks, two_masks
 from utils.system.errors import UserError
+
+UNLABELLED = -1
 
 
 class Counts(NamedTuple):
@@ -60,7 +52,6 @@ COUNTS = {
 CLASS_NAMES = tuple(COUNTS)
 TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 OBJECTS = tuple(name for name in CLASS_NAMES if name not in TEXTURES)
-UNLABELLED = -1
 
 
 class Sample(NamedTuple):
@@ -91,58 +82,162 @@ class Sample(NamedTuple):
         return f"{self.below}/{self.path.name}".removeprefix("/")
 
 
-# returns the masks of an image: of its defect type, its path, and its path below that folder
-FindMasks = Callable[[str, Path, Path], tuple[Path, ...]]
+# of good images that all lie in one folder, those kept for testing: one in five, about as in MVTec
+# AD, from the third on, so that at least two are left for training
+HELD_OUT = slice(2, None, 5)
 
 
-def list_samples(
-    data_path: Path,
-    class_name: str,
-    split: str,
-    notes: Notes | None = None,
-    normal: str | None = None,
-) -> tuple[list[Sample], bool]:
-    """The images of a class and split, and whether their defects are marked.
+class Layout(NamedTuple):
+    """How the folders of a data set are called. The default is MVTec AD's way.
 
-    Images in test itself, if it has no folders, are unlabelled. There are no masks without a
-    folder of masks, in the class or in test, or masks beside the images.
-
-    Args:
-        data_path: of the data set.
-        class_name: of the class.
-        split: "train" or "test".
-        notes: gets what is not read.
-        normal: name of the folders of good images; None takes those in folders.GOOD.
-
-    Raises:
-        FileNotFoundError: if the folder, its images or a mask are missing.
-        ValueError: if a mask may be one of two files, or belongs to two images.
+    Attributes:
+        train: folder of a class that holds the folder of good training images.
+        test: folder of a class that holds a folder of test images for each defect type.
+        good: name of the folders of good images; None takes those in folders.GOOD.
+        below: folder of the images within that of their defect type.
+        types: the folders of test images, in this order; none for all that there are.
+        masks: pattern of an image's mask, or first mask; "" takes folders called as in
+            folders.MASKS and the endings in pairing.ENDINGS.
+        signs: each tells this layout from MVTec AD's where a class has such a folder.
     """
-    notes = notes or Notes()
-    folder = data_path / class_name
-    masks = find_mask_folder(folder, notes) or find_mask_folder(folder / "test", notes)
+
+    train: str = "train"
+    test: str = "test"
+    good: str | None = None
+    below: str = ""
+    types: tuple[str, ...] = ()
+    masks: str = ""
+    signs: tuple[str, ...] = ()
+
+    @property
+    def by_name(self) -> bool:
+        """Whether folders are known by usual names; otherwise by their authors' alone."""
+        return not self.masks
+
+    @property
+    def shape(self) -> str:
+        """Paths of the training images, as error messages show them."""
+        images = Path(self.train, self.good or "good", self.below, "*.png").as_posix()
+        return f"<class>/{images}" if self.train else f"{images} or <class>/{images}"
+
+    def list_classes(self, data_path: Path) -> list[str]:
+        """The names of the folders in data_path that hold good training images, sorted.
+
+        Without a folder for training, data_path itself may be the only class.
+        """
+        if not self.train and self._find_good(data_path):
+            return [data_path.resolve().name]
+        return [name for name in list_folders(data_path) if self._find_good(data_path / name)]
+
+    def _find_good(self, folder: Path) -> str | None:
+        """The name of the folder of good training images in that of a class, if there is one."""
+        good = find_good(folder / self.train, self.good)
+        return good if good and (folder / self.train / good / self.below).is_dir() else None
+
+    def list_samples(
+        self, data_path: Path, class_name: str, split: str, notes: Notes
+    ) -> tuple[list[Sample], bool]:
+        """The images of a class and split, "train" or "test", and whether defects are marked.
+
+        Images in the test folder itself, if it has no folders, are unlabelled. What is not read,
+        and problems with masks, are added to the notes.
+        """
+        is_class = not self.train and self._find_good(data_path)
+        folder = data_path if is_class else data_path / class_name
+        place = folder / (self.train if split == "train" else self.test)
+        good = self._find_good(folder) or self.good or "good"
+        types = self._list_types(place, split, good)
+        find_masks = self._find_masks(folder, notes)
+        if not types:
+            paths = list_images(place, notes)
+            require_images(paths, place, "<defect type>/*.png")
+            return [Sample(path, "unlabelled", UNLABELLED) for path in paths], False
+        if self.by_name:
+            masks = find_masks and find_masks.root
+            if self.train:
+                note_unread(notes, folder, [self.train, self.test], masks)
+            if self.train or split == "test":
+                note_unread(notes, place, types, masks)
+        samples, beside = self._read(place, types, find_masks if split == "test" else None, notes)
+        if not self.train:
+            samples = _choose(samples, split, place / good)
+        return samples, find_masks is not None or beside
+
+    def _list_types(self, place: Path, split: str, good: str) -> list[str]:
+        """The folders of images to read."""
+        if split == "train":
+            return [good]
+        if self.types:
+            return list(self.types)
+        types = [name for name in list_folders(place) if not holds_masks(name)]
+        # good images are the first where they are also those of training
+        return types if self.train else sorted(types, key=lambda name: name != good)
+
+    def _find_masks(self, folder: Path, notes: Notes) -> MaskFinder | None:
+        """What finds the masks of a class; None if they can only lie beside the images."""
+        if self.by_name:
+            masks = find_mask_folder(folder, notes) or find_mask_folder(folder / self.test, notes)
+            return MaskFinder(masks, notes) if masks else None
+        root, _, place = self.masks.partition("{type}")
+        place, _, ending = place.removesuffix(".png").partition("/{stem}")
+        if any((folder / root).glob(f"*{place}")):
+            return MaskFinder(folder / root, notes, f"{{type}}{place}", [ending])
+        return None
+
+    def _read(
+        self, place: Path, types: Sequence[str], find_masks: MaskFinder | None, notes: Notes
+    ) -> tuple[list[Sample], bool]:
+        """The images in place/<defect type>, sorted within each, and whether masks lie beside."""
+        found, beside = [], {}
+        for defect_type in types:
+            parent = place / defect_type / self.below
+            images, masks = split_masks(parent, list_images(parent, notes), notes)
+            found += [(defect_type, path, path.relative_to(parent)) for path in images]
+            if not is_good(defect_type, self.good):
+                beside |= masks
+        first = types[0] if len(types) == 1 else "<defect type>"
+        require_images(found, place, Path(first, self.below, "*.png"))
+        samples = []
+        for defect_type, path, relative in found:
+            label = int(not is_good(defect_type, self.good))
+            mask_paths = tuple(beside.get(path.with_suffix(""), ())) if label else ()
+            if len(mask_paths) > 1:
+                notes.problems.append(two_masks(mask_paths))
+            if label and not mask_paths and find_masks:
+                mask_paths = find_masks(defect_type, path, relative)
+            elif label and not mask_paths and beside:
+                notes.problems.append(missing_mask(path, path.with_name(f"{path.stem}_mask")))
+            below = relative.parent.as_posix() if relative.parent.name else ""
+            samples.append(Sample(path, defect_type if label else "good", label, mask_paths, below))
+        if find_masks:
+            find_masks.note_unused(self.good)
+        return samples, bool(beside)
+
+
+def _choose(samples: list[Sample], split: str, good: Path) -> list[Sample]:
+    """The samples of a split, where the good images of both lie in one folder."""
+    normal = [sample for sample in samples if not sample.label]
+    held_out = normal[HELD_OUT]
     if split == "train":
-        good = find_good(folder / split, normal) or "good"
-        note_unread(notes, folder, ["train", "test"], masks)
-        note_unread(notes, folder / split, [good])
-        return read_folders(folder / split, [good], notes, normal=normal)[0], masks is not None
-    defect_types = [name for name in list_folders(folder / split) if not holds_masks(name)]
-    if not defect_types:
-        paths = list_images(folder / split, notes)
-        require_images(paths, folder / split, "<defect type>/*.png")
-        return [Sample(path, "unlabelled", UNLABELLED) for path in paths], False
-    note_unread(notes, folder / split, defect_types, masks)
-    find_masks = masks and MaskFinder(masks, notes)
-    return read_folders(folder / split, defect_types, notes, find_masks, normal)
+        return [sample for sample in normal if sample not in held_out]
+    chosen = held_out + [sample for sample in samples if sample.label]
+    if not chosen:
+        raise UserError(
+            f"nothing to test on in {good.parent}; give at least 3 images in {good.name}, or a "
+            "folder of defects beside it"
+        )
+    return chosen
 
 
 def find_mask_folder(folder: Path, notes: Notes) -> Path | None:
     """The folder of masks in a folder, by its name; None if there is none."""
-    names = filter(holds_masks, list_folders(folder) if folder.is_dir() else ())
-    found = sorted(names, key=lambda name: name != "ground_truth")
+    names = list_folders(folder) if folder.is_dir() else ()
+    found = [n for n in names if holds_masks(n) and not _lacks_images(folder / n)]
+    found.sort(key=lambda name: name != "ground_truth")
     if len(found) > 1 and found[0] != "ground_truth":
-        notes.refuse(
-            ValueError(f"{folder} has several folders of masks, {', '.join(found)}: keep one")
+        names = ", ".join(found)
+        notes.problems.append(
+            UserError(f"{folder} has several folders of masks, {names}: keep one")
         )
     return folder / found[0] if found else None
 
@@ -151,146 +246,24 @@ def note_unread(
     notes: Notes, folder: Path, known: Sequence[str], masks: Path | None = None
 ) -> None:
     """Note the images in a folder itself, and its folders that are neither known nor masks."""
-    names, files = scan(folder) if folder.is_dir() else ((), ())
+    names, files = scan(folder, notes) if folder.is_dir() else ((), ())
     for path in filter(is_image, files):
         notes.add(LOOSE, path)
     for name in names:
-        if name not in known and folder / name != masks and scan(folder / name) != ([], []):
-            notes.add(UNREAD, folder / name)
+        path = folder / name
+        if name not in known and path != masks and scan(path, notes) != ([], []):
+            notes.add(NO_MASKS if holds_masks(name) and _lacks_images(path) else UNREAD, path)
 
 
-def read_folders(
-    folder: Path,
-    defect_types: Sequence[str],
-    notes: Notes,
-    find_masks: FindMasks | None = None,
-    normal: str | None = None,
-    subfolder: str = "",
-) -> tuple[list[Sample], bool]:
-    """The images of folder/<defect type>, sorted by path within each, and whether there are masks.
-
-    Args:
-        folder: of the split.
-        defect_types: the folders to read, in this order; one that does not exist has no images.
-        notes: gets what is not read.
-        find_masks: returns the masks of an image; None if masks can only lie beside the images.
-        normal: as in list_samples.
-        subfolder: where the images are within the folder of a defect type.
-
-    Raises:
-        FileNotFoundError: if there is no image, or a mask is missing.
-    """
-    found, beside = [], {}
-    for defect_type in defect_types:
-        place = folder / defect_type / subfolder
-        images, masks = split_masks(place, list_images(place, notes), notes)
-        found += [(defect_type, path, path.relative_to(place)) for path in images]
-        if not is_good(defect_type, normal):
-            beside |= masks
-    only_good = all(is_good(name, normal) for name in defect_types)
-    first = defect_types[0] if only_good else "<defect type>"
-    require_images(found, folder, Path(first, subfolder, "*.png"))
-
-    samples = []
-    for defect_type, path, relative in found:
-        label = int(not is_good(defect_type, normal))
-        mask_paths = beside.get(path.with_suffix(""), ()) if label else ()
-        if len(mask_paths) > 1:
-            notes.refuse(two_masks(*mask_paths[:2]))
-        if label and not mask_paths and find_masks:
-            mask_paths = find_masks(defect_type, path, relative)
-        elif label and not mask_paths and beside:
-            notes.refuse(missing_mask(path, path.with_name(f"{path.stem}_mask")))
-        below = relative.parent.as_posix() if relative.parent.name else ""
-        samples.append(
-            Sample(path, defect_type if label else "good", label, tuple(mask_paths), below)
-        )
-    if isinstance(find_masks, MaskFinder):
-        find_masks.note_unused(normal)
-    return samples, find_masks is not None or bool(beside)
+def _lacks_images(folder: Path) -> bool:
+    """Whether a folder has files at some depth, none of which is an image."""
+    files = Notes()
+    return not list_images(folder, files) and IGNORED.what in files.counts()
 
 
 def require_images(found: Sequence, folder: Path, expected: str | Path) -> None:
-    """Refuse a folder in which no images were found.
-
-    Raises:
-        FileNotFoundError: if found is empty.
-    """
+    """Refuse a folder in which no images were found."""
     if not found:
         raise UserError(
             f"no images in {folder}; expected {expected} (also {', '.join(IMAGE_SUFFIXES[1:])})"
         )
-
-
-def missing_mask(image: Path, expected: Path) -> UserError:
-    """The error to raise if an image has no mask."""
-    return UserError(f"mask missing for {image}: expected {expected}.png")
-
-
-def two_masks(first: Path, second: Path) -> UserError:
-    """The error to raise if either of two files may be the mask of an image."""
-    return UserError(f"{first} and {second} may both be the mask of one image: keep one")
-
-
-class MaskFinder:
-    """Finds the mask of an image in a folder of masks; lists each folder once.
-
-    Args:
-        root: the folder of masks. They lie in the folder of their defect type, or in root itself.
-        notes: gets masks that belong to no image.
-        place: of the folder of a defect type below root, in terms of {defect_type}.
-        endings: of a mask's stem after the image's, the expected one first.
-    """
-
-    def __init__(
-        self,
-        root: Path,
-        notes: Notes,
-        place: str = "{defect_type}",
-        endings: Sequence[str] = MASK_ENDINGS,
-    ) -> None:
-        self.root, self.notes, self.place, self.endings = root, notes, place, endings
-        self._listed: dict[str, tuple[Path, dict[Path, Path]]] = {}
-        self._images: dict[Path, Path] = {}  # by mask
-
-    def __call__(self, defect_type: str, image: Path, relative: Path) -> tuple[Path, ...]:
-        """The mask of an image; refuses if there is none, or if it is another image's."""
-        folder, masks = self._list(defect_type)
-        stem = folder / relative.with_suffix("")
-        expected = (stem.with_name(stem.name + ending) for ending in self.endings)
-        mask = next((masks[path] for path in expected if path in masks), None)
-        if mask is None:
-            self.notes.refuse(missing_mask(image, stem.with_name(stem.name + self.endings[0])))
-            return ()
-        other = self._images.setdefault(mask, image)
-        if other != image:
-            self.notes.refuse(UserError(f"mask {mask} belongs to both {other} and {image}"))
-        return (mask,)
-
-    def note_unused(self, normal: str | None) -> None:
-        """Note the masks that belong to no image, and those of good images."""
-        if self.place == "{defect_type}":
-            names, files = scan(self.root)
-            for name in names:
-                self._list(name)
-            for path in filter(is_image, files):
-                if path not in self._images:
-                    self.notes.add(ORPHANS, path)
-        for name, (_, masks) in self._listed.items():
-            kind = GOOD_MASKS if is_good(name, normal) else ORPHANS
-            for mask in masks.values():
-                if mask not in self._images:
-                    self.notes.add(kind, mask)
-
-    def _list(self, defect_type: str) -> tuple[Path, dict[Path, Path]]:
-        """The folder of a defect type's masks, and the masks by their path without suffix."""
-        if defect_type not in self._listed:
-            folder = self.root / self.place.format(defect_type=defect_type)
-            loose = [] if folder.is_dir() else [*filter(is_image, scan(self.root)[1])]
-            masks: dict[Path, Path] = {}
-            for path in loose or list_images(folder, self.notes):
-                other = masks.setdefault(path.with_suffix(""), path)
-                if other != path:
-                    self.notes.refuse(two_masks(other, path))
-            self._listed[defect_type] = (self.root if loose else folder), masks
-        return self._listed[defect_type]

@@ -1,23 +1,26 @@
-"""What a run takes from a class's files although something else may be meant: noted once a kind."""
+"""Warnings about files that may have been misread, one per kind, and what a run must refuse."""
 
 from collections import Counter, defaultdict
+from collections.abc import Collection, Iterable
 from hashlib import blake2b
+from itertools import chain
 from pathlib import Path
 from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
 
+from datasets.headers import Header, find_differences
 from utils.system.errors import UserError
 from utils.system.files import printable
 
 DIM_DEPTHS = (10, 12, 14)  # bits of a camera whose images may be in 16-bit files
-
 MOST_SUFFIXES = 5  # that a note names
+LEAST_SEEN = 0.5  # share of an image; the usual crop of a square image has 0.77
 
 
 class Kind(NamedTuple):
-    """What may be meant otherwise: which files are counted, and what to do."""
+    """A kind of warning: which files are counted, and what to do."""
 
     what: str
     advice: str
@@ -33,21 +36,24 @@ LARGE_INVERTED_MASK = Kind(
 )
 MANY_VALUES = Kind(
     "masks of more than 16 different values, as blurred edges have",
-    "whatever is above 0 counts as defect; save masks in black and white",
+    "all above 0 counts as defect; save masks in black and white",
 )
-
+UNSEEN_MASKS = Kind(
+    "masks that mark no pixel that the network sees",
+    "--crop 0 keeps the whole image, a larger --resize keeps small defects",
+)
 TURNED = Kind(
-    "files with an EXIF orientation, taken as they are stored",
+    "files with an EXIF orientation, read as they are stored",
     "--exif turns them upright, as other programs do",
 )
-CHANNELS = Kind("images with transparency or channels beyond RGB", "these are not used")
+CHANNELS = Kind("images with transparency or channels beyond RGB", "only RGB is used")
 PAGES = Kind("files of several pages or frames", "the first is used")
 IGNORED = Kind("files among the images that are not read", "convert them if they are images")
-NESTED = Kind("images in folders below the folder of their kind", "they are taken as well")
-BESIDE = Kind("files taken as masks of images beside them", "rename them if they are none")
-GOOD_MASKS = Kind("masks of good images", "they are not read: a good image has no defect")
+NESTED = Kind("images in folders within the folder of their kind", "they are read as well")
+BESIDE = Kind("files read as masks of images beside them", "rename them if they are none")
+GOOD_MASKS = Kind("masks of good images", "they are not read, as a good image has no defect")
 ORPHANS = Kind("masks that belong to no image", "they are not read")
-LOOSE = Kind("images beside the folders of a split or class", "they are not read: move them in")
+LOOSE = Kind("images beside the folders of a split or class", "they are not read; move them in")
 COPIES = Kind(
     "training images with the content of another",
     "copies are held out together when thresholds are found; the Gaussians count each",
@@ -58,18 +64,40 @@ NEAR_COPIES = Kind(
 )
 TRAINED = Kind("test images with the pixels of a training image", "take them away")
 UNREAD = Kind("folders that are not read", "move their images, or take them away")
+RESULTS = Kind(
+    "folders that are not read, as they hold results of this program",
+    "delete the file .padim in one if it holds images to read",
+)
+NO_MASKS = Kind(
+    "folders that hold no masks, in spite of their name",
+    "masks must be images; draw what other files describe",
+)
+MASK_LIKE = Kind(
+    "test images in black and white among others, as masks are",
+    "name masks as their image with _mask, or move them to a folder ground_truth",
+)
 
 
 class Notes:
-    """The notes on one class. Threads may add to them at the same time."""
+    """The notes on one class, or on the images of a prediction. Threads may add to them.
 
-    def __init__(self) -> None:
+    Attributes:
+        problems: what a run refuses in the names and folders of the files.
+
+    Args:
+        training: headers of the training images, if these are not read themselves.
+    """
+
+    def __init__(self, training: Collection[Header] = ()) -> None:
+        self.problems: list[UserError] = []
+        self._training = training
         self._lock = Lock()
         self._paths: dict[Kind, set[Path]] = defaultdict(set)
         self._brightest: dict[Path, int] = {}  # pixel of each image with 16 bits
         self._bit_depth = 16
-        self._trained: set[bytes] = set()  # hashes of pixels
-        self._tested: dict[Path, bytes] = {}
+        self._headers: dict[Path, Header] = {}
+        self._shares: set[float] = set()  # of an image, that the network sees
+        self._groups: dict[str, dict[Path, bytes]] = defaultdict(dict)  # hashes of pixels
 
     def add(self, kind: Kind, path: Path) -> None:
         """Count a file under a kind; a file that is read twice counts once."""
@@ -77,18 +105,25 @@ class Notes:
             self._paths[kind].add(path)
 
     def counts(self) -> dict[str, int]:
-        """The files of each kind so far."""
+        """The files of each kind so far, but for results: a run may add to these."""
         with self._lock:
-            return {kind.what: len(paths) for kind, paths in sorted(self._paths.items())}
+            kinds = sorted(self._paths.items())
+            return {kind.what: len(paths) for kind, paths in kinds if kind != RESULTS}
 
-    def compare(self, split: str, path: Path, pixels: np.ndarray) -> None:
-        """Count a test image if its pixels turn out to be those of a training image."""
+    def add_image(self, group: str, path: Path, pixels: np.ndarray) -> None:
+        """Compare an image, as the network gets it, later with those of other groups.
+
+        The group is "train", or for test images "normal", "defective" or "unlabelled".
+        """
         digest = blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
         with self._lock:
-            if split == "train":
-                self._trained.add(digest)
-            else:
-                self._tested[path] = digest
+            self._groups[group][path] = digest
+
+    def add_header(self, path: Path, header: Header, share: float) -> None:
+        """Note later if an image is unlike others, or the network sees only a share of each."""
+        with self._lock:
+            self._headers[path] = header
+            self._shares.add(share)
 
     def add_depth(self, path: Path, brightest: int, bit_depth: int) -> None:
         """Note later, if all images with 16 bits turn out to be dark, that they may have fewer."""
@@ -96,27 +131,59 @@ class Notes:
             self._brightest[path] = brightest
             self._bit_depth = bit_depth
 
-    def refuse(self, error: UserError) -> None:
-        """Raise the error; a subclass may collect it instead."""
-        raise error
+    def find_headers(self, group: str = "train") -> list[Header]:
+        """The different headers of the images of a group that were read, sorted."""
+        return sorted({self._headers[p] for p in self._groups[group] if p in self._headers})
 
     def sentences(self) -> list[str]:
         """A sentence for each kind, with the number of its files and an example."""
         with self._lock:
-            found = dict(self._paths)
-            if trained := {p for p, digest in self._tested.items() if digest in self._trained}:
-                found[TRAINED] = trained
-            if depth := self._guess_depth():
-                what = f"16-bit images, none of which has a value above {2**depth - 1}"
-                found[Kind(what, f"--bit_depth {depth} reads them as {depth} bits")] = {
-                    *self._brightest
-                }
-        return [_describe(kind, paths) for kind, paths in sorted(found.items())]
+            found = self._paths | self._find_trained() | self._find_dim() | self._find_unlike()
+            sentences = [_describe(kind, paths) for kind, paths in sorted(found.items())]
+            return sentences + self._describe_shares()
 
-    def _guess_depth(self) -> int | None:
-        """The bits that suffice for all images with 16 bits, if these are fewer than are read."""
+    def _find_trained(self) -> dict[Kind, set[Path]]:
+        trained = set(self._groups["train"].values())
+        tested = chain(*(g.items() for name, g in self._groups.items() if name != "train"))
+        copies = {path for path, digest in tested if digest in trained}
+        return {TRAINED: copies} if copies else {}
+
+    def _find_dim(self) -> dict[Kind, set[Path]]:
+        """The images with 16 bits, if all are so dark that their camera may have had fewer."""
         brightest = max(self._brightest.values(), default=2**16)
-        return next((b for b in DIM_DEPTHS if brightest < 2**b and b < self._bit_depth), None)
+        depth = next((b for b in DIM_DEPTHS if brightest < 2**b and b < self._bit_depth), None)
+        if depth is None:
+            return {}
+        what = f"16-bit images, none of which has a value above {2**depth - 1}"
+        return {Kind(what, f"--bit_depth {depth} reads them as {depth} bits"): {*self._brightest}}
+
+    def _find_unlike(self) -> dict[Kind, set[Path]]:
+        """The images that are unlike the training images, and defective ones unlike good ones."""
+        tested = self._headers.keys() - self._groups["train"].keys()
+        training = self._training or self.find_headers()
+        found = self._compare("images", tested, "the training images", training)
+        rest = (self._groups["defective"].keys() & tested) - set().union(*found.values())
+        good = self.find_headers("normal")
+        return found | self._compare("defective images", rest, "good test images", good)
+
+    def _compare(
+        self, what: str, paths: Iterable[Path], others: str, headers: Collection[Header]
+    ) -> dict[Kind, set[Path]]:
+        if not headers:
+            return {}
+        found = {p: find_differences(self._headers[p], headers) for p in paths}
+        if not (names := set().union(*found.values())):
+            return {}
+        what = f"{what} that differ from {others} in {' and '.join(sorted(names))}"
+        advice = "scores may follow this instead of defects: take and save all images in one way"
+        return {Kind(what, advice): {path for path, differences in found.items() if differences}}
+
+    def _describe_shares(self) -> list[str]:
+        if min(self._shares, default=1) >= LEAST_SEEN:
+            return []
+        ends = (f"{100 * share:.2g}" for share in (min(self._shares), max(self._shares)))
+        share = " to ".join(dict.fromkeys(ends))
+        return [f"the network sees {share} % of each image; --crop 0 shows it all"]
 
 
 def _describe(kind: Kind, paths: set[Path]) -> str:

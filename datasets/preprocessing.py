@@ -3,7 +3,7 @@
 Reference: Defard et al., arXiv 2011.08785, section IV-B; upstream's datasets/mvtec.py.
 """
 
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,9 +15,10 @@ from utils.system.errors import UserError
 # shorter side after resizing, and side of the centre crop (paper, section IV-B; upstream)
 RESIZE = 256
 CROP = 224
+WHOLE = 2**31  # as context: more than any image has, so the whole resized image
 BIT_DEPTHS = (10, 12, 14, 16)
 SMALLEST = 32  # pixels on a side: layer3 has 2 x 2 patches then
-LARGEST = 8192  # pixels of the shorter side: its square is about where Pillow begins to warn
+LARGEST = 8192  # pixels of the shorter side
 
 
 class Preprocessing(NamedTuple):
@@ -28,29 +29,45 @@ class Preprocessing(NamedTuple):
         crop: side of the square; 0 keeps the whole image, whatever its shape.
         exif: whether images are turned as their EXIF orientation says.
         bit_depth: bits that are used of the 16 of a grey image, one of BIT_DEPTHS.
+        context: pixels around the crop that the network sees too, as far as the resized image
+            goes. Masks and anomaly maps are of the crop alone.
     """
 
     resize: int = RESIZE
     crop: int = CROP
     exif: bool = False
     bit_depth: int = 16
+    context: int = 0
 
 
 DEFAULT = Preprocessing()
 
 
-def check_preprocessing(preprocessing: Preprocessing) -> None:
-    """Refuse sizes with which no image could be preprocessed.
+class Place(NamedTuple):
+    """Where a rectangle lies in an array of pixels."""
 
-    Raises:
-        ValueError: if the crop is larger than the resized image, either is below SMALLEST or
-            resize is above LARGEST.
-    """
-    resize, crop = preprocessing.resize, preprocessing.crop
-    if preprocessing.bit_depth not in BIT_DEPTHS:
-        raise UserError(
-            f"bit_depth {preprocessing.bit_depth} is none of {', '.join(map(str, BIT_DEPTHS))}"
-        )
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class Box(NamedTuple):
+    """A rectangle of an image by its edges, in pixels, also fractions of pixels."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+
+def check_preprocessing(preprocessing: Preprocessing) -> None:
+    """Refuse settings with which no image could be preprocessed."""
+    resize, crop, _, bit_depth, context = preprocessing
+    if bit_depth not in BIT_DEPTHS:
+        raise UserError(f"bit_depth {bit_depth} is none of {', '.join(map(str, BIT_DEPTHS))}")
+    if context < 0:
+        raise UserError(f"--context {context} is negative; give a number of pixels, or 0 for none")
     if resize > LARGEST:
         raise UserError(
             f"--resize {resize} is too large; give at most {LARGEST}, or 0 to keep the size"
@@ -68,46 +85,33 @@ def check_preprocessing(preprocessing: Preprocessing) -> None:
 def preprocessed_size(
     path: Path | str, size: tuple[int, int], preprocessing: Preprocessing
 ) -> tuple[int, int]:
-    """Width and height after preprocessing.
+    """Width and height of what the network sees of an image of width and height size.
 
-    Args:
-        path: of the image, for error messages.
-        size: width and height of the image.
-        preprocessing: of the image.
-
-    Raises:
-        ValueError: if the crop is larger than the image, or a side ends below SMALLEST.
+    An image that is too small is refused, by its path.
     """
-    width, height = size = resized_size(size, preprocessing.resize)
-    if preprocessing.crop > min(size):
+    width, height = resized = resized_size(size, preprocessing.resize)
+    if preprocessing.crop > min(resized):
         raise UserError(
             f"--crop {preprocessing.crop} is larger than {path}, {width}x{height} pixels; "
             "give a smaller --crop, or 0 to cut nothing"
         )
-    if preprocessing.crop:
-        return preprocessing.crop, preprocessing.crop
-    if min(size) < SMALLEST:
+    if min(resized) < SMALLEST:
         raise UserError(
             f"{path} has {width}x{height} pixels for the network, which needs {SMALLEST} on each "
             "side; give a larger --resize"
         )
-    return size
-
-
-def resize(image: Image.Image, side: int, resample: Image.Resampling) -> Image.Image:
-    """The image with its shorter side resized to side pixels; unchanged if side is 0."""
-    return image.resize(resized_size(image.size, side), resample) if side else image
+    return window_size(size, preprocessing)
 
 
 def resized_size(size: tuple[int, int], side: int) -> tuple[int, int]:
-    """Width and height that resize gives; the longer side is rounded down, as in torchvision."""
+    """Width and height of a resized image; the longer side is rounded down, as in torchvision."""
     width, height = size
     short = min(size)
     return (side * width // short, side * height // short) if side else size
 
 
 def check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
-    """Raise a ValueError for a long narrow image that resizing would make huge."""
+    """Refuse a long narrow image that resizing would make huge."""
     width, height = resized_size(size, side)
     if side and width * height > LARGEST**2:
         raise UserError(
@@ -119,48 +123,62 @@ def check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
 def resize_and_crop(
     image: Image.Image, preprocessing: Preprocessing, resample: Image.Resampling
 ) -> Image.Image:
-    """The centre crop of the resized image."""
+    """The centre crop of the resized image, with its context."""
     (width, height), side = image.size, preprocessing.resize
-    # Pillow resizes the crop alone, which is faster. The pixels are the same only if the image is
-    # square (its shape decides which axis goes first) and the box is exact in Pillow's float32.
+    resized = resized_size(image.size, side)
+    _, window = _cut(resized, preprocessing)
+    # Pillow resizes the window alone, which is faster. The pixels are those of the whole image,
+    # resized and then cut, if the image is square (its shape decides which axis goes first) and
+    # the box is exact in Pillow's float32. So the context changes no pixel of the crop.
     if side and width == height and 256 * width % side == 0:
-        part = crop_box(image.size, preprocessing)
-        return image.resize([preprocessing.crop or side] * 2, resample, part)
-    image = resize(image, side, resample)
-    return image.crop(_centre(image.size, preprocessing.crop))
+        box = _in_original(window, image.size, resized)
+        return image.resize(window_size(image.size, preprocessing), resample, box)
+    return (image.resize(resized, resample) if side else image).crop(window)
 
 
-def _centre(size: tuple[int, int], side: int) -> tuple[int, int, int, int]:
-    """Left, top, right and bottom of the centre crop; of the whole image if side is 0."""
-    width, height = size
+def window_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
+    """Width and height of what the network sees of an image of width and height size."""
+    _, window = _cut(resized_size(size, preprocessing.resize), preprocessing)
+    return window.right - window.left, window.bottom - window.top
+
+
+def crop_place(size: tuple[int, int], preprocessing: Preprocessing) -> Place:
+    """Where the crop lies in what the network sees of an image of width and height size."""
+    crop, window = _cut(resized_size(size, preprocessing.resize), preprocessing)
+    height, width = crop.bottom - crop.top, crop.right - crop.left
+    return Place(crop.top - window.top, crop.left - window.left, height, width)
+
+
+def crop_share(size: tuple[int, int], preprocessing: Preprocessing) -> float:
+    """The share of an image of width and height size that the crop keeps: all that is scored."""
+    resized = resized_size(size, preprocessing.resize)
+    _, _, height, width = crop_place(size, preprocessing)
+    return height * width / prod(resized)
+
+
+def _cut(resized: tuple[int, int], preprocessing: Preprocessing) -> tuple[Box, Box]:
+    """The centre crop of a resized image, and the window: the crop with its context."""
+    (width, height), side, context = resized, preprocessing.crop, preprocessing.context
     if not side:
-        return 0, 0, width, height
+        return (Box(0, 0, width, height),) * 2
     left, top = round((width - side) / 2), round((height - side) / 2)
-    return left, top, left + side, top + side
+    right, bottom = left + side, top + side
+    crop = Box(left, top, right, bottom)
+    if not context:
+        return crop, crop
+    near = max(left - context, 0), max(top - context, 0)
+    return crop, Box(*near, min(right + context, width), min(bottom + context, height))
 
 
-class Box(NamedTuple):
-    """A rectangle of an image by its edges, in pixels, also fractions of pixels."""
-
-    left: float
-    top: float
-    right: float
-    bottom: float
+def _in_original(box: Box, size: tuple[int, int], resized: tuple[int, int]) -> Box:
+    """A box of a resized image in pixels of the original of width and height size."""
+    return Box(*(edge * size[i % 2] / resized[i % 2] for i, edge in enumerate(box)))
 
 
 def crop_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
-    """The part of an original image that remains after resizing and cropping.
-
-    Args:
-        size: width and height of the original image.
-        preprocessing: of the image.
-
-    Returns:
-        The edges of the crop in pixels of the original image.
-    """
+    """The crop, without its context, in pixels of an original image of width and height size."""
     resized = resized_size(size, preprocessing.resize)
-    edges = _centre(resized, preprocessing.crop)
-    return Box(*(edge * size[i % 2] / resized[i % 2] for i, edge in enumerate(edges)))
+    return _in_original(_cut(resized, preprocessing)[0], size, resized)
 
 
 def uncrop(anomaly_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
@@ -169,7 +187,7 @@ def uncrop(anomaly_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarr
     Args:
         anomaly_map: (H, W) float32.
         size: width w and height h of the original image.
-        box: the part of the original image that the map covers, from crop_box.
+        box: the part of it that the map covers, from crop_box.
 
     Returns:
         (h, w) float32, interpolated bilinearly; NaN at pixels whose centre is outside the box.
@@ -183,13 +201,7 @@ def uncrop(anomaly_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarr
 
 
 def _positions(low: float, high: float, n: int) -> tuple[slice, np.ndarray]:
-    """The pixels with centres between two edges, and these centres as indices of a map.
-
-    Args:
-        low: edge of the box, in pixels of the original image.
-        high: the opposite edge.
-        n: pixels of the map between the edges.
-    """
+    """The pixels with centres between two edges, and these centres as indices of a map of n."""
     first, last = ceil(low - 0.5), ceil(high - 0.5)
     centres = np.arange(first, last) + 0.5
     return slice(first, last), (centres - low) * n / (high - low) - 0.5

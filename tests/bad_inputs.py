@@ -45,12 +45,6 @@ CRACK = "data/bolt/test/crack/001.png"
 MASKS = "data/bolt/ground_truth"
 MASK = f"{MASKS}/crack/001_mask.png"
 MODEL = "bolt.safetensors"
-METRICS, PUBLISHED = (
-    str(next(ROOT.glob(f"results/**/{name}")).relative_to(ROOT))
-    for name in ("resnet18/metrics.json", "published.csv")
-)
-STUDY = f"{Path(PUBLISHED).parent}/studies/layers.md"
-
 BLACK, GREY = np.zeros((48, 48), np.uint8), np.full((48, 48), 100, np.uint8)
 FLOAT, NEGATIVE = np.full((48, 48), 0.5, np.float32), np.full((48, 48), -5, np.int32)
 LINE = np.zeros((1, 40000), np.uint8)
@@ -83,11 +77,6 @@ def write(path: str, content: bytes = b"") -> None:
 def cut(path: str, kept: int) -> None:
     """Keep the first bytes of a file; with a negative number, all but the last."""
     write(path, Path(path).read_bytes()[:kept])
-
-
-def swap(path: str, old: bytes, new: bytes) -> None:
-    """Replace the first occurrence of some bytes in a file."""
-    write(path, Path(path).read_bytes().replace(old, new, 1))
 
 
 def write_instead(folder: str) -> None:
@@ -164,16 +153,6 @@ def edit_model(change: Callable[[dict[str, torch.Tensor], dict], object]) -> Non
     save_file({k: v.clone() for k, v in tensors.items()}, MODEL, {KEY: json.dumps(settings)})
 
 
-def edit_results(change: Callable[[dict], object]) -> None:
-    content = json.loads(Path(METRICS).read_text())
-    change(content)
-    Path(METRICS).write_text(json.dumps(content))
-
-
-def set_metric(value: object) -> None:
-    edit_results(lambda content: content["results"][0]["metrics"].update(aupro=value))
-
-
 # what a run refuses in the data: the message, and what spoils it
 NO_TRAIN = "no images in data/bolt/train; expected good/*.png (also .jpg"
 DATA = {
@@ -222,10 +201,10 @@ WEIGHTS = {
 }
 # what predict refuses in a model
 DAMAGED = f"{MODEL} is damaged or no model of this suite"
-OTHER_FORMAT = f"has model format 99, this version reads {FORMAT}; make it again"
+OTHER_FORMAT = f"has model format 99, this version reads {FORMAT}; fit it again"
 MODELS = (
     {
-        "truncated model": (f"{DAMAGED} …make it again with main.py", cut, MODEL, -100),
+        "truncated model": (f"{DAMAGED} …fit it again with main.py", cut, MODEL, -100),
         "model with code": (DAMAGED, save, MODEL, Evil()),
         "model with a huge header": (DAMAGED, write, MODEL, b"\xff" * 7 + b"\x7f" + bytes(1000)),
         "model of another tool": (DAMAGED, save_file, {"weight": torch.zeros(3)}, MODEL),
@@ -247,31 +226,6 @@ MODELS = (
         ),
     }
 )
-# what tables refuses in the results
-NO_RESULTS = "metrics.json is damaged or no results of a run…run main.py again"
-NO_TEXT = "layers.md is damaged: no text"
-RESULTS = {
-    "results without settings": (NO_RESULTS, edit_results, lambda content: content.pop("settings")),
-    "results without rows": (NO_RESULTS, edit_results, lambda content: content.update(results=[])),
-    "a metric above 1": (NO_RESULTS, set_metric, 1.5),
-    "a metric that is NaN": (NO_RESULTS, set_metric, float("nan")),
-    "a metric that is text": (NO_RESULTS, set_metric, "1"),
-    "other results": (
-        "has format 99, this",
-        edit_results,
-        lambda content: content.update(format=99),
-    ),
-    "truncated results": ("metrics.json is damaged", cut, METRICS, -100),
-    "results, no text": ("metrics.json is damaged", write, METRICS, b"\xff\xfe"),
-    "deeply nested results": ("metrics.json is damaged", write, METRICS, b"[" * 100000),
-    "published, no columns": ("published.csv is damaged", write, PUBLISHED, b"a,b\n1,2\n"),
-    "published, no text": ("published.csv is damaged", write, PUBLISHED, b"\xff\xfe"),
-    "published, no number": ("published.csv is damaged", swap, PUBLISHED, b"0.984", b"nan"),
-    "published missing": ("published.csv", remove, PUBLISHED),
-    "peers missing": ("peers.csv", remove, PUBLISHED.replace("published", "peers")),
-    "a study, no text": (NO_TEXT, write, STUDY, b"\xff\xfe"),
-    "README without markers": ("README.md has lost the lines", write, "README.md", b"text"),
-}
 # other files: the command, the message, and what spoils them
 AS_IT_IS = "run --resize=0 --crop=0"
 OTHER_WEIGHTS = "was made with other weights of resnet18 than weights.pth…give --weights"
@@ -291,6 +245,7 @@ OTHERS = {
     "text to predict": ("predict", "new is no image; accepted are .png", write_instead, "new"),
     "other weights": ("predict", OTHER_WEIGHTS, edit_weights, lambda w: w + 1e-3),
     "other weights to export": ("export", OTHER_WEIGHTS, edit_weights, lambda w: w + 1e-3),
+    "README without markers": ("tables", "README.md has lost the", write, "README.md", b"text"),
     "damaged model to export": ("export", DAMAGED, cut, MODEL, 1000),
     "onnx is a folder": ("export --onnx=a.onnx", "a.onnx is a folder; choose", os.mkdir, "a.onnx"),
 }
@@ -305,7 +260,7 @@ ARGUMENTS = {
     "data holds bolt, data/bolt/train holds good: say which has the good images with --normal",
     "run --dataset=loco --normal=fine": "--normal is for --dataset mvtec or folder; leave it out",
     "run --dataset=btad": "--data_path must hold <class>/train/ok/*.png (--dataset btad)",
-    "run --class_name=Bolt": "unknown class 'Bolt' in data; choose from bolt",
+    "run --class_name=bolts": "unknown class 'bolts' in data; choose from bolt",
     "run --class_name=../data/bolt": "unknown class '../data/bolt' in data",
     "run --resize=16": "--resize 16 is too small; give 32 or more",
     "run --resize=1000000": "--resize 1000000 is too large; give at most",
@@ -339,7 +294,7 @@ ARGUMENTS = {
     "predict --pixel_threshold=inf": "'inf' is not a finite number",
     "predict --min_area=-1": "'-1' is not a whole number >= 0",
     "predict --overlays=some": "invalid choice: 'some'",
-    "predict --format=json": "--format is of the rows of -, which reads paths from stdin; leave",
+    "predict --format=json": "--format applies only when paths are read from stdin (-); leave",
     "stream new": "- reads paths from stdin; give it alone, without other images",
     "stream --format=xml": "invalid choice: 'xml' (choose from 'csv', 'json')",
     "stream --masks": "--masks and --maps write files; give a folder for them by --output",
@@ -360,7 +315,6 @@ ARGUMENTS = {
 REFUSED = {
     **{name: ("run", *case) for name, case in (DATA | WEIGHTS).items()},
     **{name: ("predict", *case) for name, case in MODELS.items()},
-    **{name: ("tables", *case) for name, case in RESULTS.items()},
     **OTHERS,
     **{command[:40]: (command, message) for command, message in ARGUMENTS.items()},
 }
@@ -387,12 +341,13 @@ FOUND = [
 MARKED = f"resnet18/{MARKER}"
 RECORD, OVERLAY = "resnet18/classes/bolt.json", "overlays/good.jpg"
 TABLES = ["predictions.csv", "regions.csv"]
+MARKS = [f"overlays/{MARKER}", f"maps/{MARKER}"]
 NUMBERS = [f"resnet18/{name}.csv" for name in ("metrics", "scores", "thresholds")]
 NUMBERS += ["resnet18/metrics.json", "resnet18/tables.md"]
 SMALL_FILES = [
     (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", [MARKED]),
     (8192, "run --figures=1", "resnet18/roc_curve.png", [MARKED, RECORD, *NUMBERS]),
     (1000, "run", RECORD, [MARKED]),
-    (500, "predict", OVERLAY, TABLES),
-    (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, *TABLES]),
+    (500, "predict", OVERLAY, [*MARKS[:1], *TABLES]),
+    (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, *MARKS, *TABLES]),
 ]

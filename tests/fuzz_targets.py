@@ -20,16 +20,16 @@ from torch import nn
 from torchvision import models as networks
 
 from datasets.images import load_image, read_size
-from datasets.layouts import VISA_COLUMNS, VISA_SPLIT, list_visa, list_visa_classes
+from datasets.layouts import LAYOUTS, VISA_COLUMNS, VISA_SPLIT
 from datasets.masks import load_mask
+from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, preprocessed_size
 from tests.damage import Evil, damage_bytes, damage_csv, damage_json
-from tests.faults import ROOT, run_main
-from utils.backbone import BACKBONES, Backbone, chosen_layers, load_network
-from utils.commands.tables import read_tables
-from utils.model_file import KEY, load_model
+from tests.faults import run_main
+from utils.backbone import BACKBONES, Backbone, load_network
+from utils.maps import enlarge
+from utils.model_file import KEY, read_model
 from utils.report.finished import read_record
-from utils.report.tables import read_published, to_markdown
 
 PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
 
@@ -101,11 +101,14 @@ def _valid_images() -> Iterator[bytes]:
         ("RGB", "jpeg", {"progressive": True, "exif": exif, "comment": b"a comment"}),
         *(("RGB", "tiff", {"compression": c}) for c in ("tiff_lzw", "packbits", "jpeg")),
         ("1", "tiff", {"compression": "group4"}),
+        ("RGB", "ppm", {}),
     ):
         source = {"LAB": rgb, "CMYK": rgb, "P": rgb, "I;16": grey}.get(mode, rgba)
         file = io.BytesIO()
         source.convert(mode).save(file, format, **options)
         yield file.getvalue()
+    yield b"P5 45 37 4095 " + pixels.tobytes()[: 2 * 45 * 37]
+    yield b"P6 45 37 99 " + pixels.tobytes()[: 3 * 45 * 37]
 
 
 def _repair_png(content: bytes) -> bytes:
@@ -170,15 +173,14 @@ def _damage_safetensors(rng: Random, valid: list[bytes]) -> bytes:
 
 
 def _read_model(path: Path) -> None:
-    model = load_model(path, torch.device("cpu"))
-    assert isinstance(model.class_name, str)
-    thresholds = model.thresholds.image, model.thresholds.pixel, *model.thresholds.good_scores
-    assert np.isfinite(np.array(thresholds, dtype=float)).all(), "thresholds"
-    height, width = model.image_size
-    chosen = zip(*chosen_layers(model.arch, model.channels, model.image_size), strict=True)
-    layers = [torch.zeros(1, d, *grid) for grid, d in chosen]
-    maps = model.padim.anomaly_maps(layers, model.image_size)
-    assert maps.shape == (1, height, width)
+    settings, gaussians, thresholds = read_model(path, torch.device("cpu"))
+    assert isinstance(settings["class_name"], str)
+    numbers = thresholds.image, thresholds.pixel, *thresholds.good_scores
+    assert np.isfinite(np.array(numbers, dtype=float)).all(), "thresholds"
+    size, channels = settings["image_size"], settings["network"]["channels"]
+    chosen = zip(channels.counts, channels.grids(size), strict=True)
+    maps = enlarge(gaussians.distances([torch.zeros(1, d, *grid) for d, grid in chosen]), size)
+    assert maps.shape == (1, *size)
     assert maps.isfinite().all(), "maps"
 
 
@@ -248,18 +250,6 @@ def _bytes_or(damage: Callable, valid: Sequence[bytes], rng: Random) -> bytes:
     return damage_bytes(rng, valid) if rng.random() < 0.35 else damage(rng, rng.choice(valid))
 
 
-def results(scratch: Path) -> Target:
-    own = run_example(scratch / "run") / "metrics.json"
-    valid = [path.read_bytes() for path in (own, *sorted(ROOT.glob("results/**/metrics.json")))]
-    make = partial(_bytes_or, damage_json, valid)
-    return Target("results", scratch / "metrics.json", make, [_read_results])
-
-
-def _read_results(path: Path) -> None:
-    for table in read_tables(path):
-        assert to_markdown(table)
-
-
 def finished(scratch: Path) -> Target:
     folder = run_example(scratch)
     path = folder / "classes/bolt.json"
@@ -273,18 +263,6 @@ def finished(scratch: Path) -> Target:
         assert repr(found) == expected
 
     return Target("finished", path, partial(_bytes_or, damage_json, [path.read_bytes()]), [read])
-
-
-def published(scratch: Path) -> Target:
-    valid = next(ROOT.glob("results/**/published.csv")).read_bytes()
-    make = partial(_bytes_or, damage_csv, [valid])
-    return Target("published", scratch / "published.csv", make, [_read_published])
-
-
-def _read_published(path: Path) -> None:
-    for key, value in read_published(path).items():
-        assert 0 <= value <= 1
-        assert all(isinstance(part, str) for part in key)
 
 
 def visa(scratch: Path) -> Target:
@@ -302,14 +280,12 @@ def visa(scratch: Path) -> Target:
 
 def _read_visa(path: Path) -> None:
     data_path = path.parent.parent
-    for name in list_visa_classes(data_path):
+    for name in LAYOUTS["visa"].list_classes(data_path):
         assert Path(name).name == name, "a class outside the folder of results"
         for split in ("train", "test"):
-            samples, _ = list_visa(data_path, name, split)
+            samples, _ = LAYOUTS["visa"].list_samples(data_path, name, split, Notes())
             assert samples
             assert all(sample.path.is_file() for sample in samples)
 
 
-TARGETS = {
-    make.__name__: make for make in (images, models, weights, results, finished, published, visa)
-}
+TARGETS = {make.__name__: make for make in (images, models, weights, finished, visa)}

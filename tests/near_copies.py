@@ -16,6 +16,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 from tqdm import tqdm
@@ -24,11 +25,13 @@ from datasets.dataset import load_splits
 from datasets.images import open_image, prepare
 from datasets.preprocessing import DEFAULT
 from utils.backbone import draw_channels
-from utils.commands.options import add_network_options, number_or_all
 from utils.features import FeatureExtractor, load_extractor
+from utils.gaussian import fit_gaussians
+from utils.held_out import HeldOut
+from utils.maps import enlarge, image_scores
 from utils.near_copies import group_near_copies
-from utils.padim import PaDiM, image_scores
 from utils.report.tables import Table, to_markdown
+from utils.settings import number_or_all
 from utils.system.files import replacing
 from utils.thresholds import find_thresholds
 
@@ -80,9 +83,11 @@ def score(
     batches: Sequence[list[Tensor]], n: int, group: Callable[..., list[list[int]] | None]
 ) -> tuple[np.ndarray, int]:
     """Maps of n images held out as group groups them, and how many of them are near copies."""
-    with patch("utils.held_out.group_near_copies", group):
-        padim = PaDiM().fit(batches, n)
-    return padim.held_out_maps([DEFAULT.crop] * 2), len(padim.held_out.near_copies)
+    held_out = HeldOut(n)
+    with patch("utils.held_out.group_near_copies", group), torch.inference_mode():
+        gaussians = fit_gaussians(held_out.watch(batches), n)
+        maps = enlarge(held_out.distances(gaussians), [DEFAULT.crop] * 2)
+    return maps.numpy(force=True), len(held_out.near_copies)
 
 
 def measure(name: str, images: Sequence[Image.Image], extractor: FeatureExtractor) -> list[str]:
@@ -117,7 +122,8 @@ def main() -> None:
     parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--n_features", default=None, help="a number, or all")
     parser.add_argument("--save_path", type=Path, default=Path("results"))
-    add_network_options(parser, 32)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     n_features = args.n_features and number_or_all(args.n_features)
     channels = draw_channels(args.arch, n_features=n_features)

@@ -112,6 +112,13 @@ def in_mvtec3d() -> None:
     write_image(DATA / "bolt/test/good/gt/5.png", SQUARE * 0)
 
 
+def in_mvtec_ad_2() -> None:
+    in_mvtec(rename, "bolt/test/broken", "bolt/test/bad", "bolt/test", "bolt/test_public")
+    move("bolt/ground_truth/broken/*", "bolt/test_public/ground_truth/bad")
+    for folder in ("validation/good", "test_private", "test_private_mixed"):
+        copy("bolt/train/good/0.png", f"bolt/{folder}/0.png")
+
+
 def in_visa() -> None:
     rows = [f"bolt,{'test' if i == 5 else 'train'},normal,good/{i}.png," for i in range(N_GOOD)]
     names = ((f"broken/{i}.png", f"ground_truth/broken/{i}_mask.png") for i in range(N_BROKEN))
@@ -154,8 +161,9 @@ def put_masks_of_two_defects_together() -> None:
     move(MASKS, "masks")
 
 
-def keep_one_mask_beside_its_image() -> None:
-    copy(MASK, f"broken/{ONE}")
+def leave_one_mask(name: str = "0_mask.png") -> None:
+    """Leave one mask, among the images of the defects."""
+    copy(MASK, f"broken/{name}")
     shutil.rmtree(DATA / "ground_truth")
 
 
@@ -190,7 +198,7 @@ def make_wide(image: Image.Image) -> Image.Image:
 
 
 def lay_wide_on_side() -> None:
-    for pattern in ("*/*.png", MASKS):
+    for pattern in (IMAGES, MASKS):
         edit(pattern, make_wide)
     edit("broken/*", lay_on_side)
 
@@ -256,10 +264,47 @@ def blur(image: Image.Image) -> Image.Image:
     return image.resize((20, 20)).resize(SIZE, Image.Resampling.BILINEAR)
 
 
+def resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize(size)
+
+
+def keep_images(change: Callable[[Image.Image], Image.Image]) -> None:
+    """Change the defective images, of which there are no masks."""
+    shutil.rmtree(DATA / "ground_truth")
+    edit("broken/*", change)
+
+
+def mix_formats() -> None:
+    """Training images as PNG and JPEG, defective ones as JPEG."""
+    for pattern in ("good/[01].png", "broken/*"):
+        edit(pattern, same, ".jpg")
+
+
+def keep_corner(mask: Image.Image) -> Image.Image:
+    """A defect of two pixels in the corner of the mask."""
+    return Image.fromarray(np.pad([[255, 255]], ((0, 39), (0, 38))).astype(np.uint8))
+
+
+def make_all_wide() -> None:
+    for pattern in (IMAGES, MASKS):
+        edit(pattern, partial(resize, size=(200, 60)))
+
+
+def write_labels(name: str) -> None:
+    """Other programs' descriptions of defects in place of masks."""
+    if name.startswith("bolt"):
+        in_mvtec()
+    shutil.rmtree(next(DATA.glob("**/ground_truth")))
+    (DATA / name).parent.mkdir()
+    (DATA / name).write_text("{}")
+
+
+IMAGES = "*/*.png"
 MASKS, ONE = "ground_truth/broken/*", "0_mask.png"
 MASK = f"ground_truth/broken/{ONE}"
 same = Image.Image.copy
 to_black_and_white = partial(Image.Image.convert, mode="1")
+to_grey = partial(Image.Image.convert, mode="L")
 ALL = (5, 4, 3)  # training images, test images, masks
 TO_FINE = ("bolt/train/good", "bolt/train/fine", "bolt/test/good", "bolt/test/fine")
 TO_OK = ("bolt/train/good", "bolt/train/ok", "bolt/test/good", "bolt/test/OK")
@@ -288,32 +333,41 @@ TAKEN = {
     "train/ok, test/OK": (ALL, in_mvtec, rename, *TO_OK),
     "--normal fine: another name of good images": (ALL, rename, "good", "fine"),
     "--normal fine: another name in MVTec's layout": (ALL, in_mvtec, rename, *TO_FINE),
-    "WebP": (ALL, edit, "good/*", same, ".webp"),
-    "jfif": (ALL, edit, "good/*", same, ".jfif"),
-    "JPEG 2000": (ALL, edit, "good/*", same, ".jp2"),
-    "PPM": (ALL, edit, "good/*", same, ".ppm"),
+    "WebP": (ALL, edit, IMAGES, same, ".webp"),
+    "jfif": (ALL, edit, IMAGES, same, ".jfif"),
+    "JPEG 2000": (ALL, edit, IMAGES, same, ".jp2"),
+    "PPM": (ALL, edit, IMAGES, same, ".ppm"),
     "masks as PBM": (ALL, edit, MASKS, to_black_and_white, ".pbm"),
     "an empty folder": (ALL, in_mvtec, os.mkdir, "data/bolt/notes"),
-    "results": (ALL, copy, "good/0.png", "resnet18/figures/a.png", "resnet18/.padim"),
-    "--exif: images on their side": (ALL, edit, "broken/*", lay_on_side, ".jpg"),
+    "--exif: images on their side": (ALL, edit, "broken/*", lay_on_side),
+    "--dataset mvtec_ad_2: MVTec AD 2": (ALL, in_mvtec_ad_2),
+    "MVTec AD 2": (ALL, in_mvtec_ad_2),
+    "masks in another case": (ALL, move, MASKS, "ground_truth/Broken", "{0[0]}-MASK{1}"),
     "--exif: wide images on their side": (ALL, lay_wide_on_side),
-    "--bit_depth 12: a camera of 12 bits": (ALL, edit, "*/*.png", make_deep),
-    "16 bits": (ALL, edit, "*/*.png", partial(make_deep, bits=16)),
+    "--bit_depth 12: a camera of 12 bits": (ALL, edit, IMAGES, make_deep),
+    "16 bits": (ALL, edit, IMAGES, partial(make_deep, bits=16)),
     "images of one name": ((5, 5, 3), in_mvtec, copy, "bolt/test/good/5.png", "bolt/test/ok/5.png"),
 }
 LARGE, ADVICE = "masks that mark more than half of the image", "--invert_masks turns masks whose"
-BESIDE = "taken as masks of images beside them: 3, for example data/broken/"
-BELOW = "images in folders below the folder of their kind: 6, for example data/good/monday/0.png"
+BESIDE = "read as masks of images beside them: 3, for example data/broken/"
+BELOW = "images in folders within the folder of their kind: 6, for example data/good/monday/0.png"
 ON_SIDE = (
-    "files with an EXIF orientation, taken as they are stored: 3, for example data/broken/0.png"
+    "files with an EXIF orientation, read as they are stored: 3, for example data/broken/0.png"
 )
 DARK = "16-bit images, none of which has a value above {}: …; --bit_depth {} reads them"
 UNUSED = "images with transparency or channels beyond RGB"
 RAW = "that are not read (.cr2, .heic): 2, for example data/good/0.CR2"
-LABEL = "bolt/test/label/0.png"
-LABELS = "folders that are not read: data/bolt/test/label; move"
-UNREAD = "folders that are not read: data/bolt/validation; move"
-LOOSE = "images beside the folders of a split or class: data/9.png; they are not"
+UNREAD = "folders that are not read: data/bolt/{}; move"
+LOOSE = "images beside the folders of a split or class: data/{}; they are not"
+ORPHAN = "masks that belong to no image: data/{}; they are not read"
+UNLIKE = "that differ from the training images in {}: 3, for example data/broken/0"
+LABELS = "bolt/test/labels/0.txt"
+GOOD_0 = "bolt/train/good/0.png"
+TABLES = "that are not read (.json, .csv): 2, for example data/good/metrics.json"
+OURS = "folders that are not read, as they hold results of this program"
+NO_MASKS = "folders that hold no masks, in spite of their name"
+LIKE_MASKS = "test images in black and white among others, as masks are"
+UNSEEN = "masks that mark no pixel that the network sees"
 TWICE = "test images with the pixels of a training image: data/good/2.png"
 NOTED = {
     "inverted masks": (f"{LARGE}…: 3, for example data/{MASK}; {ADVICE}", edit, MASKS, invert),
@@ -336,10 +390,10 @@ NOTED = {
     "mask of a good image": ("masks of good images: data", copy, MASK, f"ground_truth/good/{ONE}"),
     "mask without image": ("belong to no image: data", copy, MASK, MASK.replace("0", "7")),
     "images on their side": (ON_SIDE, edit, "broken/*", lay_on_side),
-    "a camera of 12 bits": (DARK.format(4095, 12), edit, "*/*.png", make_deep),
-    "a camera of 10 bits": (DARK.format(1023, 10), edit, "*/*.png", partial(make_deep, bits=10)),
-    "a camera of 14 bits": (DARK.format(16383, 14), edit, "*/*.png", partial(make_deep, bits=14)),
-    "--bit_depth 14: a camera of 12 bits": (DARK.format(4095, 12), edit, "*/*.png", make_deep),
+    "a camera of 12 bits": (DARK.format(4095, 12), edit, IMAGES, make_deep),
+    "a camera of 10 bits": (DARK.format(1023, 10), edit, IMAGES, partial(make_deep, bits=10)),
+    "a camera of 14 bits": (DARK.format(16383, 14), edit, IMAGES, partial(make_deep, bits=14)),
+    "--bit_depth 14: a camera of 12 bits": (DARK.format(4095, 12), edit, IMAGES, make_deep),
     "colours of 12 bits": (DARK.format(4095, 12), write_deep_colours, "good/*"),
     "transparent images": (f"{UNUSED}: 3, for example data/broken/0", edit, "broken/*", add_alpha),
     "infrared": (f"{UNUSED}: 6, for example data/good/0.tif", write_infrared),
@@ -349,22 +403,45 @@ NOTED = {
     "raw files": (RAW, copy, "good/0.png", "good/0.CR2", "good/0.heic"),
     "no image in a folder": ("not read (.gif): data/dent", copy, "good/0.png", "dent/0.gif"),
     "good images by day": (BELOW, sort_by_day),
-    "loose images": (LOOSE, copy, "good/0.png", "9.png"),
+    "loose images": (LOOSE.format("9.png"), copy, "good/0.png", "9.png"),
     "defects of labels": ("belong to no image: 3, for example data/label", rename_defects, "label"),
-    "defects of labels, in MVTec's layout": (
-        LABELS,
-        in_mvtec,
-        copy,
-        "bolt/test/broken/0.png",
-        LABEL,
+    **{
+        f"{path} in MVTec's layout": (note, in_mvtec, copy, GOOD_0, f"bolt/{path}")
+        for path, note in {
+            "train/9.png": LOOSE.format("bolt/train/9.png"),
+            "test/9.png": LOOSE.format("bolt/test/9.png"),
+            "ground_truth/9.png": ORPHAN.format("bolt/ground_truth/9.png"),
+            "ground_truth/dent/9.png": ORPHAN.format("bolt/ground_truth/dent/9.png"),
+            "validation/good/9.png": UNREAD.format("validation"),
+            "train/bad/9.png": UNREAD.format("train/bad"),
+            "test/label/9.png": UNREAD.format("test/label"),
+        }.items()
+    },
+    "results": (f"{OURS}: data/resnet18;", copy, "good/0.png", "resnet18/a.png", "resnet18/.padim"),
+    "annotations as JSON": (f"{NO_MASKS}: data/annotations;", write_labels, "annotations/0.json"),
+    "labels as text": (
+        f"{NO_MASKS}: data/bolt/test/labels;",
+        write_labels,
+        "bolt/test/labels/0.txt",
     ),
-    "another split": (
-        UNREAD,
-        in_mvtec,
+    "a mask among the defects": (f"{LIKE_MASKS}: data/broken/0_m.png", leave_one_mask, "0_m.png"),
+    "tables of one's own": (
+        TABLES,
         copy,
-        "bolt/train/good/0.png",
-        "bolt/validation/good/0.png",
+        "good/0.png",
+        "good/metrics.json",
+        "good/predictions.csv",
     ),
+    "thumbnails": (UNLIKE.format("size"), keep_images, partial(resize, size=(24, 24))),
+    "squeezed images": (UNLIKE.format("shape"), keep_images, partial(resize, size=(50, 40))),
+    "defects in grey": (UNLIKE.format("mode"), edit, "broken/*", to_grey),
+    "defects as JPEG": (UNLIKE.format("format"), edit, "broken/*", same, ".jpg"),
+    "defects as JPEG, all others mixed": (
+        "defective images that differ from good test images in format: 3, for",
+        mix_formats,
+    ),
+    "--resize 64 --crop 32: small defects": (f"{UNSEEN}: 3, for", edit, MASKS, keep_corner),
+    "wide images": ("the network sees 23 % of each image; --crop 0 shows it all", make_all_wide),
     "a test image that was trained on": (TWICE, copy, "good/0.png", "good/2.png"),
     "a training image twice": (
         "content of another: data/good/1.png",
@@ -391,7 +468,7 @@ REFUSED = {
     "masks by another name, no folders": (ASKED, move, MASKS, "roi"),
     "wide images on their side": ("must be equal; give --exif", lay_wide_on_side),
     "--exif: masks on their side": ("must be equal; leave out --exif", lay_masks_on_side),
-    "--bit_depth 12: brighter": (BRIGHTER, edit, "*/*.png", partial(make_deep, bits=14)),
+    "--bit_depth 12: brighter": (BRIGHTER, edit, IMAGES, partial(make_deep, bits=14)),
     "--bit_depth 12: in colour": ("--bit_depth cannot scale", write_deep_colours, "good/*"),
     "a page for each colour": (PLANES, write_tiff, "good/*", write_planes, "minisblack"),
     "floating-point colours": (FLOAT, write_tiff, "good/*", np.float32),
@@ -404,5 +481,5 @@ REFUSED = {
     "two masks of an image": (TWO_MASKS, copy, MASK, f"{MASK[:-4]}.bmp"),
     "two images of a mask": (TWO_IMAGES, copy, "broken/0.png", "broken/0.jpg"),
     "one mask of two defects": (TWO_DEFECTS, put_masks_of_two_defects_together),
-    "a mask is missing": (NO_MASK, keep_one_mask_beside_its_image),
+    "a mask is missing": (NO_MASK, leave_one_mask),
 }

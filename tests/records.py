@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from datasets.dataset import ImageDataset
-from datasets.mvtec import Sample
+from datasets.mvtec import COUNTS, Counts, Sample
 from datasets.preprocessing import Preprocessing
 from utils.evaluation import DrawnImage, ScoredImages, evaluate
 from utils.metrics import RocCurve
@@ -15,10 +15,9 @@ from utils.report.results import (
     STAGES,
     ClassRecord,
     ClassResult,
-    ClassThresholds,
     ImageResult,
-    RateResult,
 )
+from utils.thresholds import find_thresholds
 
 # what the tables and the page show of a run's settings
 SETTINGS = {
@@ -37,8 +36,11 @@ FIGURE_SIZE = (128, 29)
 
 
 def make_result(class_name="brick", seed=1024, **metrics):
+    """A class's result; one of MVTec AD has as many images as published."""
     values = dict.fromkeys(METRICS, 0.5) | metrics
-    return ClassResult(class_name, seed, 10, 5, values, dict.fromkeys(STAGES, 2.0), [])
+    counts = COUNTS.get(class_name, Counts(10, 2, 3))
+    n_images = counts.train, counts.good + counts.defective
+    return ClassResult(class_name, seed, *n_images, values, dict.fromkeys(STAGES, 2.0), [])
 
 
 def make_image(image="000.png", defect_type="good", score=1.0, label=None, figure=""):
@@ -49,23 +51,22 @@ def make_image(image="000.png", defect_type="good", score=1.0, label=None, figur
     return ImageResult(image, defect_type, label, score, figure)
 
 
-def make_record(class_name="bolt", images=(), threshold=5.0, **changes):
+def make_thresholds(image=5.0):
+    """Thresholds from nine good images, of which the image threshold is given."""
+    maps = np.linspace(1, 4.5, 9, dtype=np.float32)[:, None, None]
+    return replace(find_thresholds(maps, 0.01), image=image)
+
+
+def make_record(class_name="bolt", images=(), oracle=None, **changes):
     """The record of a class with these images; changes are of other attributes."""
     figures = [image.figure for image in images if image.figure is not None]
     record = ClassRecord(
         fingerprint="ab" * 32,
         settings_sha256="cd" * 32,
         result=make_result(class_name),
-        thresholds=ClassThresholds(
-            *(class_name, 5, 0.01, 0.1, 5.0, 2.0, None, 2.5, 0.0, 1.0),
-            at_rates=[
-                RateResult(0.01, 5.0, 0.0, 1.0),
-                RateResult(0.05, 2.5, None, 1.0),
-                RateResult(0.1, 2.0, 0.5, 1.0),
-            ],
-        ),
-        image_threshold=threshold,
-        pixel_threshold=2.5,
+        deployed=make_thresholds(),
+        oracle_image=oracle,
+        oracle_pixel=2.5,
         image_curve=CURVE,
         pixel_curve=None,
         images=list(images),

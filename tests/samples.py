@@ -28,6 +28,23 @@ def draw_images(*shape: int) -> Tensor:
     return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
 
 
+class Lookup:
+    """Instead of a network: the features of images that are numbers, as numbered makes them."""
+
+    def __init__(self, layers: Sequence[Tensor]) -> None:
+        self.layers = layers
+
+    def __call__(self, images: np.ndarray) -> list[Tensor]:
+        numbers = torch.from_numpy(images[:, 0, 0, 0]).long()
+        return [layer[numbers] for layer in self.layers]
+
+
+def numbered(first: int, end: int, size: tuple[int, int]) -> np.ndarray:
+    """Images (B, 3, H, W) uint8, each of its number."""
+    numbers = np.arange(first, end, dtype=np.uint8)
+    return np.tile(numbers[:, None, None, None], (1, 3, *size))
+
+
 @st.composite
 def odd_grids(draw, longest: int) -> tuple[Grid, ...]:
     """Up to three grids with sides up to longest, none larger than the one before."""

@@ -20,6 +20,7 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.folders import MARKER
 from tests.bad_inputs import (
     COMMANDS,
     FOUND,
@@ -27,7 +28,6 @@ from tests.bad_inputs import (
     REFUSED,
     ROOT,
     SMALL_FILES,
-    STUDY,
     UNSCORED,
     matches,
     png,
@@ -84,7 +84,6 @@ def place(tmp_path, drawn_tree, weights, model, monkeypatch):
     ):
         for path in ROOT.glob(pattern):
             write(path.relative_to(ROOT), path.read_bytes())
-    write(STUDY, b"a table\n")
     monkeypatch.setattr("utils.report.tables.ROOT", tmp_path)
     monkeypatch.setattr("utils.commands.tables.ROOT", tmp_path)
     # not every machine has room for the archive of MVTec AD
@@ -146,7 +145,7 @@ def test_image_that_cannot_be_scored_is_a_row_and_a_line(place, run):
         assert row["score"] == ""
         assert matches(f"new/{name}", row["error"])
         assert matches(UNSCORED[name][0], row["error"])
-    assert list(snapshot("out/overlays")) == ["good.jpg"]
+    assert set(snapshot("out/overlays")) == {MARKER, "good.jpg"}
 
 
 def test_check_finds_what_a_run_refuses_or_miscounts(place, run):
@@ -318,29 +317,23 @@ def test_without_asserts_and_docstrings_a_mistake_is_still_refused(place):
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "status"),
     [
-        ('"$@" >&-', None),
-        ('"$@" <&-', None),
-        ('"$@" >/dev/full', "cannot write to standard output: No space left on device; send it"),
-        (
-            "mkfifo pipe; trap '' PIPE; exec 3<>pipe 4>pipe 3<&-; \"$@\" >&4",
-            "cannot write to standard output: Broken pipe; send it elsewhere",
-        ),
+        ('"$@" >&-', 1),
+        ('"$@" <&-', 1),
+        ("mkfifo pipe; trap '' PIPE; exec 3<>pipe 4>pipe 3<&-; \"$@\" >&4", 141),
     ],
-    ids=["closed output", "closed input", "full disk", "broken pipe"],
+    ids=["closed output", "closed input", "broken pipe"],
 )
-def test_output_that_cannot_be_written_is_one_line(script, message, place):
+def test_closed_streams_do_no_harm(script, status, place):
     """What is printed is held back until the end, unless PYTHONUNBUFFERED is set."""
     Path(MASK).unlink()
     command = [sys.executable, str(ROOT / "main.py"), *words("check")]
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     script = ["bash", "-c", script, "bash", *command]
     done = subprocess.run(script, capture_output=True, text=True, timeout=60, env=environment)
-    if message:
-        assert_refused(done, message)
-    else:
-        assert (done.returncode, done.stderr) == (1, "")  # the problem that check finds
+    # 1 for the problem that check finds
+    assert (done.returncode, done.stderr) == (status, "")
 
 
 @pytest.mark.parametrize(

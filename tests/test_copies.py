@@ -15,5 +15,5 @@ def test_files_are_compared_by_content_and_read_only_if_they_have_the_same_size(
     paths[2].chmod(0)  # alone in its size
     assert first_copies_of_files(paths) == [0, 1, 2, 0, 4]
     paths[0].unlink()
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match=r"No such file .*0\.png"):
         first_copies_of_files(paths)

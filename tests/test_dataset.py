@@ -1,10 +1,11 @@
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from datasets import dataset
 from datasets.dataset import choose_classes, describe, load_all, load_splits
+from datasets.folders import mark_results
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
 from datasets.preprocessing import DEFAULT, Preprocessing
@@ -33,7 +34,9 @@ def load_parts(parts, *preprocessing):
 
 def test_classes_are_run_once_in_the_order_given(tree):
     assert choose_classes(tree, ["weave", "bolt", "weave"])[1] == ["weave", "bolt"]
-    splits = load_all(tree, "auto", ["weave", "bolt"], DEFAULT)
+    options = {"data_path": tree, "dataset": "auto", "class_name": ["weave", "bolt"]}
+    options |= {"normal": None, "invert_masks": False, "preprocessing": DEFAULT}
+    splits = load_all(SimpleNamespace(**options))
     assert [(train.class_name, train.split, len(train)) for train, _ in splits] == [
         ("weave", "train", 5),
         ("bolt", "train", 5),
@@ -52,6 +55,14 @@ def test_unknown_class_is_refused_with_the_choice(tree):
     message = r"unknown class 'botl', 'wave' in .*; choose from bolt, weave$"
     with pytest.raises(ValueError, match=message):
         choose_classes(tree, ["botl", "bolt", "wave"])
+
+
+def test_a_class_is_found_whatever_its_case_and_unicode_form(tmp_path):
+    for name in ("m\u00fcller", "bolt", "Bolt"):
+        (tmp_path / name / "good").mkdir(parents=True)
+    assert choose_classes(tmp_path, ["Mu\u0308ller", "Bolt"])[1] == ["m\u00fcller", "Bolt"]
+    with pytest.raises(ValueError, match="unknown class 'BOLT' in .*; choose from Bolt, bolt, m"):
+        choose_classes(tmp_path, ["BOLT"])
 
 
 def test_missing_mvtec_classes_are_reported_with_the_option_if_one_is_there(tree):
@@ -105,14 +116,6 @@ def test_image_size_is_height_and_width_as_preprocessed(tree):
         assert train.image_size == size == train[0][0].shape[1:]
 
 
-def test_damaged_image_is_reported_by_name_when_it_is_read(tree):
-    path = tree / "bolt/train/good/002.png"
-    path.write_bytes(path.read_bytes()[:300])
-    train, _ = load_splits(tree, "bolt")
-    with pytest.raises(ValueError, match=r"cannot read image .*good/002\.png"):
-        train[2]
-
-
 @pytest.mark.parametrize(
     ("change", "line"),
     [
@@ -147,20 +150,6 @@ def test_unlabelled_images_are_described_as_such(tree):
 # checks
 
 
-def test_a_single_training_image_is_refused(tree):
-    for i in range(1, 5):
-        (tree / f"bolt/train/good/{i:03}.png").unlink()
-    with pytest.raises(ValueError, match=r"000\.png is the only training image of bolt; .* 2"):
-        load_splits(tree, "bolt")
-
-
-@pytest.mark.parametrize("split", ["train", "test"])
-def test_two_images_that_differ_in_their_suffix_are_refused(tree, split):
-    write_image(tree / f"bolt/{split}/good/001.jpg", grey(48, 48))
-    with pytest.raises(ValueError, match=r"001\.jpg and .*001\.png differ only in their suf"):
-        load_splits(tree, "bolt")
-
-
 def test_names_of_images_are_unique_and_not_too_long(tree):
     for name in ("good_a/b", "good/a_b", "good/a/B", "good/c/" + "ä" * 100):
         write_image(tree / f"bolt/test/{name}.png", grey(48, 48))
@@ -171,16 +160,6 @@ def test_names_of_images_are_unique_and_not_too_long(tree):
     assert names[8] == "good_a_b_3"
     assert max(len(name.encode()) for name in names) <= 200
     assert len(set(names)) == len(test) == 12
-
-
-def test_mask_that_is_a_jpeg_or_unreadable_is_refused_before_anything_is_decoded(tree):
-    path = tree / "bolt/ground_truth/crack/001_mask.png"
-    path.write_text("mask")
-    with pytest.raises(ValueError, match=r"cannot read image .*001_mask\.png: not an image"):
-        load_splits(tree, "bolt")
-    path.rename(path.with_suffix(".JPG"))
-    with pytest.raises(ValueError, match=r"001_mask\.JPG is a JPEG, which blurs .* save it as PNG"):
-        load_splits(tree, "bolt")
 
 
 def test_images_that_end_in_different_sizes_are_refused(parts):
@@ -198,15 +177,12 @@ def test_images_that_end_in_different_sizes_are_refused(parts):
         assert {image.shape for image, _, _ in test} == {(3, *test.image_size)}
 
 
-def test_headers_are_read_once_and_only_where_sizes_may_differ(tree, monkeypatch):
-    read = []
-    original = dataset.read_size
-    monkeypatch.setattr(
-        dataset, "read_size", lambda path, exif: read.append(path) or original(path)
+def test_results_that_a_run_leaves_among_the_images_do_not_change_its_notes(tree):
+    mark_results(tree / "bolt/test/stain")
+    shutil.rmtree(tree / "bolt/ground_truth/stain")
+    _, test = load_splits(tree, "bolt")
+    assert test.notes.counts() == {}
+    (note,) = test.notes.sentences()
+    assert note.endswith(
+        "bolt/test/stain; delete the file .padim in one if it holds images to read"
     )
-    load_splits(tree, "bolt")
-    # six defective images and their masks
-    assert len(read) == len(set(read)) == 6 + 6
-    read.clear()
-    load_splits(tree, "bolt", preprocessing=Preprocessing(0, 0))
-    assert len(read) == len(set(read)) == 5 + 8 + 6

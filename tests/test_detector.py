@@ -60,17 +60,11 @@ def test_loaded_detector_scores_the_same(detector, weights, tmp_path):
     assert loaded.model.class_name == "bolt"
 
 
-def test_half_precision_is_smaller(detector, tmp_path):
-    for dtype in ("float32", "float16"):
-        detector.save(str(tmp_path / dtype), dtype)
-    assert (tmp_path / "float16").stat().st_size < 0.6 * (tmp_path / "float32").stat().st_size
-
-
 def test_seed_number_of_channels_and_rate_are_used(weights):
     model = Detector.fit(
         good_images(6), weights=weights, preprocessing=SMALL, seed=1, n_features=7, target_fpr=0.3
     ).model
-    assert model.channels == draw_channels("resnet18", 1, 7)
+    assert model.extractor.channels == draw_channels("resnet18", 1, 7)
     assert (model.thresholds.target_fpr, len(model.thresholds.good_scores)) == (0.3, 6)
 
 

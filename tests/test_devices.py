@@ -4,17 +4,17 @@ Fake tensors have shapes, types and devices but no numbers: an operation on tens
 is an error, and nothing needs a GPU.
 """
 
-from unittest.mock import Mock
-
 import pytest
 import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from utils import features, gaussian, padim, patches
-from utils.backbone import BACKBONES, Network
+from utils import features, gaussian, maps, patches
+from utils.backbone import BACKBONES, Channels, Network
 from utils.features import FeatureExtractor
-from utils.padim import PaDiM
+from utils.gaussian import fit_gaussians
+from utils.held_out import HeldOut
+from utils.maps import enlarge
 
 CUDA = torch.device("cuda:0")
 SIZE = (64, 48)
@@ -29,7 +29,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr(gaussian, "_check_finite", lambda mean: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     # scipy takes no fake tensors, and torch.tensor makes none
-    monkeypatch.setattr(padim, "enlarging", lambda *sides: torch.empty(sides[:2], device=sides[2]))
+    monkeypatch.setattr(maps, "enlarging", lambda *sides: torch.empty(sides[:2], device=sides[2]))
     monkeypatch.setattr(features, "_index", make_index)
     # indices that were made before are not fake, those made here are
     patches.cells_on.cache_clear()
@@ -63,8 +63,8 @@ def test_features_are_float32_on_the_device(precision, request, monkeypatch):
     backbone = BACKBONES["resnet18"]
     with torch.device("meta"):
         stages = [one.eval() for one in backbone.split(backbone.build())]
-    network = Network(backbone, stages, "")
-    extractor = FeatureExtractor(network, torch.device("meta"), precision, [0, 70, 300])
+    network, channels = Network("resnet18", stages, ""), Channels(((0,), (6,), (108,)), "")
+    extractor = FeatureExtractor(network, torch.device("meta"), precision, channels)
     request.getfixturevalue("pretended")
     move(extractor)
     seen = []
@@ -82,17 +82,14 @@ def test_features_are_float32_on_the_device(precision, request, monkeypatch):
 def test_fit_and_maps_stay_on_the_device(pretended, monkeypatch, n):
     # near copies are found by numbers, which do not exist
     monkeypatch.setattr("utils.held_out.group_near_copies", lambda *_: None)
-    model = PaDiM().fit((make_layers(20) for _ in range(n // 20)), n)
-    gaussians = model.gaussians
+    held_out = HeldOut(n)
+    gaussians = fit_gaussians(held_out.watch(make_layers(20) for _ in range(n // 20)), n)
     assert gaussians.is_primal is (n == 120)
     matrices = gaussians.whitening, gaussians.loadings, gaussians.residual_whitening
     tensors = [*matrices, *gaussians.means, *gaussians.samples]
-    tensors.append(model.anomaly_maps(make_layers(3), SIZE))
+    tensors.append(enlarge(gaussians.distances(make_layers(3)), SIZE))
     # a tensor left on another device is noticed
     with pytest.raises(RuntimeError, match="device"):
-        model.anomaly_maps(make_layers(3, torch.device("cpu")), SIZE)
-    # the distances of held-out images; their maps would be arrays, of numbers that do not exist
-    monkeypatch.setattr(padim, "enlarge", enlarge := Mock())
-    model.held_out_maps(SIZE)
-    tensors.append(enlarge.call_args.args[0])
+        gaussians.distances(make_layers(3, torch.device("cpu")))
+    tensors.append(held_out.distances(gaussians))
     assert {tensor.device for tensor in tensors} == {CUDA}

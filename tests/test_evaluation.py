@@ -2,51 +2,39 @@ from functools import partial
 
 import numpy as np
 import pytest
-import torch
 
 from datasets.mvtec import UNLABELLED
-from tests.samples import draw_layers
 from utils import metrics
 from utils.evaluation import Batch, ScoredImages, choose_drawn, evaluate, score_images
-from utils.padim import PaDiM, image_scores
+from utils.maps import image_scores
 
-GRIDS, SIZE, N = [(8, 8), (4, 4)], (32, 48), 5
+SIZE, N = (32, 48), 5
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1", "aupro", "aupimo")
 
 
 @pytest.fixture(scope="module")
-def model() -> PaDiM:
-    return PaDiM().fit([draw_layers(9, GRIDS)], 9)
-
-
-@pytest.fixture(scope="module")
 def unseen() -> Batch:
-    """Features, images, labels and masks of five test images."""
+    """Anomaly maps, images, labels and masks of five test images."""
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (N, 3, *SIZE), dtype=np.uint8)
     labels = np.array([0, 0, 1, 1, 1])
     masks = (rng.random((N, *SIZE)) < 0.5) & (labels[:, None, None] > 0)
-    return draw_layers(N, GRIDS, seed=1), images, labels, masks
+    return rng.random((N, *SIZE), dtype=np.float32), images, labels, masks
 
 
 @pytest.fixture
-def score(model, unseen):
+def score(unseen):
     """Score the test images in batches of three and two."""
-    features, *rest = unseen
-    batches = [
-        ([layer[part] for layer in features], *(values[part] for values in rest))
-        for part in (slice(3), slice(3, N))
-    ]
-    return partial(score_images, model, batches, N, SIZE)
+    batches = [tuple(values[part] for values in unseen) for part in (slice(3), slice(3, N))]
+    return partial(score_images, batches, N, SIZE)
 
 
-def test_maps_and_masks_of_all_images_are_kept(model, unseen, score):
-    features, _, labels, masks = unseen
-    scored = score(keep_maps=True)
-    parts = ([layer[part] for layer in features] for part in (slice(3), slice(3, N)))
-    expected = torch.cat([model.anomaly_maps(part, SIZE) for part in parts])
-    np.testing.assert_array_equal(scored.anomaly_maps, expected)
+@pytest.mark.parametrize("drawn", [[], [1, 4]])
+def test_maps_and_masks_of_all_images_are_kept(unseen, score, drawn):
+    maps, _, labels, masks = unseen
+    scored = score(keep_maps=True, drawn=drawn)
+    np.testing.assert_array_equal(scored.anomaly_maps, maps)
     np.testing.assert_array_equal(scored.masks, masks)
     np.testing.assert_array_equal(scored.labels, labels)
     np.testing.assert_array_equal(scored.image_scores, image_scores(scored.anomaly_maps))
@@ -99,17 +87,10 @@ def marked() -> ScoredImages:
 def test_all_metrics_are_given_of_images_with_labels_and_masks(marked):
     found = evaluate(marked, has_masks=True)
     assert found.notes == []
-    assert (
-        list(found.metrics)
-        == list(metrics.METRICS)
-        == [
-            *IMAGE_METRICS,
-            *PIXEL_METRICS,
-        ]
-    )
+    assert list(found.metrics) == [*metrics.METRICS] == [*IMAGE_METRICS, *PIXEL_METRICS]
     for level, labels, scores, curve, threshold in (
-        ("image", marked.labels, marked.image_scores, found.image_curve, found.image_threshold),
-        ("pixel", marked.masks, marked.anomaly_maps, found.pixel_curve, found.pixel_threshold),
+        ("image", marked.labels, marked.image_scores, found.image_curve, found.oracle_image),
+        ("pixel", marked.masks, marked.anomaly_maps, found.pixel_curve, found.oracle_pixel),
     ):
         parts = metrics.sort_scores(labels, scores)
         assert found.metrics[f"{level}_auroc"] == curve.auroc == metrics.auroc(parts)
@@ -134,8 +115,8 @@ def test_metrics_that_are_not_defined_are_none_and_noted(marked, labels, masks):
 
     has_image_metrics, has_pixel_metrics = labels == "both kinds", masks == "some marked"
     for names, curve, threshold, given in (
-        (IMAGE_METRICS, found.image_curve, found.image_threshold, has_image_metrics),
-        (PIXEL_METRICS, found.pixel_curve, found.pixel_threshold, has_pixel_metrics),
+        (IMAGE_METRICS, found.image_curve, found.oracle_image, has_image_metrics),
+        (PIXEL_METRICS, found.pixel_curve, found.oracle_pixel, has_pixel_metrics),
     ):
         values = [found.metrics[name] for name in names if name != "aupimo"]
         values += [curve, threshold]
@@ -158,6 +139,6 @@ def test_metrics_that_are_not_defined_are_none_and_noted(marked, labels, masks):
 
 
 def test_a_score_that_is_no_number_is_an_error(marked):
-    marked.anomaly_maps[0, 0, 0] = torch.nan
+    marked.anomaly_maps[0, 0, 0] = np.nan
     with pytest.raises(ValueError, match="the scores of some pixels are not numbers"):
         evaluate(marked, has_masks=True)

@@ -15,7 +15,7 @@ from tests.helpers import defective, good_images, read_csv, write_image
 from utils.backbone import IMAGENET_MEAN, IMAGENET_STD
 from utils.commands import export
 from utils.detector import Detector
-from utils.padim import image_scores
+from utils.maps import enlarge, image_scores
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 SIZE = (64, 48)
@@ -51,7 +51,7 @@ def command(detector, weights):
 @pytest.mark.parametrize("form", ["dual", "primal"])
 def test_file_gives_the_suites_scores_and_maps(form, detectors, weights, run, tmp_path):
     detector = detectors[form]
-    assert detector.model.padim.gaussians.is_primal == (form == "primal")
+    assert detector.model.gaussians.is_primal == (form == "primal")
     done = run(*command(detector, weights))
     path = tmp_path / "größe 1/bolt.onnx"
     assert done.returncode == 0, done.stderr
@@ -78,8 +78,7 @@ def test_file_gives_the_suites_scores_and_maps(form, detectors, weights, run, tm
 def test_graph_that_differs_is_refused_and_not_written(
     detectors, weights, refused, tmp_path, monkeypatch
 ):
-    original = export.enlarging
-    monkeypatch.setattr(export, "enlarging", lambda *sides: 1.005 * original(*sides))
+    monkeypatch.setattr(export, "enlarge", lambda *given: 1.01 * enlarge(*given))
     message = refused(*command(detectors["dual"], weights))
     found = re.search(r"ONNX Runtime differs from the suite by (\S+), relative", message)
     assert float(found[1]) == pytest.approx(1.005**2 - 1, rel=0.1)
@@ -91,7 +90,7 @@ def test_nan_is_refused_and_the_old_file_stays(detectors, weights, refused, tmp_
     path = tmp_path / "größe 1/bolt.onnx"
     path.parent.mkdir()
     path.write_bytes(b"old")
-    monkeypatch.setattr(export, "export", lambda *rest: rest[-1].write_bytes(b"new"))
+    monkeypatch.setattr(export, "export", lambda model, path: path.write_bytes(b"new"))
     monkeypatch.setattr(export, "compare", lambda *_: np.nan)
     assert "differs from the suite by nan" in refused(*command(detectors["dual"], weights))
     assert path.read_bytes() == b"old"
@@ -101,9 +100,7 @@ def test_nan_is_refused_and_the_old_file_stays(detectors, weights, refused, tmp_
 def file(detectors, tmp_path_factory):
     """The ONNX file of the primal detector."""
     path = tmp_path_factory.mktemp("onnx") / "bolt.onnx"
-    detector = detectors["primal"]
-    module = export.ExportedModel(detector)
-    export.export(module, SIZE, export.describe_model(detector), path)
+    export.export(detectors["primal"].model, path)
     return path
 
 
@@ -115,8 +112,8 @@ def test_metadata_describe_the_model(file, detectors):
     numbers = {name: found.pop(name) for name in ("mean", "std", "good_scores")}
     assert found == {
         **{"format": 1, "class_name": "bolt", "arch": "resnet18"},
-        **{"weights_sha256": model.weights_sha256, "neighbourhood": 1},
-        "layers": layers_of(model.channels),
+        **{"weights_sha256": model.extractor.weights_sha256, "neighbourhood": 1},
+        "layers": model.extractor.channels.layers,
         **{"exif": False, "bit_depth": 16},
         **{"resize": 0, "crop": 0, "image_size": list(SIZE), "interpolation": "lanczos"},
         **{"image_threshold": thresholds.image, "pixel_threshold": thresholds.pixel},
@@ -127,15 +124,9 @@ def test_metadata_describe_the_model(file, detectors):
     assert numbers["good_scores"] == thresholds.good_scores.tolist()
 
 
-def layers_of(channels):
-    """ResNet-18's layers have 64, 128 and 256 channels."""
-    return sorted({f"layer{1 + (c >= 64) + (c >= 192)}" for c in channels})
-
-
-def test_layers_in_the_metadata_are_those_of_the_channels(weights):
+def test_layers_in_the_metadata_are_those_that_channels_were_drawn_from(weights):
     for layers in (["layer2"], ["layer1", "layer3"]):
-        described = export.describe_model(fit(weights, 3, layers=layers))
-        assert described["layers"] == layers
+        assert export.make_metadata(fit(weights, 3, layers=layers).model)["layers"] == layers
 
 
 def test_openvino_gives_the_same_numbers(file, detectors):

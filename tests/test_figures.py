@@ -5,16 +5,16 @@ import pytest
 from PIL import Image
 
 from tests.records import make_scored_class
-from utils import plot
+from utils.evaluation import DrawnImage
 from utils.plot import COLOUR_BAR, MARGIN
 from utils.report.figures import draw_figures
 
-PANELS = ["image", "ground truth", "heat map", "predicted mask", "outline of that mask"]
+PANELS = ["Image", "Ground truth", "Predicted heat map", "Predicted mask", "Segmentation result"]
 
 
 def test_figures_are_drawn_for_the_chosen_images(tmp_path):
     test, scored, evaluation = make_scored_class(drawn=[0, 3])
-    figures = draw_figures(tmp_path, test, scored, evaluation)
+    figures = draw_figures(tmp_path, test, scored, evaluation.oracle_pixel)
     assert figures.paths == {0: "figures/bolt/crack_000.jpg", 3: "figures/bolt/good_003.jpg"}
     assert figures.panels == PANELS
     written = sorted(path for path in tmp_path.rglob("*") if path.is_file())
@@ -24,49 +24,55 @@ def test_figures_are_drawn_for_the_chosen_images(tmp_path):
             assert figure.size == figures.size
 
 
-def test_figures_that_are_too_wide_for_jpeg_are_written_as_png(tmp_path, monkeypatch):
+def test_figures_of_large_images_are_scaled_down(tmp_path):
     test, scored, evaluation = make_scored_class(drawn=[0])
-    (width, _) = draw_figures(tmp_path, test, scored, evaluation).size
-    for longest, suffix in ((width, ".jpg"), (width - 1, ".png")):
-        monkeypatch.setattr(plot, "LONGEST_JPEG", longest)
-        (path,) = draw_figures(tmp_path, test, scored, evaluation).paths.values()
-        assert path.endswith(suffix)
-        with Image.open(tmp_path / path) as figure:
-            assert figure.format == {".jpg": "JPEG", ".png": "PNG"}[suffix]
+    shown = scored.drawn[0]
+    large = DrawnImage(*(np.kron(a, np.ones((60, 60), a.dtype)) for a in shown))
+    scored = scored._replace(drawn={0: large})
+    figures = draw_figures(tmp_path, test, scored, evaluation.oracle_pixel)
+    with Image.open(tmp_path / figures.paths[0]) as figure:
+        assert figure.size == figures.size == (5 * (800 + MARGIN) + MARGIN + COLOUR_BAR, 704)
 
 
 @pytest.mark.parametrize(
-    ("has_masks", "pixel_threshold", "panels"),
-    [(False, None, ["image", "heat map"]), (True, None, PANELS[:3])],
+    ("has_masks", "oracle", "panels"),
+    [(False, None, [PANELS[0], PANELS[2]]), (True, None, PANELS[:3])],
 )
-def test_panels_that_cannot_be_drawn_are_left_out(tmp_path, has_masks, pixel_threshold, panels):
-    test, scored, evaluation = make_scored_class(drawn=[0], has_masks=has_masks)
-    evaluation = evaluation._replace(pixel_threshold=pixel_threshold)
-    figures = draw_figures(tmp_path, test, scored, evaluation)
+def test_panels_that_cannot_be_drawn_are_left_out(tmp_path, has_masks, oracle, panels):
+    test, scored, _ = make_scored_class(drawn=[0], has_masks=has_masks)
+    figures = draw_figures(tmp_path, test, scored, oracle)
     assert figures.panels == panels
     assert (figures.size[0] - COLOUR_BAR) // (40 + MARGIN) == len(panels)
 
 
 def test_without_figures_there_is_no_size(tmp_path):
     test, scored, evaluation = make_scored_class(drawn=[])
-    figures = draw_figures(tmp_path, test, scored, evaluation)
+    figures = draw_figures(tmp_path, test, scored, evaluation.oracle_pixel)
     assert (figures.paths, figures.size) == ({}, None)
     assert not list(tmp_path.iterdir())
+
+
+def test_figures_that_cannot_be_written_are_named(tmp_path):
+    test, scored, evaluation = make_scored_class(drawn=[0, 3])
+    (tmp_path / "figures/bolt/good_003.jpg").mkdir(parents=True)
+    figures = draw_figures(tmp_path, test, scored, evaluation.oracle_pixel)
+    assert figures.paths == {0: "figures/bolt/crack_000.jpg"}
+    assert figures.missing == ["figures/bolt/good_003.jpg"]
+    assert figures.problem.startswith("figures are missing: cannot write ")
+    assert figures.size is not None
 
 
 def test_title_names_class_defect_type_file_and_score(tmp_path, monkeypatch):
     drawn = []
 
-    def plot(items, norm, threshold):
+    def plot(items, panels, norm, threshold):
         drawn.extend([*items, norm, threshold])
         return iter(())
 
     monkeypatch.setattr("utils.report.figures.plot_localisations", plot)
     test, scored, evaluation = make_scored_class(drawn=[0])
-    draw_figures(Path("run"), test, scored, evaluation)
+    draw_figures(Path("run"), test, scored, evaluation.oracle_pixel)
     item, norm, threshold = drawn
     assert item.title == f"bolt / crack / 000.png    image score {scored.image_scores[0]:.2f}"
-    assert item.path == Path("run/figures/bolt/crack_000.jpg")
-    np.testing.assert_array_equal(item.mask, scored.masks[0])
     assert (norm.vmin, norm.vmax) == scored.score_range
-    assert threshold == evaluation.pixel_threshold
+    assert threshold == evaluation.oracle_pixel

@@ -1,11 +1,12 @@
 import os
 import subprocess
 import sys
+import time
 
 import pytest
 
 from tests.helpers import MAIN
-from utils.system.files import make_folder, printable, replacing
+from utils.system.files import make_folder, printable, replacing, write_csv
 
 
 def names(folder):
@@ -20,6 +21,11 @@ def test_file_appears_when_the_block_ends(tmp_path):
         assert not path.exists()
     assert path.read_text() == "whole"
     assert names(path.parent) == ["table.csv"]
+
+
+def test_csv_has_undefined_values_and_names_that_are_no_text(tmp_path):
+    write_csv(tmp_path / "table.csv", ["image", "score"], [[os.fsdecode(b"\xff.png"), None]])
+    assert (tmp_path / "table.csv").read_bytes() == b"image,score\r\n\xff.png,\r\n"
 
 
 def test_failed_write_leaves_the_old_file_and_names_it(tmp_path):
@@ -45,7 +51,7 @@ def test_files_that_a_writer_puts_beside_its_own_are_removed(tmp_path):
     assert names(tmp_path) == ["model.safetensors"]
 
 
-def test_killed_process_leaves_no_file_and_the_next_removes_its_rest(tmp_path):
+def test_killed_process_leaves_no_file_and_its_rest_is_removed_when_it_is_old(tmp_path):
     path = tmp_path / "table.csv"
     code = f"""
 import os, signal
@@ -59,22 +65,23 @@ with replacing(Path({str(path)!r})) as temporary:
     assert killed.returncode < 0
     (hidden,) = tmp_path.iterdir()
     assert hidden.name.startswith(".")
-    with replacing(path) as temporary:
-        temporary.write_text("whole")
-    assert names(tmp_path) == ["table.csv"]
+    (rest,) = hidden.iterdir()
+    for age, left in ((60, [hidden.name, "table.csv"]), (10**5, ["table.csv"])):
+        os.utime(rest, (time.time() - age,) * 2)
+        with replacing(path) as temporary:
+            temporary.write_text("whole")
+        assert names(tmp_path) == left
 
 
 def test_two_processes_may_write_a_file_at_once(tmp_path):
     path = tmp_path / "table.csv"
-    other = tmp_path / ".table.csv.part" / str(os.getppid()) / "table.csv"
-    with replacing(path) as temporary:
-        temporary.write_text("ours")
-        other.parent.mkdir()
-        other.write_text("theirs")
-    with replacing(path) as temporary:
-        temporary.write_text("ours again")
-    assert path.read_text() == "ours again"
-    assert other.read_text() == "theirs"
+    with replacing(path) as ours:
+        ours.write_text("ours")
+        with replacing(path) as theirs:
+            theirs.write_text("theirs")
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "ours"
+    assert names(tmp_path) == ["table.csv"]
 
 
 def test_folder_that_cannot_be_written_is_refused_with_its_option(tmp_path):

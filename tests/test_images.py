@@ -1,16 +1,20 @@
+import itertools
 import os
 
 import numpy as np
 import pytest
-from PIL import ExifTags, Image, ImageOps
+import tifffile
+from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 
-from datasets.images import is_image, load_image, read_size
+from datasets import images
+from datasets.images import is_image, is_jpeg, load_image, open_image, read_size
 from datasets.masks import load_mask
 from datasets.notes import TURNED, Notes
-from datasets.preprocessing import BIT_DEPTHS, DEFAULT, Preprocessing
+from datasets.preprocessing import BIT_DEPTHS, DEFAULT, Preprocessing, resize_and_crop
 from tests.conftest import write_image
 
 UNTOUCHED = Preprocessing(0, 0)
+both_loaders = pytest.mark.parametrize("load", [load_image, load_mask])
 
 
 def noise(width, height, *channels):
@@ -39,17 +43,17 @@ def colour_of(path):
 
 
 def test_images_are_known_by_their_suffix_unless_they_are_folders_or_pipes(tmp_path):
-    images = ["a.png", "b.PNG", "c.jpg", "d.Jpeg", "e.bmp", "f.tif", "g.TIFF"]
-    for name in (*images, "a.gif", "png"):
+    names = ["a.png", "b.PNG", "c.jpg", "d.Jpeg", "e.bmp", "f.tif", "g.TIFF"]
+    for name in (*names, "a.gif", "png"):
         (tmp_path / name).touch()
     (tmp_path / "folder.png").mkdir()
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to(tmp_path / "nowhere")
     found = sorted(path.name for path in tmp_path.iterdir() if is_image(path))
-    assert found == [*images, "link.png"]
+    assert found == [*names, "link.png"]
 
 
-@pytest.mark.parametrize("load", [load_image, load_mask])
+@both_loaders
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".bmp", ".tif"])
 def test_truncated_file_is_reported(tmp_path, load, suffix):
     path = write_image(tmp_path / f"image{suffix}", noise(64, 64, 3))
@@ -58,7 +62,7 @@ def test_truncated_file_is_reported(tmp_path, load, suffix):
         load(path, DEFAULT)
 
 
-@pytest.mark.parametrize("read", [read_size, lambda path: load_image(path, DEFAULT)])
+@pytest.mark.parametrize("read", [read_size, is_jpeg, open_image])
 def test_file_that_is_missing_or_no_image_is_reported(tmp_path, read):
     path = tmp_path / "image.png"
     with pytest.raises(ValueError, match=r"cannot read image .*\.png: No such file or directory;"):
@@ -68,11 +72,49 @@ def test_file_that_is_missing_or_no_image_is_reported(tmp_path, read):
         read(path)
 
 
-def test_image_with_more_pixels_than_pillow_accepts_is_reported(tmp_path, monkeypatch):
+@pytest.mark.parametrize("kind", ["EPS", "ICO"])
+def test_other_formats_are_not_opened_whatever_their_suffix(tmp_path, kind):
+    path = tmp_path / "image.png"
+    Image.new("RGB", (40, 40)).save(path, kind)  # to open EPS, Pillow would start Ghostscript
+    with pytest.raises(ValueError, match="not an image"):
+        open_image(path)
+
+
+def test_jpeg_is_known_by_its_content(tmp_path):
+    for suffix, kind in ((".png", "JPEG"), (".jpg", "PNG")):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"image{suffix}", kind)
+        assert is_jpeg(tmp_path / f"image{suffix}") is (kind == "JPEG")
+
+
+# limits
+
+
+def test_image_with_too_many_pixels_is_reported(tmp_path, monkeypatch):
     path = write_image(tmp_path / "image.png", noise(64, 64))
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: .*4096 pixels"):
-        load_image(path, DEFAULT)
+    monkeypatch.setattr(images, "MOST_PIXELS", 64 * 64 - 1)
+    with pytest.raises(ValueError, match=r"image\.png: it has 4096 pixels, more than 4095; cut it"):
+        open_image(path)
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_image_is_read_without_a_warning(tmp_path):
+    Image.new("1", (9500, 9500)).save(tmp_path / "image.png")  # Pillow warns from 9459² on
+    assert resize_and_crop(open_image(tmp_path / "image.png"), UNTOUCHED, 0).width == 9500
+
+
+@pytest.mark.parametrize("n_bytes", [2 * 2**20, images.MOST_TEXT + 1])
+@pytest.mark.parametrize("kind", ["text", "profile"])
+def test_png_may_have_as_much_text_or_profile_as_the_limit(tmp_path, kind, n_bytes):
+    pixels, path, info = noise(40, 40, 3), tmp_path / "image.png", PngImagePlugin.PngInfo()
+    if kind == "text":
+        info.add_text("comment", "a" * n_bytes, zip=True)
+    profile = {"icc_profile": bytes(n_bytes)} if kind == "profile" else {}
+    Image.fromarray(pixels).save(path, pnginfo=info, **profile)
+    if n_bytes > images.MOST_TEXT:
+        with pytest.raises(ValueError, match="it has over 64 MB of text or colour profile; save"):
+            load_image(path, UNTOUCHED)
+    else:
+        np.testing.assert_array_equal(load_image(path, UNTOUCHED), pixels.transpose(2, 0, 1))
 
 
 # modes
@@ -104,14 +146,6 @@ def test_cmyk_becomes_rgb(tmp_path):
     assert colour_of(path) == (255, 0, 0)
 
 
-@pytest.mark.parametrize(("suffix", "dtype"), [(".png", "<u2"), (".tif", "<u2"), (".tif", ">u2")])
-def test_16_bit_grey_is_scaled_to_8_bits(tmp_path, suffix, dtype):
-    # 257 steps of 16 bits are one of 8 bits: 128 / 257 < 0.5 < 129 / 257
-    for value, expected in ((0, 0), (128, 0), (129, 1), (25700, 100), (65535, 255)):
-        pixels = np.full((40, 40), value, dtype=dtype)
-        assert colour_of(write_image(tmp_path / f"image{suffix}", pixels)) == (expected,) * 3
-
-
 def test_all_values_of_a_bit_depth_are_scaled_to_the_nearest(tmp_path):
     for bit_depth in BIT_DEPTHS:
         values = np.arange(2**bit_depth, dtype=np.uint16).reshape(32, -1)
@@ -120,6 +154,67 @@ def test_all_values_of_a_bit_depth_are_scaled_to_the_nearest(tmp_path):
         np.testing.assert_array_equal(found, np.round(values * (255 / values.max())))
     with pytest.raises(ValueError, match=r"its values go to 65535, beyond --bit_depth 12; give a"):
         load_image(path, Preprocessing(0, 0, bit_depth=12))
+
+
+@pytest.mark.parametrize("header", ["P5 {} {} 100 ", "P5 {} {}\n4095\n", "P6 {} {} 1000 "])
+@pytest.mark.parametrize("n_missing", [0, 1])
+def test_pgm_and_ppm_of_any_highest_value_have_the_pixels_of_pillow(tmp_path, header, n_missing):
+    path, size = tmp_path / "image.ppm", (60, 40)
+    values = np.random.default_rng(0).integers(0, 2**16, 3 * 60 * 40).astype(">u2")
+    n_bytes = 60 * 40 * (1 if "100 " in header[8:13] else 2) * (3 if "P6" in header else 1)
+    path.write_bytes(header.format(*size).encode() + values.tobytes()[: n_bytes - n_missing])
+    if n_missing:
+        with pytest.raises(ValueError, match="the file is truncated"):
+            open_image(path)
+    else:
+        with Image.open(path) as expected:
+            np.testing.assert_array_equal(open_image(path), expected)
+
+
+def write_tiff(path, kind, n_channels, colours, planes, compressed, order):
+    """A file of values that its type and Pillow's 16 bits can hold; returns them."""
+    most = 255 if kind[1] == "1" else 2**15 if kind[0] == "i" else 2**16
+    values = np.random.default_rng(0).integers(0, most, (16, 16, n_channels)).astype(kind)
+    tifffile.imwrite(
+        path,
+        values.transpose(2, 0, 1) if planes else values.squeeze(),
+        photometric=colours,
+        planarconfig=("separate" if planes else "contig") if n_channels > 1 else None,
+        compression="deflate" if compressed else None,
+        byteorder=order,
+        metadata=None,
+    )
+    return values
+
+
+@pytest.mark.parametrize("colours", ["minisblack", "miniswhite", "rgb"])
+def test_tiff_of_any_layout_is_read_right_or_refused_with_its_layout(tmp_path, colours):
+    n_channels = (3, 4, 5) if colours == "rgb" else (1, 2, 3, 5)
+    read = set()
+    kinds = ("u1", "i1", "u2", "i2", "u4", "i4")
+    for layout in itertools.product(kinds, n_channels, (False, True), (False, True), "<>"):
+        kind, n, planes, compressed, order = layout
+        if n == 1 and planes or (colours == "miniswhite" and n > 1):
+            continue
+        values = write_tiff(tmp_path / "image.tif", kind, n, colours, *layout[2:])
+        refusal = ""
+        try:
+            found = load_image(tmp_path / "image.tif", UNTOUCHED)
+        except ValueError as error:
+            refusal = str(error)
+        if refusal:
+            bits, sign = 8 * int(kind[1]), "unsigned" if kind[0] == "u" else "signed"
+            assert f"{n} channel{'s' * (n > 1)} of {bits} bits, {sign}, " in refusal
+            assert ("one after the other" in refusal) is planes
+            continue
+        expected = values if colours != "miniswhite" else 255 - values
+        if kind[1] != "1":  # colours of 16 bits lose the lower 8
+            expected = np.round(values / 257) if colours == "minisblack" else values // 256
+        shown = expected.transpose(2, 0, 1)[:3] if n > 2 else expected[..., 0]
+        np.testing.assert_array_equal(found, np.broadcast_to(shown, found.shape), str(layout))
+        read.add((kind, n))
+    most = {"minisblack": ("u1", "u2", "i2", "i4"), "miniswhite": ("u1",), "rgb": ("u1", "u2")}
+    assert {(kind, n_channels[0]) for kind in most[colours]} <= read
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])
@@ -151,14 +246,14 @@ def test_values_beyond_16_bits_are_refused(tmp_path, value):
         load_image(path, DEFAULT)
 
 
-@pytest.mark.parametrize("load", [load_image, load_mask])
+@both_loaders
 def test_floating_point_is_refused(tmp_path, load):
     path = write_image(tmp_path / "image.tif", np.zeros((40, 40), dtype=np.float32))
     with pytest.raises(ValueError, match=r"image\.tif: floating-point pixels .* 8 or 16 bits"):
         load(path, DEFAULT)
 
 
-@pytest.mark.parametrize("load", [load_image, load_mask])
+@both_loaders
 @pytest.mark.parametrize("settings", [{}, {"transparency": 1}])
 def test_palette_image_without_its_palette_is_refused(tmp_path, load, settings):
     path = save(tmp_path, "P", 1, **settings)
@@ -168,25 +263,3 @@ def test_palette_image_without_its_palette_is_refused(tmp_path, load, settings):
     path.write_bytes(before[:-4] + rest[size + 4 :])
     with pytest.raises(ValueError, match=r"cannot read image .*image\.png: it has no palette"):
         load(path, DEFAULT)
-
-
-# masks
-
-
-@pytest.mark.parametrize(
-    ("mode", "value"),
-    [("1", 1), ("L", 1), ("L", 254), ("LA", (1, 255)), ("P", 1), ("RGB", (0, 0, 1)), ("I;16", 1)],
-)
-def test_mask_marks_what_is_above_0_in_any_channel(tmp_path, mode, value):
-    path = save(tmp_path, mode, value)
-    with Image.open(path) as image:
-        image.paste(0 if isinstance(value, int) else (0,) * len(value), (0, 0, 40, 15))
-        image.save(path)
-    mask = load_mask(path, UNTOUCHED)
-    np.testing.assert_array_equal(mask, np.arange(40)[:, None].repeat(40, 1) >= 15)
-
-
-def test_mask_that_marks_nothing_is_refused(tmp_path):
-    path = write_image(tmp_path / "mask.png", np.zeros((40, 40), dtype=np.uint8))
-    with pytest.raises(ValueError, match=r"mask .*mask\.png marks no pixel, but its image lies"):
-        load_mask(path, DEFAULT)

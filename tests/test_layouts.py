@@ -7,7 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datasets.dataset import load_splits
 from datasets.layouts import LAYOUTS, VISA_SPLIT, find_classes
+from datasets.notes import LOOSE, UNREAD, Notes
 
 # files of a class called bolt, and its samples: name, and masks of the defects
 TREES = {
@@ -42,6 +44,15 @@ TREES = {
         [("good_0",)],
         [("good_0",), ("hole_0", "test/hole/gt/0.png")],
     ),
+    "mvtec_ad_2": (
+        ["train/good/0_regular.png", "validation/good/0_regular.png", "test_private/0_regular.png"]
+        + ["test_private_mixed/0_mixed.png"]
+        + [f"test_public/{name}.png" for name in ("good/0_regular", "bad/0_regular", "bad/1")]
+        + [f"test_public/ground_truth/bad/{name}_mask.png" for name in ("0_regular", "1")],
+        [("good_0_regular",)],
+        [("bad_0_regular", "test_public/ground_truth/bad/0_regular_mask.png")]
+        + [("bad_1", "test_public/ground_truth/bad/1_mask.png"), ("good_0_regular",)],
+    ),
 }
 every_layout = pytest.mark.parametrize("dataset", TREES)
 
@@ -55,7 +66,12 @@ def touch(*paths):
 
 def read(data_path, dataset, split="test", class_name="bolt"):
     """Name, and masks relative to the class, of every sample; and whether there are masks."""
-    samples, has_masks = LAYOUTS[dataset].list_samples(data_path, class_name, split)
+    notes = Notes()
+    samples, has_masks = LAYOUTS[dataset].list_samples(data_path, class_name, split, notes)
+    for problem in notes.problems:
+        raise problem
+    # what else authors' folders hold is known
+    assert LAYOUTS[dataset].by_name or not notes.counts().keys() & {LOOSE.what, UNREAD.what}
     folder = data_path / class_name
     found = []
     for sample in samples:
@@ -90,10 +106,10 @@ def test_defects_have_all_their_masks_or_none(folder, dataset):
     for mask in masks:
         (folder / mask).unlink()
     expected = Path(masks[0]).with_suffix("")
-    message = rf"mask missing for .*0\.(png|JPG|bmp): expected .*{expected}"
+    message = rf"mask missing for .*0(_regular)?\.(png|JPG|bmp): expected .*{expected}"
     with pytest.raises(ValueError, match=message):
         read(folder.parent, dataset)
-    for path in [*folder.glob("ground_truth"), *folder.glob("test/*/gt")]:
+    for path in [*folder.glob("**/ground_truth"), *folder.glob("test/*/gt")]:
         shutil.rmtree(path)
     assert read(folder.parent, dataset) == ([sample[:1] for sample in in_test], False)
 
@@ -101,9 +117,10 @@ def test_defects_have_all_their_masks_or_none(folder, dataset):
 @every_layout
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_missing_images_are_reported(folder, dataset, split):
-    for path in folder.glob("good/*" if dataset == "folder" else f"{split}/**/*.*"):
+    layout = LAYOUTS[dataset]
+    parent = folder / (layout.train if split == "train" else layout.test)
+    for path in parent.rglob("*.*"):
         path.unlink()
-    parent = folder if dataset == "folder" else folder / split
     with pytest.raises(ValueError, match=rf"no images in {parent}; expected .*\*\.png \(al"):
         read(folder.parent, dataset, split)
 
@@ -124,6 +141,8 @@ def test_auto_prefers_mvtec(tmp_path):
     [
         ("mvtec3d", ["bolt/train/good/rgb/0.png", "bolt/train/good/xyz/0.tiff"]),
         ("loco", ["bolt/train/good/0.png", "bolt/ground_truth/logical_anomalies/000/000.png"]),
+        ("mvtec_ad_2", ["bolt/train/good/0.png", "bolt/test_public/good/0.png"]),
+        ("mvtec_ad_2", ["bolt/train/good/0.png", "bolt/test_private/0.png"]),
         # as people convert it
         ("mvtec", ["bolt/train/good/0.png", "bolt/ground_truth/logical_anomalies/000_mask.png"]),
         ("mvtec", ["bolt/train/good/rgb/0.png", "bolt/test/anomalies/0.png"]),
@@ -154,6 +173,12 @@ def test_folder_without_classes_is_refused_with_what_is_expected(tmp_path, datas
         find_classes(tmp_path / "file", dataset)
 
 
+def test_mvtec_ad_2_without_test_public_is_refused(tmp_path):
+    touch(tmp_path / "can/train/good/0.png", tmp_path / "can/test_private/0.png")
+    with pytest.raises(ValueError, match="no folder .*can/test_public; a class needs training and"):
+        load_splits(tmp_path, "can", find_classes(tmp_path)[0])
+
+
 # the folder layout
 
 
@@ -163,7 +188,7 @@ def test_a_folder_with_good_images_is_a_class_named_after_itself(tmp_path, monke
     assert find_classes(folder)[1] == ["my parts é"]
     monkeypatch.chdir(folder)
     assert find_classes(Path("."))[1] == ["my parts é"]
-    samples, _ = LAYOUTS["folder"].list_samples(Path("."), "my parts é", "test")
+    samples, _ = LAYOUTS["folder"].list_samples(Path("."), "my parts é", "test", Notes())
     assert [sample.name for sample in samples] == ["good_2"]
 
 
@@ -237,6 +262,7 @@ def test_visa_file_that_does_not_exist_is_refused(visa, name):
         ("../candle,train,normal,a.png,", r"names the class '\.\./candle'; it must be a plain"),
         (f"candle,train,normal,{'x' * 140_000},", r"is damaged \(.*unpack it again"),
         ("candle,train,normal,\udcff,", r"is damaged \(.*unpack it again"),
+        ("candle,train,normal,\0,", r"is damaged \(.*unpack it again"),
     ],
 )
 def test_damaged_table_of_visa_is_refused(tmp_path, row, message):
@@ -278,5 +304,5 @@ def test_images_of_any_names_are_read_in_order_with_their_masks(good, defects):
                 mask = root / "ground_truth" / defect_type / f"{stem}_mask.png"
                 touch(image, mask)
                 expected.append((image, () if defect_type == "good" else (mask,)))
-        samples, _ = LAYOUTS["mvtec"].list_samples(Path(data_path), "bolt", "test")
+        samples, _ = LAYOUTS["mvtec"].list_samples(Path(data_path), "bolt", "test", Notes())
     assert [(sample.path, sample.mask_paths) for sample in samples] == expected

@@ -3,7 +3,9 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from datasets import loading
 from datasets.dataset import load_splits
 from datasets.loading import BATCHES_AHEAD, Loader, load_batches
 
@@ -16,8 +18,9 @@ class Numbers:
 
     class_name, split = "numbers", "test"
 
-    def __init__(self, length=7, error_at_3=None):
+    def __init__(self, length=7, error_at_3=None, make=lambda: np.zeros((2, 2), np.uint8)):
         self.length = length
+        self.make = make
         self.error_at_3 = error_at_3
         self.asked = []
 
@@ -30,7 +33,7 @@ class Numbers:
             raise self.error_at_3
         if index > 3 and self.error_at_3 is not None:
             time.sleep(0.01)  # the error is raised while most of the items wait
-        return np.full((2, 2), index, dtype=np.uint8), index
+        return self.make(), index
 
 
 def assert_read(numbers, count):
@@ -92,6 +95,21 @@ def test_no_more_batches_are_read_ahead_than_the_limit(limit, n_ahead):
         assert_read(numbers, n_ahead + 1)
         next(loader.batches(numbers))
         assert_read(numbers, n_ahead + 11)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: np.zeros(10_000, np.uint8), lambda: Image.new("RGB", (50, 50))]
+)
+def test_a_thread_reads_no_further_ahead_once_the_limit_of_bytes_is_reached(monkeypatch, make):
+    monkeypatch.setattr(loading, "BYTES_AHEAD", 95_000)
+    small, large = Numbers(length=20), Numbers(length=50, make=make)
+    with Loader([small, large], 10, 1) as loader:
+        assert_read(small, 20)
+        assert_read(large, 10)
+        assert len(list(loader.items(small))) == 20
+        for i, _ in enumerate(loader.items(large), start=1):
+            assert len(large.asked) <= i + 10
+    assert len(large.asked) == 50
 
 
 @with_and_without_threads

@@ -5,8 +5,8 @@ import pytest
 from PIL import Image
 
 from datasets.masks import load_mask
-from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, Notes
-from datasets.preprocessing import Preprocessing
+from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, UNSEEN_MASKS, Notes
+from datasets.preprocessing import WHOLE, Preprocessing
 
 UNTOUCHED = Preprocessing(0, 0)
 DEFECT = np.zeros((40, 48), bool)
@@ -17,8 +17,9 @@ WHITE = np.full_like(GREY, 255)
 
 
 def layers(*bands):
-    """An image of these bands: grey and alpha, or red, green, blue and alpha."""
-    return Image.merge({2: "LA", 4: "RGBA"}[len(bands)], [Image.fromarray(b) for b in bands])
+    """An image of these bands: grey and alpha, red, green and blue, or these and alpha."""
+    modes = {2: "LA", 3: "RGB", 4: "RGBA"}
+    return Image.merge(modes[len(bands)], [Image.fromarray(band) for band in bands])
 
 
 def palette(indices, *colours, **info):
@@ -41,8 +42,9 @@ MEANT = {
     "white background in a palette": palette(DEFECT, (255, 255, 255), (255, 0, 0)),
     "transparent index": palette(DEFECT, (0, 0, 0), (255, 255, 255), transparency=1),
     "1 bit": Image.fromarray(DEFECT),
+    "faint": Image.fromarray(GREY // 255),
     "16 bits": Image.fromarray(DEFECT.astype(np.uint16)),
-    "RGB": Image.merge("RGB", [Image.fromarray(b) for b in (GREY * 0, GREY * 0, GREY // 255)]),
+    "RGB": layers(GREY * 0, GREY * 0, GREY // 255),
 }
 
 
@@ -64,10 +66,10 @@ def test_a_colour_that_is_declared_transparent_is_the_background(tmp_path):
         (layers(GREY, LEFT.astype(np.uint8) * 255), r"do not agree .*\(1740 and 180 .* 960 are no"),
         (layers(WHITE, WHITE - GREY // 2), "transparency from 128 to 255, but no pixel that"),
         (palette(DEFECT, (255, 255, 255), (0, 0, 0)), "palette whose index 0, the background, is"),
-        (palette(DEFECT * 0, (255, 255, 255)), "marks no pixel"),
+        (palette(DEFECT * 0, (255, 255, 255)), "marks no pixel, but its image lies among"),
     ],
 )
-def test_mask_of_two_meanings_is_refused(tmp_path, image, message):
+def test_mask_of_two_meanings_or_none_is_refused(tmp_path, image, message):
     image.save(tmp_path / "mask.png")
     with pytest.raises(ValueError, match=message):
         load_mask(tmp_path / "mask.png", UNTOUCHED)
@@ -75,6 +77,7 @@ def test_mask_of_two_meanings_is_refused(tmp_path, image, message):
 
 FRAME = np.pad(np.zeros((36, 44), np.uint8), 2, constant_values=255)
 BLURRED = np.minimum(np.arange(48, dtype=np.uint8) // 2, 19)[None].repeat(40, 0)
+SOFT = BLURRED * LEFT.astype(np.uint8) + GREY // 9
 
 
 @pytest.mark.parametrize(
@@ -86,7 +89,7 @@ BLURRED = np.minimum(np.arange(48, dtype=np.uint8) // 2, 19)[None].repeat(40, 0)
         (255 - GREY, True, None),
         (GREY, False, None),
         (np.where(LEFT, 255, 0).astype(np.uint8), False, None),  # half, not more
-        (BLURRED * LEFT.astype(np.uint8) + GREY // 9, False, MANY_VALUES),
+        (SOFT, False, MANY_VALUES),
         (BLURRED // 2, False, LARGE_MASK),  # 12 values may be classes
     ],
 )
@@ -98,6 +101,39 @@ def test_what_may_be_meant_otherwise_is_noted_once(tmp_path, pixels, invert, kin
     np.testing.assert_array_equal(marked, (pixels > 0) != invert)
     expected = [f"{kind.what}: {path}; {kind.advice}"] if kind else []
     assert notes.sentences() == expected
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        Image.fromarray(SOFT.astype(np.uint16) * 999),
+        Image.fromarray(SOFT.astype(np.int32) * 999),
+        layers(WHITE * 0, SOFT),
+        layers(SOFT * 0, SOFT // 2, SOFT),
+        layers(WHITE, WHITE, WHITE, SOFT),
+        palette(SOFT, *((i, i, i) for i in range(256))),
+    ],
+    ids=lambda image: image.mode,
+)
+def test_soft_edges_are_noted_in_any_mode(tmp_path, image):
+    notes = Notes()
+    image.save(tmp_path / "mask.tif" if image.mode == "I" else tmp_path / "mask.png")
+    marked = load_mask(next(tmp_path.iterdir()), UNTOUCHED, notes=notes)
+    np.testing.assert_array_equal(marked, SOFT > 0)
+    assert MANY_VALUES.what in " ".join(notes.sentences())
+
+
+@pytest.mark.parametrize(
+    ("preprocessing", "seen"),
+    [((0, 32), False), ((0, 36), True), ((256, 32, False, 16, WHOLE), False), ((32, 0), False)],
+)
+def test_mask_that_is_lost_in_resizing_or_cropping_is_noted(tmp_path, preprocessing, seen):
+    pixels, notes = np.zeros((40, 48), np.uint8), Notes()
+    pixels[2, 20] = 255  # nearest-neighbour resizing to 32 rows takes rows 0, 1, 3, ...
+    Image.fromarray(pixels).save(tmp_path / "mask.png")
+    mask = load_mask(tmp_path / "mask.png", Preprocessing(*preprocessing), notes=notes)
+    assert mask.any() == seen
+    assert [UNSEEN_MASKS.what in sentence for sentence in notes.sentences()] == [True] * (not seen)
 
 
 def test_notes_count_files_and_show_the_first():

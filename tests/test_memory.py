@@ -7,7 +7,14 @@ import torch
 
 from tests.helpers import MAIN
 from utils.system import memory
-from utils.system.memory import Work, check_memory, device_bytes, free_bytes, host_bytes
+from utils.system.memory import (
+    HIERARCHIES,
+    Work,
+    check_memory,
+    device_bytes,
+    free_bytes,
+    host_bytes,
+)
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
 WORK = Work(
@@ -65,16 +72,22 @@ def test_host_needs_more_for_more_images(name):
 
 @pytest.fixture
 def limits(tmp_path, monkeypatch):
-    """Write a limit, what is used and, of that, files that the system would give back."""
-    paths = tuple(tmp_path / name for name in ("max", "current", "stat"))
-    missing = tuple(tmp_path / name for name in ("no", "such", "file"))
-    monkeypatch.setattr(memory, "LIMITS", (missing, paths))
+    """Write the files of a control group; this process is in app/job, of which version is asked."""
     monkeypatch.setattr("psutil.virtual_memory", lambda: type("Free", (), {"available": 10**9}))
+    monkeypatch.setattr(memory, "GROUPS", tmp_path / "cgroup")
+    roots = [tmp_path / "v1", tmp_path / "v2"]
+    hierarchies = [(root, *names) for root, (_, *names) in zip(roots, HIERARCHIES, strict=True)]
+    monkeypatch.setattr(memory, "HIERARCHIES", hierarchies)
 
-    def write(most, used, files=0):
-        statistics = f"anon 5\nactive_file {files}\ninactive_file 1\n"
-        for path, text in zip(paths, (f"{most}\n", f"{used}\n", statistics), strict=True):
-            path.write_text(text)
+    def write(version, group, most, used, files=0):
+        controllers = {1: "cpu,memory", 2: ""}[version]
+        memory.GROUPS.write_text(f"9:name=systemd:/x\n4:{controllers}:/app/job\n")
+        root, limit, current = hierarchies[version - 1]
+        (root / group).mkdir(parents=True, exist_ok=True)
+        name = {1: "total_active_file", 2: "active_file"}[version]
+        statistics = f"anon 5\n{name} {files}\ninactive_file 1"
+        for name, text in ((limit, most), (current, used), ("memory.stat", statistics)):
+            (root / group / name).write_text(f"{text}\n")
 
     return write
 
@@ -83,16 +96,16 @@ def test_free_memory_is_that_of_the_system_without_a_limit(limits):
     assert free_bytes() == 10**9
 
 
-def test_limit_of_a_group_counts_but_not_the_files_it_caches(limits):
-    limits(5000, 3000)
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("group", ["", "app", "app/job"])
+def test_limits_of_the_process_own_groups_count_but_not_files_they_cache(limits, version, group):
+    limits(version, group, 5000, 3000)
     assert free_bytes() == 2001
-    limits(5000, 3000, 2500)
+    limits(version, group, 5000, 3000, 2500)
     assert free_bytes() == 4501
-
-
-@pytest.mark.parametrize("most", ["max", 2**63 - 4096])
-def test_group_without_a_limit_leaves_the_memory_of_the_system(limits, most):
-    limits(most, 3000)
+    limits(version, "other", 10, 9)  # another process's
+    assert free_bytes() == 4501
+    limits(version, group, {1: 2**63 - 4096, 2: "max"}[version], 3000)
     assert free_bytes() == 10**9
 
 

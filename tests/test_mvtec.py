@@ -3,17 +3,9 @@ import os
 import pytest
 
 from datasets import mvtec
-from datasets.mvtec import UNLABELLED, list_samples
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """A class with three defective images and their masks, all empty files."""
-    for name in ["train/good/0.png", *(f"test/crack/{i}.png" for i in range(3))]:
-        touch(tmp_path / "bolt" / name)
-    for i in range(3):
-        touch(tmp_path / f"bolt/ground_truth/crack/{i}_mask.png")
-    return tmp_path / "bolt"
+from datasets.layouts import LAYOUTS
+from datasets.mvtec import UNLABELLED
+from datasets.notes import Notes
 
 
 def touch(path):
@@ -21,11 +13,8 @@ def touch(path):
     path.touch()
 
 
-def masks_of(folder):
-    return [
-        [path.name for path in sample.mask_paths]
-        for sample in list_samples(folder.parent, folder.name, "test")[0]
-    ]
+def list_test(folder):
+    return LAYOUTS["mvtec"].list_samples(folder.parent, folder.name, "test", Notes())
 
 
 def test_classes_and_counts_are_those_of_the_paper():
@@ -39,33 +28,39 @@ def test_classes_and_counts_are_those_of_the_paper():
     assert totals == [3629, 467, 1258]
 
 
-def test_hidden_folders_are_ignored(folder):
-    touch(folder / "test/.checkpoints/0.png")
-    assert len(masks_of(folder)) == 3
-
-
 def test_images_in_test_itself_are_unlabelled(tmp_path):
     touch(tmp_path / "bolt/test/7.png")
     touch(tmp_path / "bolt/ground_truth/crack/7_mask.png")
-    (sample,), has_masks = list_samples(tmp_path, "bolt", "test")
+    (sample,), has_masks = list_test(tmp_path / "bolt")
     assert (sample.name, sample.label, has_masks) == ("unlabelled_7", UNLABELLED, False)
 
 
-def test_empty_and_missing_test_folder_are_reported(tmp_path):
-    with pytest.raises(ValueError, match=r"no folder .*test; a class needs training and"):
-        list_samples(tmp_path, "bolt", "test")
+def test_an_empty_test_folder_is_reported(tmp_path):
     (tmp_path / "bolt/test").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"no images in .*test; expected <defect type>/"):
-        list_samples(tmp_path, "bolt", "test")
+        list_test(tmp_path / "bolt")
 
 
-def test_mask_may_have_any_suffix_but_one_only(folder):
-    masks = folder / "ground_truth/crack"
-    (masks / "0_mask.png").rename(masks / "0_mask.TIFF")
-    assert masks_of(folder) == [["0_mask.TIFF"], ["1_mask.png"], ["2_mask.png"]]
-    touch(masks / "1_mask.bmp")
-    with pytest.raises(ValueError, match=r"1_mask\.bmp and .*1_mask\.png may both be the mask of"):
-        masks_of(folder)
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (["000", "001"], ["000-mask", "001_MASK"]),
+        (["m\u00fcller"], ["mu\u0308ller_mask"]),
+        (["A", "a"], ["A_mask", "a_mask"]),  # as it is comes first
+        (["a-b", "a_b"], ["a-b_gt", "a_b_gt"]),
+        (["good_mask", "x"], ["good_mask_mask", "X seg"]),
+    ],
+)
+@pytest.mark.parametrize("place", ["ground_truth/Crack", "test/crack"])
+def test_masks_are_paired_whatever_their_case_and_unicode_form(tmp_path, images, masks, place):
+    folder = tmp_path / "bolt"
+    for stem in images:
+        touch(folder / f"test/crack/{stem}.png")
+    for stem in masks:
+        touch(folder / place / f"{stem}.png")
+    samples, _ = list_test(folder)
+    found = {sample.path.stem: [path.stem for path in sample.mask_paths] for sample in samples}
+    assert found == {image: [mask] for image, mask in zip(images, masks, strict=True)}
 
 
 def test_folders_are_listed_as_often_for_many_images_as_for_few(tmp_path, monkeypatch):
@@ -78,6 +73,6 @@ def test_folders_are_listed_as_often_for_many_images_as_for_few(tmp_path, monkey
             for i in range(n):
                 touch(folder / f"{name.format(i)}.png")
         listed.clear()
-        assert len(list_samples(folder.parent, "bolt", "test")[0]) == n
+        assert len(list_test(folder)[0]) == n
         counts.append(len(listed))
     assert counts[0] == counts[1] > 2

@@ -6,8 +6,7 @@ from datasets.dataset import load_all
 from tests.bad_inputs import matches, spoil
 from tests.helpers import call
 from tests.oddities import NOTED, REFUSED, TAKEN, build
-from utils.commands.command_line import make_experiment_parser
-from utils.commands.options import read_preprocessing
+from utils.commands.command_line import parse_command_line
 
 
 @pytest.fixture(autouse=True)
@@ -23,10 +22,8 @@ def read_options(name):
 
 def take(*options):
     """Read a class as a run does: training and test images, how many masks, and the notes."""
-    args = make_experiment_parser("").parse_args(["--data_path", "data", *options])
-    preprocessing = read_preprocessing(args)
-    names = args.data_path, args.dataset, args.class_name
-    ((train, test),) = load_all(*names, preprocessing, args.invert_masks, args.normal)
+    settings = parse_command_line(["--data_path", "data", *options], "", None).settings
+    ((train, test),) = load_all(settings)
     items = [data[i] for data in (train, test) for i in range(len(data))]
     n_masks = sum(bool(mask.any()) for _, _, mask in items)
     assert n_masks in (0, sum(label for _, label, _ in items))

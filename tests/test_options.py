@@ -1,11 +1,11 @@
-"""Options that several commands share."""
-
-import argparse
+"""The types of options."""
 
 import pytest
 
-from utils.commands import options
-from utils.commands.options import at_least, count_workers, figure_count, finite, rate
+from utils.settings import at_least, figure_count, finite, rate
+from utils.system import processes
+from utils.system.errors import UserError
+from utils.system.processes import count_workers
 
 
 @pytest.mark.parametrize(
@@ -35,25 +35,18 @@ def test_value_is_parsed(parse, text, value):
 )
 def test_other_values_are_refused(parse, texts, message):
     for text in texts:
-        with pytest.raises(argparse.ArgumentTypeError) as refusal:
+        with pytest.raises(UserError) as refusal:
             parse(text)
         assert str(refusal.value) == f"{text!r} {message}"
 
 
-def test_option_is_also_spelled_with_hyphens():
-    parser = argparse.ArgumentParser()
-    options.add_option(parser, "batch_size", "images", type=at_least(1))
-    for flag in ("--batch_size", "--batch-size"):
-        assert parser.parse_args([flag, "7"]).batch_size == 7
-
-
 @pytest.mark.parametrize(
-    ("cores", "processes", "workers"), [(2, 1, 2), (64, 1, 8), (16, 4, 4), (2, 4, 1)]
+    ("cores", "size", "workers"), [(2, 1, 2), (64, 1, 8), (16, 4, 4), (2, 4, 1)]
 )
-def test_workers_are_the_cores_of_this_process(monkeypatch, cores, processes, workers):
-    monkeypatch.setattr(options, "count_cores", lambda: cores)
+def test_workers_are_the_cores_of_this_process(monkeypatch, cores, size, workers):
+    monkeypatch.setattr(processes, "count_cores", lambda: cores)
     for name in ("RANK", "LOCAL_RANK"):
         monkeypatch.setenv(name, "0")
     for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
-        monkeypatch.setenv(name, str(processes))
+        monkeypatch.setenv(name, str(size))
     assert count_workers() == workers

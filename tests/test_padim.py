@@ -1,22 +1,34 @@
+from itertools import accumulate
+
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
+from datasets.preprocessing import Preprocessing
 from tests.naive import naive_distances, naive_embeddings, naive_maps
-from tests.samples import draw_layers
+from tests.samples import Lookup, draw_layers, numbered
 from tests.tolerances import EPSILON, distance_error, left_out_distances
-from utils.padim import PaDiM, enlarge, image_scores
+from utils.maps import enlarge, image_scores
+from utils.padim import PaDiM
 
 GRIDS, SIZE = [(8, 12), (4, 6), (2, 3)], (64, 96)
 # the dual form is for up to 11 images, as the coarser layers have 5 + 6 channels
 in_both_forms = pytest.mark.parametrize("n", [6, 20], ids=["dual", "primal"])
 
 
-def fit(layers: list[Tensor], sizes: list[int], **options) -> PaDiM:
+def fit(layers: list[Tensor], sizes: list[int], copy_of: list[int] | None = None) -> PaDiM:
     """A model of all images, given in batches of these sizes."""
-    batches = zip(*(layer.split(sizes) for layer in layers), strict=True)
-    return PaDiM().fit(map(list, batches), len(layers[0]), **options)
+    ends = list(accumulate(sizes))
+    batches = (numbered(end - n, end, SIZE) for end, n in zip(ends, sizes, strict=True))
+    model = PaDiM(Lookup(layers), Preprocessing(0, 0), "bolt")
+    return model.fit(batches, len(layers[0]), copy_of)
+
+
+def score(model: PaDiM, layers: list[Tensor]) -> np.ndarray:
+    """The maps of other images."""
+    model.extractor = Lookup(layers)
+    return model.anomaly_maps(numbered(0, len(layers[0]), SIZE))
 
 
 def assert_maps(found: np.ndarray | Tensor, distances: np.ndarray, error: np.ndarray) -> None:
@@ -32,8 +44,8 @@ def test_maps_equal_the_naive_ones(n):
     train, test = draw_layers(n, GRIDS), draw_layers(3, GRIDS, seed=1)
     model = fit(train, [n - 4, 4])
     assert model.gaussians.is_primal is (n == 20)
-    anomaly_maps = model.anomaly_maps(test, SIZE)
-    assert (anomaly_maps.dtype, anomaly_maps.shape) == (torch.float32, (3, *SIZE))
+    anomaly_maps = score(model, test)
+    assert (anomaly_maps.dtype, anomaly_maps.shape) == (np.float32, (3, *SIZE))
     embeddings = naive_embeddings(train), naive_embeddings(test)
     distances = naive_distances(*embeddings)
     assert_maps(anomaly_maps, distances, distance_error(distances, *embeddings, dual=n == 6))
@@ -42,7 +54,7 @@ def test_maps_equal_the_naive_ones(n):
 def test_defect_is_found_where_it_is():
     train, test = draw_layers(12, GRIDS), draw_layers(2, GRIDS, seed=1)
     test[0][1, :, 5, 3] += 60
-    anomaly_maps = fit(train, [12]).anomaly_maps(test, SIZE)
+    anomaly_maps = score(fit(train, [12]), test)
     assert anomaly_maps[1].max() > 3 * anomaly_maps[0].max()
     row, column = np.unravel_index(int(anomaly_maps[1].argmax()), SIZE)
     # a patch is 8 pixels wide, its two middle ones are equal
@@ -71,11 +83,10 @@ def test_image_score_is_the_maximum_of_the_map():
 @in_both_forms
 def test_held_out_maps_are_those_of_a_fit_without_the_image(n):
     train = draw_layers(n, GRIDS)
-    held_out = [0, 3, n - 1]
-    found = fit(train, [2] * (n // 2), held_out=held_out).held_out_maps(SIZE)
-    assert (found.dtype, found.shape) == (np.float32, (3, *SIZE))
-    for anomaly_map, i in zip(found, held_out, strict=True):
-        assert_maps(anomaly_map[None], *left_out_distances(naive_embeddings(train), [i], n == 6))
+    found = fit(train, [2] * (n // 2)).held_out_maps()
+    assert (found.dtype, found.shape) == (np.float32, (n, *SIZE))
+    for i in (0, 3, n - 1):
+        assert_maps(found[[i]], *left_out_distances(naive_embeddings(train), [i], n == 6))
 
 
 @in_both_forms
@@ -84,7 +95,7 @@ def test_copies_are_held_out_together(n):
     for layer in train:
         layer[n - 1] = layer[2]
     copy_of = [*range(n - 1), 2]
-    found = fit(train, [n], copy_of=copy_of).held_out_maps(SIZE)
+    found = fit(train, [n], copy_of).held_out_maps()
     assert len(found) == n - 1
     distances, error = left_out_distances(naive_embeddings(train), [2, n - 1], n == 6)
     assert_maps(found[[2]], distances[:1], error[:1])
@@ -92,5 +103,5 @@ def test_copies_are_held_out_together(n):
 
 @pytest.mark.parametrize(("n", "count"), [(2, 0), (3, 3)])
 def test_without_two_other_images_nothing_is_held_out(n, count):
-    held_out_maps = fit(draw_layers(n, GRIDS), [n]).held_out_maps(SIZE)
+    held_out_maps = fit(draw_layers(n, GRIDS), [n]).held_out_maps()
     assert held_out_maps.shape == (count, *SIZE)

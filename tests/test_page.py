@@ -7,8 +7,8 @@ from urllib.parse import unquote, unquote_to_bytes
 
 import pytest
 
-from tests.records import FIGURE_SIZE, make_image, make_record
-from utils.report.page import Picture, write_page
+from tests.records import FIGURE_SIZE, make_image, make_record, make_thresholds
+from utils.report.page import Picture, Section, Shown, count_verdicts, write_run_page
 from utils.report.tables import Table
 
 HOSTILE = "50 %20 #1 & \"ü\" 'q' ?<script>alert(1)<{{ 7 * 7 }}"
@@ -62,8 +62,8 @@ class Page(HTMLParser):
 def write(tmp_path):
     """A function that writes a page of these records and reads it."""
 
-    def run(*records, title="Run", summary=(), tables=(), roc_figure=None):
-        write_page(tmp_path, title, summary, tables, records, roc_figure)
+    def run(*records, title="Run", summary=(), tables=(), roc=None):
+        write_run_page(tmp_path, title, summary, tables, records, roc)
         return Page(tmp_path)
 
     return run
@@ -74,36 +74,51 @@ def test_images_are_sorted_by_score_and_have_verdicts_that_are_counted(write):
         make_image("a.png", "dent", 9.0),
         make_image("b.png", "good", 2.0),
         make_image("c.png", "hole", 11.5),
-        make_image("d.png", "dent", 3.0),
+        make_image("d.png", "dent", 4.0),
         make_image("e.png", "good", 5.0),  # on the threshold
+        make_image("f.png", "good", 3.0),
     ]
-    page = write(make_record(images=images))
-    assert page.texts("h3") == ["Flagged as anomalous 3", "Not flagged 2"]
+    page = write(make_record(images=images, oracle=3.0))
+    assert page.texts("h3") == ["Flagged as anomalous 3", "Not flagged 3"]
     assert page.texts("figcaption") == [
         "11.50 hole c.png anomalous right: found",
         "9.00 dent a.png anomalous right: found",
         "5.00 good e.png normal wrong: false alarm",
-        "3.00 dent d.png anomalous wrong: missed",
+        "4.00 dent d.png anomalous oracle: found wrong: missed",
+        "3.00 good f.png normal oracle: false alarm right: passed",
         "2.00 good b.png normal right: passed",
     ]
-    assert len(page.all("li", data_verdict="right")) == 3
     assert len(page.all("li", data_verdict="wrong", data_type="dent")) == 1
-    assert len(page.all("span", class_="verdict wrong")) == 2
-    assert "5 images: 2 found, 1 passed, 1 missed, 1 false alarm." in page.texts("p")
-    assert page.texts("small") == ["5 images, 2 wrong"]
-    assert page.texts("label") == [
-        *("all 5", "dent 2", "good 2", "hole 1"),
-        *("all 5", "right 3", "wrong 2"),
+    assert "6 images: found 2, missed 1, false alarm 1, passed 2." in page.texts("p")
+    assert page.texts("small") == ["6 images, 2 wrong"]
+    assert [input.attributes["value"] for input in page.all("input", type="radio")] == [
+        *("", "dent", "good", "hole"),
+        *("", "right", "wrong"),
     ]
+    assert page.texts("p", class_="note") == [
+        "Threshold 5.00: deployed, from good training images, at a rate of false alarms of 0.1",
+        "Oracle 3.00, the best image F1 on these test images, not a threshold to deploy: found 3, "
+        "missed 0, false alarm 2, passed 1",
+    ]
+
+
+def test_without_a_deployed_threshold_the_verdict_is_of_the_oracle(write):
+    images = [make_image("a.png", "dent", 8.0), make_image("b.png", "good", 2.0)]
+    page = write(make_record(images=images, oracle=7.0, deployed=None))
+    assert page.texts("figcaption")[0].endswith("right: found")
+    assert page.texts("p", class_="note") == [
+        "Threshold 7.00: the oracle, the best image F1 on these test images, not a threshold to "
+        "deploy"
+    ]
+    assert not page.all("line", class_="cut oracle")
 
 
 def test_without_a_threshold_there_is_no_verdict(write):
     images = [make_image("a.png", "dent", 8.0), make_image("b.png", "good", 2.0)]
-    page = write(make_record(images=images, threshold=None, thresholds=None))
+    page = write(make_record(images=images, deployed=None))
     (note,) = page.texts("p", class_="note")
-    assert note.startswith("no threshold: ")
-    assert len(page.all("li", data_verdict="")) == 2
-    assert set(page.values("input", "name")) == {"type"}
+    assert note.startswith("No threshold: ")
+    assert set(page.values("input", "name")) == {"type", "name"}
     assert not page.all("h3")
     assert not page.all("line", class_="cut")
     assert page.texts("figcaption") == ["8.00 dent a.png anomalous", "2.00 good b.png normal"]
@@ -122,61 +137,41 @@ def test_images_without_a_figure_or_a_label_are_left_out(write):
 
 def test_scores_are_drawn_on_one_scale(write):
     images = [make_image("a.png", "dent", 9.0), make_image("b.png", "good", 1.0)]
-    page = write(make_record(images=images, threshold=3.0))
-    strokes = [(line.attributes["class"], line.attributes["x1"]) for line in page.all("line")]
+    page = write(make_record(images=images, oracle=3.0))
+    strokes = [
+        (line.attributes.get("class", "stroke"), line.attributes["x1"]) for line in page.all("line")
+    ]
     # from 1 to 9, 5 is halfway and 3 a quarter of the way; both thresholds cross both lanes
-    cuts = [("cut", "50.00%"), ("best cut", "25.00%")]
-    assert strokes == [("right", "100.00%"), *cuts, ("right", "0.00%"), *cuts]
-    assert page.all("div", class_="strip")[0].attributes["aria-label"] == (
-        "Scores: anomalous images from 9.00 to 9.00, normal images from 1.00 to 1.00, "
-        "threshold at 5.00, best F1 at 3.00"
-    )
-
-
-def test_verdict_is_of_the_deployable_threshold_and_the_best_one_is_named(write):
-    images = [
-        make_image("a.png", "dent", 8.0),
-        make_image("b.png", "dent", 4.0),
-        make_image("c.png", "good", 3.5),
-        make_image("d.png", "good", 2.0),
+    cuts = [("cut", "50.00%"), ("cut oracle", "25.00%")]
+    assert strokes == [("stroke", "100.00%"), *cuts, ("stroke", "0.00%"), *cuts]
+    assert page.values("svg", "aria-label") == [
+        "1 score from 9.00 to 9.00",
+        "1 score from 1.00 to 1.00",
     ]
-    page = write(make_record(images=images, threshold=3.0))
-    assert page.texts("figcaption") == [
-        "8.00 dent a.png anomalous right: found",
-        "4.00 dent b.png anomalous wrong: missed with the best F1: found",
-        "3.50 good c.png normal right: passed with the best F1: false alarm",
-        "2.00 good d.png normal right: passed",
-    ]
-    assert page.texts("h3") == ["Flagged as anomalous 1", "Not flagged 3"]
-    assert "4 images: 1 found, 2 passed, 1 missed, 0 false alarms." in page.texts("p")
-    assert page.texts("p", class_="note") == [
-        "Threshold 5.00: from good training images, at a rate of false alarms of 0.1",
-        "With 3.00, the best image F1 on these test images: 2 found, 1 passed, 0 missed, 1 false "
-        "alarm; an oracle, not a threshold to deploy",
-    ]
-
-
-def test_with_few_training_images_the_verdict_is_of_the_best_threshold(write):
-    images = [make_image("a.png", "dent", 8.0), make_image("b.png", "good", 2.0)]
-    page = write(make_record(images=images, threshold=7.0, thresholds=None))
-    assert page.texts("figcaption")[0].endswith("right: found")
-    assert page.texts("p", class_="note") == [
-        "Threshold 7.00: best image F1 on these test images: an oracle, not a threshold to deploy"
-    ]
-    assert not page.all("line", class_="best cut")
-
-
-def test_without_a_best_threshold_the_deployable_one_decides(write):
-    page = write(make_record(images=[make_image("a.png", "good", 6.0)], threshold=None))
-    assert page.texts("figcaption") == ["6.00 good a.png normal wrong: false alarm"]
-    assert len(page.texts("p", class_="note")) == 1
+    (mark,) = page.all("input", type="range")
+    assert [mark.attributes[name] for name in ("min", "max", "value")] == ["1.0", "9.0", "5.0"]
+    assert "hidden" in mark.attributes  # until the script shows it
 
 
 def test_equal_scores_are_drawn_in_the_middle(write):
-    page = write(
-        make_record(images=[make_image("a.png", "dent", 4.0)], threshold=4.0, thresholds=None)
-    )
-    assert page.values("line", "x1") == ["50.00%"] * 3
+    record = make_record(images=[make_image("a.png", "dent", 4.0)], oracle=4.0, deployed=None)
+    assert write(record).values("line", "x1") == ["50.00%"] * 2
+
+
+def test_threshold_is_given_in_digits_that_are_the_same_float32(write):
+    deployed = make_thresholds(21.0056209564209)
+    page = write(make_record(images=[make_image("a.png")], deployed=deployed))
+    assert page.texts("code") == ["--threshold 21.005621"]
+
+
+def test_images_without_labels_are_anomalous_good_or_could_not_be_scored():
+    images = [Shown(str(score), "image", score, None, "") for score in (3.0, 2.0, 1.0, None)]
+    section = Section("new", images, 2.0)
+    counts = {"anomalous": 2, "good": 1, "could not be scored": 1}
+    assert section.counts == counts
+    assert section.kinds == list(counts)
+    assert [len(group) for _, group in section.groups] == [2, 2]
+    assert count_verdicts(images[:3], 0.5) == {"anomalous": 3, "good": 0}
 
 
 def test_hostile_texts_are_shown_as_they_are(write):
@@ -195,16 +190,16 @@ def test_hostile_texts_are_shown_as_they_are(write):
     assert HOSTILE in page.texts("h2")
     assert HOSTILE in page.texts("li")
     assert HOSTILE in page.texts("p", class_="note")
-    assert f"{HOSTILE} 1" in page.texts("label")
+    assert HOSTILE in page.texts("label")
     assert page.values("li", "data-type") == [HOSTILE]
     assert HOSTILE in page.values("input", "value")
-    assert page.values("form", "aria-label") == [f"Filter {HOSTILE}"]
+    assert page.values("form", "aria-label") == [f"Threshold of {HOSTILE}", f"Filter {HOSTILE}"]
     assert HOSTILE in page.values("img", "alt")[0]
 
 
 def test_links_are_quoted_and_lead_to_the_figures(write):
     images = [make_image(f"{i} {HOSTILE}.png", "dent: a") for i in range(2)]
-    page = write(make_record(images=images), roc_figure=ROC)
+    page = write(make_record(images=images), roc=ROC)
     links = [a.attributes["href"] for a in page.all("a", class_="scroll")]
     assert links == page.values("img", "src")
     assert all(re.fullmatch(r"[\w%./~-]+", link, re.ASCII) for link in links)
@@ -220,7 +215,7 @@ def test_a_file_name_that_is_not_valid_text_is_shown_and_linked(write):
 
 def test_contents_lead_to_the_sections(write):
     records = [make_record(name, [make_image("a.png")]) for name in ("bolt", HOSTILE, "büg")]
-    page = write(*records, tables=[Table("AUROC", ["class"], [["bolt"]])], roc_figure=ROC)
+    page = write(*records, tables=[Table("AUROC", ["class"], [["bolt"]])], roc=ROC)
     ids = [e.attributes["id"] for e in page.elements if "id" in e.attributes]
     assert len(set(ids)) == len(ids)
     anchors = [link for link in page.values("a", "href") if link.startswith("#")]
@@ -229,7 +224,7 @@ def test_contents_lead_to_the_sections(write):
 
 
 def test_every_image_has_a_description_and_a_size(write):
-    page = write(make_record(images=[make_image("a.png", "dent")]), roc_figure=ROC)
+    page = write(make_record(images=[make_image("a.png", "dent")]), roc=ROC)
     roc, figure = (image.attributes for image in page.all("img"))
     assert roc["alt"].startswith("ROC curves")
     assert (roc["width"], roc["height"]) == ("200", "100")
@@ -239,7 +234,7 @@ def test_every_image_has_a_description_and_a_size(write):
 
 
 def test_page_refers_to_nothing_elsewhere(write):
-    page = write(make_record(images=[make_image("a.png")]), roc_figure=ROC)
+    page = write(make_record(images=[make_image("a.png")]), roc=ROC)
     for word in ("http", "//cdn", "@import", "url("):
         assert word not in page.source
     assert not [e for e in page.elements if e.tag in ("iframe", "object", "base")]
@@ -265,7 +260,7 @@ def test_table_has_headers_caption_and_notes(write):
 
 
 def test_page_without_tables_figures_and_curves_replaces_the_one_before(write, tmp_path):
-    write(make_record(images=[make_image("a.png")]), roc_figure=ROC)
+    write(make_record(images=[make_image("a.png")]), roc=ROC)
     page = write(title="Nothing yet", summary=("resnet18", "seed 1024"))
     assert page.texts("h1") == ["Nothing yet"]
     assert page.texts("li") == ["resnet18", "seed 1024"]

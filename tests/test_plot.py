@@ -8,6 +8,7 @@ from skimage.morphology import disk, opening
 from skimage.segmentation import find_boundaries
 
 from tests.records import CURVE
+from utils.evaluation import DrawnImage
 from utils.metrics import RocCurve
 from utils.plot import (
     COLOUR_BAR,
@@ -16,6 +17,7 @@ from utils.plot import (
     Localisation,
     _find_boundaries,
     _open,
+    name_panels,
     plot_localisations,
     plot_overlay,
     plot_roc_curves,
@@ -32,24 +34,25 @@ def item(tmp_path):
     rng = np.random.default_rng(0)
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     mask[10:30, 10:30] = True
-    return Localisation(
-        path=tmp_path / "figures" / "scratch_000.png",
-        title="brick / scratch / 000.png",
-        image=rng.integers(0, 255, (3, SIDE, SIDE), dtype=np.uint8),
-        anomaly_map=(mask * 5 + rng.random(mask.shape)).astype(np.float32),
-        mask=mask,
-    )
+    image = rng.integers(0, 255, (3, SIDE, SIDE), dtype=np.uint8)
+    shown = DrawnImage(image, (mask * 5 + rng.random(mask.shape)).astype(np.float32), mask)
+    return Localisation(tmp_path / "figures/scratch_000.png", "brick / scratch / 000.png", shown)
 
 
-def draw(item, threshold=3.0, norm=SCALE):
+def change(item, **changes):
+    return item._replace(shown=item.shown._replace(**changes))
+
+
+def draw(item, threshold=3.0, norm=SCALE, has_masks=True):
     """The pixels of the figure, signed."""
-    (path,) = plot_localisations([item], norm, threshold)
+    names = name_panels(has_masks, threshold is not None)
+    (path,) = plot_localisations([item], names, norm, threshold)
     return np.asarray(Image.open(path)).astype(int)
 
 
-def panels(item, threshold=3.0, norm=SCALE):
+def panels(item, threshold=3.0, norm=SCALE, has_masks=True):
     """The pixels of each panel, from left to right."""
-    figure = draw(item, threshold, norm)
+    figure = draw(item, threshold, norm, has_masks)
     n = (figure.shape[1] - COLOUR_BAR) // (SIDE + MARGIN)
     lefts = [MARGIN + i * (SIDE + MARGIN) for i in range(n)]
     return [figure[-MARGIN - SIDE : -MARGIN, left : left + SIDE] for left in lefts]
@@ -61,9 +64,9 @@ def black_and_white(mask):
 
 def test_panels_are_image_ground_truth_heat_map_mask_and_outline(item):
     image, truth, heat_map, pred_mask, outlined = panels(item)
-    np.testing.assert_array_equal(image, item.image.transpose(1, 2, 0))
-    np.testing.assert_array_equal(truth, black_and_white(item.mask))
-    colours = colormaps["jet"](item.anomaly_map / 6, bytes=True)[..., :3]
+    np.testing.assert_array_equal(image, item.shown.image.transpose(1, 2, 0))
+    np.testing.assert_array_equal(truth, black_and_white(item.shown.mask))
+    colours = colormaps["jet"](item.shown.anomaly_map / 6, bytes=True)[..., :3]
     assert np.abs(heat_map - (image + colours) / 2).max() <= 0.5
     red = (outlined == RED).all(axis=2)
     np.testing.assert_array_equal(outlined[~red], image[~red])
@@ -76,7 +79,7 @@ def test_panels_are_image_ground_truth_heat_map_mask_and_outline(item):
 def test_panels_without_a_mask_or_a_threshold(item):
     with_all = panels(item)
     for kept, found in (
-        ((0, 2, 3, 4), panels(item._replace(mask=None))),
+        ((0, 2, 3, 4), panels(item, has_masks=False)),
         ((0, 1, 2), panels(item, threshold=None)),
     ):
         assert len(found) == len(kept)
@@ -87,7 +90,7 @@ def test_panels_without_a_mask_or_a_threshold(item):
 def test_a_pixel_on_the_threshold_is_predicted_anomalous(item):
     anomaly_map = np.zeros((SIDE, SIDE), dtype=np.float32)
     anomaly_map[10:30, 10:30] = 3
-    pred_mask = panels(item._replace(anomaly_map=anomaly_map))[3]
+    pred_mask = panels(change(item, anomaly_map=anomaly_map))[3]
     assert pred_mask[20, 20].all()
     assert not pred_mask[40, 40].any()
 
@@ -100,7 +103,7 @@ def test_predicted_mask_is_opened_as_skimage_opens_it(item, seed):
     assert 0 < expected.sum() < mask.sum()
     # at the border, too
     assert expected[[0, -1]].any()
-    pred_mask = panels(item._replace(anomaly_map=mask.astype(np.float32)), threshold=1)[3]
+    pred_mask = panels(change(item, anomaly_map=mask.astype(np.float32)), threshold=1)[3]
     np.testing.assert_array_equal(pred_mask, black_and_white(expected))
 
 
@@ -119,7 +122,7 @@ def test_heat_map_and_colour_bar_share_one_scale(item):
     # half the colour of the bar at the height of the score, half the black of the image
     score, norm = 4.0, Normalize(-1, 9)
     flat = np.full((SIDE, SIDE), score, dtype=np.float32)
-    item = item._replace(image=np.zeros_like(item.image), anomaly_map=flat)
+    item = change(item, image=np.zeros_like(item.shown.image), anomaly_map=flat)
     figure = draw(item, None, norm)
     heat = panels(item, None, norm)[2][10, 10]
     row = figure.shape[0] - MARGIN - round(SIDE * norm(score))
@@ -144,30 +147,44 @@ def test_threshold_is_marked_on_the_colour_bar(item, threshold, row):
 
 
 def test_inputs_are_not_changed(item):
-    copies = [array.copy() for array in (item.image, item.anomaly_map, item.mask)]
+    copies = [array.copy() for array in item.shown]
     draw(item)
-    for array, copy in zip((item.image, item.anomaly_map, item.mask), copies, strict=True):
+    for array, copy in zip(item.shown, copies, strict=True):
         np.testing.assert_array_equal(array, copy)
 
 
-def test_figures_drawn_at_the_same_time_do_not_mix(item, tmp_path):
+def test_figures_drawn_at_the_same_time_do_not_mix_and_come_in_order(item, tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (30, 3, SIDE, SIDE), dtype=np.uint8)
     items = [
-        item._replace(path=tmp_path / f"{i}.png", image=image) for i, image in enumerate(images)
+        change(item, image=image)._replace(path=tmp_path / f"{i}.png")
+        for i, image in enumerate(images)
     ]
-    for path, image in zip(plot_localisations(items, SCALE, 3.0), images, strict=True):
+    names = name_panels(True, True)
+    paths = list(plot_localisations(items, names, SCALE, 3.0))
+    assert paths == [item.path for item in items]
+    for path, image in zip(paths, images, strict=True):
         panel = np.asarray(Image.open(path))[-MARGIN - SIDE : -MARGIN, MARGIN : MARGIN + SIDE]
         np.testing.assert_array_equal(panel, image.transpose(1, 2, 0))
+    assert list(plot_localisations([], names, SCALE, 3.0)) == []
 
 
-def test_paths_are_given_in_order_when_they_are_complete(item, tmp_path):
-    items = [item._replace(path=tmp_path / f"{i}.png") for i in range(12)]
-    paths = []
-    for path in plot_localisations(items, SCALE, 3.0):
-        assert path.stat().st_size > 0
-        paths.append(path)
-    assert paths == [item.path for item in items]
-    assert list(plot_localisations([], SCALE, 3.0)) == []
+def test_large_panels_are_averages_of_squares_in_which_small_regions_remain(item, monkeypatch):
+    monkeypatch.setattr("utils.plot.LONGEST_PANEL", SIDE - 1)
+    mask = np.zeros((SIDE, SIDE), dtype=bool)
+    mask[40, 41] = True  # a single pixel of the ground truth
+    figure = draw(change(item, mask=mask))
+    side = SIDE // 2
+    assert figure.shape[0] == MARGIN + TITLES + side
+    image, truth, _, pred_mask, _ = (
+        figure[-MARGIN - side : -MARGIN, left : left + side]
+        for left in range(MARGIN, 5 * (side + MARGIN), side + MARGIN)
+    )
+    squares = item.shown.image.reshape(3, side, 2, side, 2).mean(axis=(2, 4))
+    assert np.abs(image - squares.transpose(1, 2, 0)).max() <= 0.5
+    assert np.argwhere(truth.all(axis=2)).tolist() == [[20, 20]]
+    # the opening is that of the full size
+    opened = opening(item.shown.anomaly_map >= 3, disk(4)).reshape(side, 2, side, 2)
+    np.testing.assert_array_equal(pred_mask, black_and_white(opened.any(axis=(1, 3))))
 
 
 def test_an_error_in_a_thread_is_raised(item, tmp_path):
@@ -192,6 +209,16 @@ def test_thinned_curve_looks_the_same():
     assert thinned.auroc == 1.0
     for x, y in ((0, 0), (0, 0.3), (0, 1), (0.3, 1), (1, 1)):
         assert (np.abs(thinned.fpr - x) + np.abs(thinned.tpr - y)).min() < 1e-3
+
+
+def test_overlay_of_a_large_image_is_scaled_down(tmp_path):
+    anomaly_map = np.zeros((10, 4100), np.float32)
+    mask = anomaly_map > 0
+    mask[4, 2050] = True
+    plot_overlay(tmp_path / "a.png", Image.new("RGB", (4100, 10)), anomaly_map, 6, mask)
+    overlay = np.asarray(Image.open(tmp_path / "a.png"))
+    assert overlay.shape == (4, 1367, 3)
+    assert np.argwhere((overlay == RED).all(axis=2)).tolist() == [[1, 683]]
 
 
 def test_overlay_is_coloured_where_the_map_is_finite_and_the_mask_is_outlined(tmp_path):

@@ -1,8 +1,6 @@
 import csv
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,16 +9,18 @@ from matplotlib import colormaps
 from PIL import Image
 from scipy.ndimage import binary_dilation
 
-from datasets.loading import Loader
+from datasets.folders import MARKER
+from datasets.headers import Header
+from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, crop_box
 from tests.conftest import write_image
-from tests.helpers import MAIN, SMALL, defective, good_images
-from utils import plot
-from utils.commands import predict, prediction
-from utils.commands.prediction import COLUMNS, find_peak
+from tests.helpers import SMALL, defective, good_images
+from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
+from utils.padim import PaDiM
 from utils.regions import Region
+from utils.system import memory
 
 RED = (255, 0, 0)
 
@@ -65,6 +65,7 @@ def test_rows_have_the_detectors_scores(run, command, detector, new):
     rows = read_rows()
     assert tuple(rows[0]) == COLUMNS
     assert [row["path"] for row in rows] == [f"{new}/good.png", f"{new}/line 1/größe.png"]
+    assert [row["files"] for row in rows] == ["good", "line 1/größe"]
     thresholds = detector.model.thresholds
     for row in rows:
         score = detector.score(Image.open(row["path"]))[0]
@@ -76,9 +77,11 @@ def test_rows_have_the_detectors_scores(run, command, detector, new):
     assert (rows[1]["anomalous"], rows[1]["good_below"]) == ("1", "1.0")
     assert sorted(os.listdir("predictions")) == ["overlays", "predictions.csv", "regions.csv"]
     n = sum(int(row["anomalous"]) for row in rows)
-    assert done.stdout.startswith("bolt, resnet18 on cpu (")
-    assert f"\n2 images, {n} anomalous (score >= {thresholds.image:g}), 0 not scored" in done.stdout
-    assert "(5 good images support a rate of false alarms of 0.17, not of 0.01)" in done.stdout
+    first, *lines = done.stdout.splitlines()
+    assert first.startswith("bolt, resnet18 on cpu (")
+    counts = f"2 images, {n} anomalous (score >= {thresholds.image:g}), 0 not scored; results in pr"
+    assert lines[0].startswith(counts)
+    assert lines[1:] == ["(5 good images support a rate of false alarms of 0.17, not of 0.01)"]
 
 
 @pytest.mark.parametrize("size", [(97, 121), (121, 97), (33, 50), (800, 333)])
@@ -151,56 +154,46 @@ def test_pixel_threshold_and_least_area_choose_the_regions(run, command, new):
     assert not pixels("predictions/masks/größe.png").any()
 
 
-@pytest.mark.parametrize(
-    ("overlays", "names"), [("all", ["good", "größe"]), ("anomalous", ["größe"]), ("none", [])]
-)
-def test_overlays_are_of_the_images_asked_for(overlays, names, run, command, new):
-    (new / "line 1/größe.png").rename(new / "größe.png")
-    run(*command, new, "--overlays", "none")
-    low, high = sorted(float(row["score"]) for row in read_rows())
-    run(*command, new, "--overlays", overlays, "--threshold", (low + high) / 2)
-    assert sorted(path.stem for path in Path("predictions/overlays").glob("*.jpg")) == names
+def test_overlays_are_of_the_images_asked_for_and_earlier_ones_go(run, command, new):
+    # the first run writes both
+    for options, names in (((), ["good", "größe"]), (("anomalous",), ["größe"]), (("none",), [])):
+        done = run(*command, new, *(("--overlays", *options) if options else ()))
+        assert done.returncode == 0
+        assert sorted(path.stem for path in Path("predictions").rglob("*.jpg")) == names
+        assert [bool(row["files"]) for row in read_rows()] == [
+            n in names for n in ("good", "größe")
+        ]
 
 
-def test_image_that_is_too_long_for_jpeg_has_an_overlay_in_png(run, command, new, monkeypatch):
-    monkeypatch.setattr(plot, "LONGEST_JPEG", 150)
-    assert run(*command, new).returncode == 0
-    assert Path("predictions/overlays/good.jpg").is_file()
-    assert pixels("predictions/overlays/line 1/größe.png").shape == (127, 151, 3)
-
-
-def test_without_overlays_matplotlib_is_not_imported(command, new, tmp_path):
-    code = "import sys, main; main.main(); print({'matplotlib', 'skimage'} & set(sys.modules))"
-    command = [sys.executable, "-c", code, *command, new, "--overlays=none", "--masks"]
-    environment = os.environ | {"PYTHONPATH": str(MAIN.parent)}
-    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.endswith("set()\n"), done.stderr
+def test_earlier_files_are_removed_but_nobody_elses(run, refused, command, new):
+    Path("predictions/maps").mkdir(parents=True)
+    Path("predictions/notes.txt").touch()
+    Path("predictions/maps/city.png").touch()
+    assert run(*command, new, "--masks").returncode == 0
+    assert run(*command, new / "good.png").returncode == 0
+    left = {str(path) for path in Path("predictions").rglob("*") if path.is_file()}
+    names = ("maps/city.png", "notes.txt", f"overlays/{MARKER}", "overlays/good.jpg")
+    assert left == {f"predictions/{name}" for name in (*names, "predictions.csv", "regions.csv")}
+    line = refused(*command, new, "--maps", "png")
+    assert "predictions/maps holds files but no .padim, so they may be yours; move them" in line
+    assert len(read_rows()) == 1
 
 
 def test_png_maps_are_the_exact_ones_in_hundredths(run, command, new, tmp_path):
     assert run(*command, new, "--maps", "npy").returncode == 0
-    assert run(*command, new, "--maps", "png").returncode == 0
     exact = np.load("predictions/maps/line 1/größe.npy")
+    assert run(*command, new, "--maps", "png").returncode == 0
     steps = pixels("predictions/maps/line 1/größe.png")
     assert (exact.shape, exact.dtype) == ((127, 151), np.float32)
     assert (steps.shape, steps.dtype) == ((127, 151), np.uint16)
     np.testing.assert_allclose(steps / 100, np.nan_to_num(exact), atol=0.0051)
     row = read_rows()[1]
     assert exact[int(row["peak_row"]), int(row["peak_column"])] > 0.99 * np.nanmax(exact)
-
-    prediction.write_map(tmp_path / "a.png", np.array([[655.35, 656, np.nan]], np.float32))
+    write_map(tmp_path / "a.png", np.array([[655.35, 656, np.nan]], np.float32))
     assert pixels(tmp_path / "a.png").tolist() == [[65535, 65535, 0]]
 
 
-def test_batches_and_threads_do_not_change_the_scores(run, command, new, monkeypatch):
-    asked = []
-
-    class Spy(Loader):
-        def __init__(self, *arguments, **settings):
-            asked.append((*arguments[1:], settings))
-            super().__init__(*arguments, **settings)
-
-    monkeypatch.setattr(predict, "Loader", Spy)
+def test_batches_and_threads_do_not_change_the_scores(run, command, new):
     for i in range(4):
         write_image(new / f"{i}.png", good_images(i + 2, (96 + i, 120))[-1])
     scores = []
@@ -210,8 +203,6 @@ def test_batches_and_threads_do_not_change_the_scores(run, command, new, monkeyp
         scores.append([float(row["score"]) for row in read_rows()])
     assert len(set(scores[0])) == 6
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
-    # whole images are large: only one batch may wait
-    assert asked == [(1, 0, {"batches_ahead": 1}), (4, 2, {"batches_ahead": 1})]
 
 
 def test_score_that_reaches_the_given_threshold_is_anomalous(run, command, new):
@@ -255,7 +246,7 @@ def test_bad_image_is_a_row_and_the_others_are_scored(run, command, new, batch_s
     assert float(rows["good.png"]["score"]) < float(rows["größe.png"]["score"])
     assert "4 images" in done.stdout
     assert "2 not scored" in done.stdout
-    assert sorted(os.listdir("predictions/overlays")) == ["good.jpg", "line 1"]
+    assert sorted(os.listdir("predictions/overlays")) == [MARKER, "good.jpg", "line 1"]
 
 
 def test_image_of_another_size_is_a_row_when_nothing_is_cut(run, command, weights, new):
@@ -269,30 +260,82 @@ def test_image_of_another_size_is_a_row_when_nothing_is_cut(run, command, weight
     np.testing.assert_allclose(np.load("predictions/maps/good.npy"), expected, rtol=1e-5)
 
 
-def test_what_is_not_used_of_images_is_noted(run, command, new):
+def test_what_is_not_read_or_not_used_is_noted(run, refused, command, new):
     exif = Image.Exif()
     exif[274] = 6  # turn it by 90 degrees
     Image.open(new / "good.png").save(new / "turned.jpg", exif=exif)
+    for number in range(9):
+        (new / f"{number}.heic").touch()
     done = run(*command, new)
     assert done.returncode == 0
-    (note,) = [line for line in done.stdout.splitlines() if "EXIF" in line]
-    assert f"taken as they are stored: {new / 'turned.jpg'}; --exif" in note
+    title, *notes = done.stdout.splitlines()[1:-2]
+    assert "to use the options in them, fit the model again with them" in title
+    (ignored,) = [note for note in notes if "not read (.heic): 9, for example" in note]
+    (turned,) = [note for note in notes if "EXIF" in note]
+    assert str(new / "turned.jpg") in turned
+    assert len(notes) == 2  # folders in folders are welcome
+    shutil.rmtree(new / "line 1")
+    for name in ("good.png", "turned.jpg"):
+        (new / name).unlink()
+    assert "no images in" in (line := refused(*command, new))
+    assert "not read (.heic): 9, for example" in line
 
 
-def test_interrupt_keeps_the_rows_so_far(run, command, new, monkeypatch):
-    finish = predict.finish_image
+def test_image_unlike_the_training_images_or_mostly_cut_off_is_noted(
+    run, command, new, monkeypatch
+):
+    seen = [Header((120, 96), "RGB", "PNG")]
+    monkeypatch.setattr(PaDiM, "image_kinds", seen, raising=False)
+    write_image(new / "wide.png", good_images(1, (96, 480))[0])
+    write_image(new / "grey.bmp", good_images(1)[0][..., 0])
+    notes = run(*command, new).stdout.splitlines()[2:-2]
+    differ = [note for note in notes if "3, for example" in note]
+    assert "images that differ from the training images in format and mode and shape" in differ[0]
+    assert "(the network sees 14 to 58 % of each image; --crop 0 shows it all)" in notes
+    assert "differ" not in run(*command, new / "good.png").stdout
 
-    def interrupted(detector, output, source, *rest):
-        if source.name != "good":
+
+def test_rows_are_on_disk_when_an_image_is_scored_and_an_interrupt_keeps_them(
+    run, command, new, monkeypatch
+):
+    judge, rows = Predictor.judge, []
+
+    def interrupted(self, loaded, anomaly_map):
+        if loaded.source.name == "b":
+            rows.extend(read_rows())
+            assert len(read_rows("regions.csv")) == 1
             raise KeyboardInterrupt
-        return finish(detector, output, source, *rest)
+        return judge(self, loaded, anomaly_map)
 
-    monkeypatch.setattr(predict, "finish_image", interrupted)
-    done = run(*command, new, "--batch_size", 1)
-    assert done.returncode == 130
-    assert done.stderr.splitlines()[-1].startswith("interrupted; the rows so far are in predict")
-    assert [Path(row["path"]).name for row in read_rows()] == ["good.png"]
-    assert sorted(os.listdir("predictions")) == ["overlays", "predictions.csv", "regions.csv"]
+    monkeypatch.setattr(Predictor, "judge", interrupted)
+    for name in "abc":
+        shutil.copy(new / "good.png", new / f"{name}.png")
+    done = run(*command, new, "--batch_size", 1, "--pixel_threshold", 0)
+    assert (done.returncode, done.stderr) == (130, "interrupted; the rows so far are written\n")
+    assert [Path(row["path"]).name for row in rows] == ["a.png"]
+    assert read_rows() == rows
+
+
+def test_batch_is_lowered_to_what_fits_into_memory(run, refused, command, new, monkeypatch):
+    scored, score_batch = [], Detector.score_batch
+
+    def spy(self, images):
+        scored.append(len(images))
+        return score_batch(self, images)
+
+    monkeypatch.setattr(Detector, "score_batch", spy)
+    for number in range(3):
+        shutil.copy(new / "good.png", new / f"{number}.png")
+    image = memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 127 * 151
+    monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES + 2 * image)
+    done = run(*command, new)
+    assert done.returncode == 0
+    assert "--batch_size 8 is lowered to 2, which fits into the free memory" in done.stdout
+    assert scored == [2, 2, 1]
+    monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES)
+    message = "of this model would take about 0.0 GB of memory, 0.0 GB are free: end other programs"
+    assert message in refused(*command, new)
+    assert message in run(*command, "-").stderr
 
 
 def test_name_that_is_not_utf8_is_spelled_out(run, command, new):
@@ -302,12 +345,12 @@ def test_name_that_is_not_utf8_is_spelled_out(run, command, new):
     assert done.returncode == 1
     assert [row["path"] for row in read_rows()] == [r"\udcff.png", r"\udcfe.png"]
     assert r"\udcfe.png" in read_rows()[1]["error"]
-    assert os.listdir(b"predictions/overlays") == [b"\xff.jpg"]
+    assert sorted(os.listdir(b"predictions/overlays")) == [MARKER.encode(), b"\xff.jpg"]
 
 
 def find(*given):
-    sources = find_images([*map(Path, given)], Path("out"))
-    return [(str(source.path), source.name) for source in sources]
+    sources = find_images([*map(Path, given)], Path("out"), Notes())
+    return [(source.given, source.name) for source in sources]
 
 
 @pytest.fixture
@@ -346,10 +389,11 @@ def test_links_are_followed_and_loops_end(touch):
     assert [path for path, _ in find("in")] == ["in/a/b.png", "in/elsewhere/c.png", "in/self.png"]
 
 
-def test_earlier_results_are_not_scored(touch):
-    touch("a.png", "out/overlays/a.png", "out/maps/b/c.png", "out/masks/d.png", "out/b.png")
+def test_results_are_not_scored(touch):
+    touch("a.png", f"out/overlays/{MARKER}", "out/overlays/a.png", "out/b.png")
+    touch(f"earlier/masks/{MARKER}", "earlier/masks/d.png")
     assert [path for path, _ in find(".")] == ["a.png", "out/b.png"]
-    for given in ("out/overlays/a.png", "out/overlays", "out/maps/b"):
+    for given in ("out/overlays/a.png", "out/overlays"):
         with pytest.raises(ValueError, match=f"{given} is among the results in --output; choose"):
             find(given)
 
@@ -361,5 +405,5 @@ def test_folder_that_cannot_be_read_is_named(touch, monkeypatch):
         raise PermissionError(13, "Permission denied", str(path))
 
     monkeypatch.setattr(os, "scandir", forbid)
-    with pytest.raises(ValueError, match="cannot read folder in: Permission denied; make it readable"):
+    with pytest.raises(ValueError, match="Permission denied: 'in'; make it readable"):
         find("in")

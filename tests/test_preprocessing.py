@@ -14,11 +14,16 @@ from datasets.masks import load_mask
 from datasets.preprocessing import (
     DEFAULT,
     SMALLEST,
+    WHOLE,
+    Place,
     Preprocessing,
     check_preprocessing,
     crop_box,
+    crop_place,
+    crop_share,
     preprocessed_size,
     uncrop,
+    window_size,
 )
 from tests.conftest import write_image
 
@@ -55,6 +60,53 @@ def test_images_and_masks_are_resized_and_cropped_as_by_torchvision(tmp_path, si
     np.testing.assert_array_equal(image.transpose(1, 2, 0), lanczos(Image.fromarray(pixels)))
     mask = load_mask(write_image(tmp_path / "mask.png", marked), preprocessing)
     np.testing.assert_array_equal(mask * 255, nearest(Image.fromarray(marked)))
+
+
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("sides", [(256, 224), (64, 48), (101, 48), (0, 36), (64, 0)])
+@pytest.mark.parametrize("context", [9, WHOLE])
+def test_context_is_what_lies_around_the_crop_and_changes_no_pixel_of_it(
+    tmp_path, size, sides, context
+):
+    path = write_image(tmp_path / "image.png", noise(*size, 3))
+    resize, crop = sides
+    preprocessing = Preprocessing(*sides, context=context)
+    seen, whole = load_image(path, preprocessing), load_image(path, Preprocessing(resize, 0))
+    assert preprocessed_size(path, size, preprocessing) == seen.shape[:0:-1]
+    top, left, height, width = crop_place(size, preprocessing)
+    plain = load_image(path, Preprocessing(*sides))
+    np.testing.assert_array_equal(seen[:, top : top + height, left : left + width], plain)
+    # the window lies in the whole resized image as its crop does
+    down, across = crop_place(size, Preprocessing(*sides, context=WHOLE))[:2]
+    around = whole[:, down - top :, across - left :][:, : seen.shape[1], : seen.shape[2]]
+    np.testing.assert_array_equal(seen, around)
+    mask = load_mask(write_image(tmp_path / "mask.png", noise(*size) | 1), preprocessing)
+    assert mask.shape == plain.shape[1:]
+
+
+@pytest.mark.parametrize(
+    ("size", "context", "window", "place"),
+    [
+        ((900, 900), 0, (224, 224), (0, 0, 224, 224)),
+        ((900, 900), 16, (256, 256), (16, 16, 224, 224)),
+        ((900, 900), 17, (256, 256), (16, 16, 224, 224)),
+        ((1600, 600), 10, (244, 244), (10, 10, 224, 224)),
+        ((1600, 600), 100, (424, 256), (16, 100, 224, 224)),
+        ((600, 1600), WHOLE, (256, 682), (229, 16, 224, 224)),
+    ],
+)
+def test_context_goes_as_far_as_the_resized_image(size, context, window, place):
+    preprocessing = Preprocessing(context=context)
+    assert window_size(size, preprocessing) == window
+    assert crop_place(size, preprocessing) == Place(*place)
+    assert crop_box(size, preprocessing) == crop_box(size, DEFAULT)
+
+
+def test_share_of_the_crop_is_that_of_the_resized_image():
+    # 1600 x 600 is resized to 682 x 256
+    assert crop_share((1600, 600), DEFAULT) == 224**2 / (682 * 256)
+    assert crop_share((1600, 600), Preprocessing(context=WHOLE)) == 224**2 / (682 * 256)
+    assert crop_share((61, 41), Preprocessing(0, 0)) == 1
 
 
 def test_without_resizing_the_pixels_of_the_file_are_kept(tmp_path):
@@ -98,6 +150,7 @@ def test_possible_sizes_are_accepted(sides):
         ((64, 31), r"--crop 31 is too small"),
         ((8193, 0), r"--resize 8193 is too large; give at most 8192"),
         ((256, 224, False, 8), r"bit_depth 8 is none of 10, 12, 14, 16"),
+        ((256, 224, False, 16, -1), r"--context -1 is negative; give a number of pixels, or 0"),
     ],
 )
 def test_impossible_sizes_are_refused(sides, message):

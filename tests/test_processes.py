@@ -151,7 +151,7 @@ def be_ended(number, path):
 
 @pytest.mark.parametrize(
     ("number", "error"),
-    [(signal.SIGTERM, "ConnectionError"), (signal.SIGINT, "KeyboardInterrupt")],
+    [(signal.SIGTERM, "UserError"), (signal.SIGINT, "KeyboardInterrupt")],
 )
 def test_processes_that_are_ended_write_their_reports_and_one_raises_the_error(
     number, error, tmp_path

@@ -8,7 +8,7 @@ import pytest
 
 import main
 from tests.benchmark import __main__ as benchmark
-from utils.commands.command_line import make_experiment_parser, parse_command_line
+from utils.commands.command_line import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / name for name in ("README.md", "results/README.md", "tests/README.md")]
@@ -44,13 +44,6 @@ def test_commands_of_the_program_and_of_the_benchmark_parse():
 
 def test_several_processes_are_started_by_torchrun():
     assert any(command.startswith("torchrun --nproc_per_node=2 main.py") for command in COMMANDS)
-
-
-def test_every_option_is_in_the_readme():
-    actions = make_experiment_parser("")._actions
-    options = {action.option_strings[0] for action in actions} - {"-h"}
-    assert len(options) > 10
-    assert set(re.findall(r"^\| `(--\w+)", README, re.MULTILINE)) == options
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))

@@ -14,14 +14,14 @@ from tests.records import (
     make_result,
     make_scored_class,
 )
-from utils.padim import PaDiM
 from utils.report import report
 from utils.report.finished import read_record
 from utils.report.report import ClassReport, explain_no_model, write_report
 from utils.report.results import read_run
+from utils.settings import Experiment
 from utils.thresholds import find_thresholds
 
-ARGS = Namespace(seed=7, arch="resnet18", save_models="all", save_dtype="float16")
+ASKED = Experiment(seed=7, arch="resnet18", save_models="all", save_dtype="float16")
 
 
 @pytest.fixture
@@ -34,7 +34,7 @@ def clock(monkeypatch):
 
 @pytest.fixture
 def class_report(tmp_path, clock):
-    return ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "ab", "ef")
+    return ClassReport(tmp_path, make_dataset("train"), make_dataset(), ASKED, "ab", "ef")
 
 
 def finish(class_report, *arguments):
@@ -47,28 +47,21 @@ def good_maps(n=4):
     return np.random.default_rng(1).random((n, 8, 8), dtype=np.float32)
 
 
-@pytest.fixture
-def saved(monkeypatch):
-    """What is saved instead of models: their paths and dtypes."""
-    calls = []
-
-    def save(path, model, dtype):
-        path.parent.mkdir()
-        path.touch()
-        calls.append((path, dtype))
-
-    monkeypatch.setattr(report, "save_model", save)
+def test_a_finished_class_leaves_its_record_and_all_files(
+    class_report, monkeypatch, tmp_path, capsys
+):
     monkeypatch.setattr(report, "model_bytes", lambda *_: 3_000_000)
-    monkeypatch.setattr(report, "make_fingerprint", lambda *_: "ef")
-    return calls
-
-
-def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, tmp_path, capsys):
     _, scored, evaluation = make_scored_class(drawn=[0, 3])
     thresholds = find_thresholds(good_maps(), 0.01)
-    extractor = Namespace(channels=[1], neighbourhood=1, weights_sha256="cd", precision="float32")
-    class_report.save_model(PaDiM(), thresholds, extractor)
-    assert saved == [(tmp_path / "models/bolt.safetensors", "float16")]
+    path, calls = tmp_path / "models/bolt.safetensors", []
+
+    def save(*call):
+        calls.append(call)
+        path.parent.mkdir()
+        path.touch()
+
+    class_report.save_model(Namespace(thresholds=thresholds, gaussians=None, save=save))
+    assert calls == [(path, "float16")]
     record = finish(class_report, scored, evaluation, None)
     figures = ["figures/bolt/crack_000.jpg", "figures/bolt/good_003.jpg"]
     assert record.files == ["models/bolt.safetensors", *figures]
@@ -80,8 +73,9 @@ def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, t
     assert record.result.class_name == "bolt"
     assert (record.result.seed, record.result.n_train, record.result.n_test) == (7, 5, 5)
     assert record.result.metrics == evaluation.metrics
-    assert record.image_threshold == evaluation.image_threshold
-    assert record.pixel_threshold == evaluation.pixel_threshold
+    assert record.oracle_image == evaluation.oracle_image
+    assert record.oracle_pixel == evaluation.oracle_pixel
+    assert record.deployed is None
     assert record.image_curve.auroc == evaluation.image_curve.auroc
     assert (record.fingerprint, record.settings_sha256) == ("ab", "ef")
     (row,) = read_csv(tmp_path / "metrics.csv")
@@ -104,14 +98,15 @@ def test_a_finished_class_leaves_its_record_and_all_files(class_report, saved, t
 def test_reason_for_saving_no_model(monkeypatch, when, n_bytes, n_held_out, reason):
     monkeypatch.setattr(report, "model_bytes", lambda *_: n_bytes)
     thresholds = find_thresholds(good_maps(n_held_out), 0.01)
-    assert explain_no_model(PaDiM(), thresholds, when, "float32") == reason
+    model = Namespace(thresholds=thresholds, gaussians=None)
+    assert explain_no_model(model, when, "float32") == reason
 
 
 def test_a_class_that_is_begun_is_no_longer_finished(class_report, tmp_path):
     _, scored, evaluation = make_scored_class()
     class_report.finish(scored, evaluation, None)
     assert read_record(tmp_path, "bolt") is not None
-    ClassReport(tmp_path, make_dataset("train"), make_dataset(), ARGS, "cd", "ef")
+    ClassReport(tmp_path, make_dataset("train"), make_dataset(), ASKED, "cd", "ef")
     assert read_record(tmp_path, "bolt") is None
 
 
@@ -130,36 +125,6 @@ def test_seconds_count_to_the_stage_that_was_begun_last(class_report, clock, mon
     assert record.result.seconds == {"fit": 5, "score": 2, "metrics": 8, "figures": 16}
 
 
-def test_thresholds_are_compared_with_the_test_images(class_report):
-    _, scored, evaluation = make_scored_class()
-    thresholds = replace(find_thresholds(good_maps(), 0.01), image=float(scored.image_scores[3]))
-    found = finish(class_report, scored, evaluation, thresholds).thresholds
-    assert found.n_held_out == 4
-    assert (found.target_fpr, found.image_fpr) == (0.01, 0.2)
-    assert found.image_threshold == thresholds.image
-    assert found.pixel_threshold == thresholds.pixel
-    assert found.best_f1_image_threshold == evaluation.image_threshold
-    assert found.best_f1_pixel_threshold == evaluation.pixel_threshold
-    # a score on the threshold reaches it
-    good = scored.image_scores[2:]
-    assert found.test_fpr == pytest.approx((good >= good[1]).mean())
-    assert found.test_tpr == 1.0
-    assert [at.target_fpr for at in found.at_rates] == [0.01, 0.05, 0.1]
-    for rate in found.at_rates[1:]:
-        assert rate.image_threshold == thresholds.at(rate.target_fpr).image
-        assert rate.test_fpr == (good >= rate.image_threshold).mean()
-        assert rate.test_tpr == (scored.image_scores[:2] >= rate.image_threshold).mean()
-
-
-def test_rates_of_images_that_are_not_there_are_left_out(class_report):
-    _, scored, evaluation = make_scored_class()
-    unlabelled = scored._replace(labels=np.full(5, -1))
-    thresholds = find_thresholds(good_maps(), 0.01)
-    found = finish(class_report, unlabelled, evaluation, thresholds).thresholds
-    assert (found.test_fpr, found.test_tpr) == (None, None)
-    assert {(at.test_fpr, at.test_tpr) for at in found.at_rates} == {(None, None)}
-
-
 @pytest.mark.parametrize(
     ("n_reached", "is_noted"), [(0, False), (2, False), (9, False), (24, True)]
 )
@@ -171,7 +136,7 @@ def test_more_false_alarms_than_promised_are_noted(class_report, n_reached, is_n
     thresholds = find_thresholds(good_maps(199), 0.05)
     for near_copies, or_else in (
         (True, ""),
-        (False, ", or training images are variations of a few, which went unseen"),
+        (False, ", or many training images are near copies of each other that were not detected"),
     ):
         note = report.explain_false_alarms(thresholds, scored, near_copies)
         assert (note is not None) == is_noted
@@ -182,23 +147,16 @@ def test_more_false_alarms_than_promised_are_noted(class_report, n_reached, is_n
             )
 
 
-def test_note_on_false_alarms_is_kept_with_the_results(class_report, monkeypatch):
-    monkeypatch.setattr(report, "explain_false_alarms", lambda *_: "they differ")
-    _, scored, evaluation = make_scored_class()
-    evaluation.notes.append("another")
-    record = finish(class_report, scored, evaluation, find_thresholds(good_maps(), 0.01))
-    assert record.result.notes == ["another", "they differ"]
-
-
 @pytest.mark.parametrize("found", [True, False])
 def test_near_copies_that_were_found_do_not_explain_false_alarms(class_report, monkeypatch, found):
     monkeypatch.setattr(report, "explain_false_alarms", lambda *given: f"near copies: {given[2]}")
     if found:
         class_report.test.note_near_copies([0, 1])
     _, scored, evaluation = make_scored_class()
+    evaluation.notes.append("another")
     record = finish(class_report, scored, evaluation, find_thresholds(good_maps(), 0.01))
-    *notes, last = record.result.notes
-    assert last == f"near copies: {found}"
+    first, *notes, last = record.result.notes
+    assert (first, last) == ("another", f"near copies: {found}")
     assert len(notes) == found
 
 
@@ -208,7 +166,7 @@ def test_summary_is_printed_in_one_call(class_report, monkeypatch):
     _, scored, evaluation = make_scored_class()
     evaluation.metrics["pixel_auroc"] = None
     evaluation.notes.append("why there is none")
-    evaluation = evaluation._replace(pixel_threshold=None, image_threshold=4.5)
+    evaluation = evaluation._replace(oracle_pixel=None, oracle_image=4.5)
     thresholds = replace(find_thresholds(good_maps(), 0.01), image=1.25, pixel=0.75)
     class_report.finish(scored, evaluation, thresholds)
     ((text,),) = calls
@@ -227,12 +185,13 @@ def test_summary_is_printed_in_one_call(class_report, monkeypatch):
 
 
 def test_report_holds_all_classes_in_their_order(tmp_path):
+    images = [make_image("a.png", "dent", 9.0)]
     records = [
-        make_record("nut", [make_image("a.png", "dent", 9.0)]),
-        make_record("bolt", [make_image("b.png")], thresholds=None),
+        make_record("nut", images, files=["models/nut.safetensors"]),
+        make_record("bolt", [make_image("b.png")], deployed=None),
     ]
-    (tables,) = write_report(tmp_path, SETTINGS, records)
-    assert [row[0] for row in tables.rows] == ["nut", "bolt", "mean of 2 classes"]
+    (table,) = write_report(tmp_path, SETTINGS, records)
+    assert [row[0] for row in table.rows] == ["nut", "bolt", "mean of 2 classes"]
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         *("index.html", "metrics.csv", "metrics.json", "roc_curve.png"),
         *("scores.csv", "tables.md", "thresholds.csv"),
@@ -249,11 +208,22 @@ def test_report_holds_all_classes_in_their_order(tmp_path):
     assert "<h1>PaDiM: resnet18 on mvtec_ad</h1>" in page
     assert f"<li>{SETTINGS['command']}</li>" in page
     assert "<caption>False alarms and recall</caption>" in page
-    texts = "0.00", "1.00", "–", "1.00", "0.50", "1.00"
-    cells = [f'<td class="number">{text}</td>' for text in texts]
+    cells = [f'<td class="number">{text}</td>' for text in ("–", "1.00") * 3]
     assert f'<th scope="row">nut</th>{"".join(cells)}</tr>' in page
     assert page.index("<h2>nut</h2>") < page.index("<h2>bolt</h2>")
     assert 'src="roc_curve.png" width="2000" height="1000"' in page
+
+
+def test_models_of_other_settings_are_named(tmp_path):
+    for name in ("bolt", "nut", "cap"):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / f"models/{name}.safetensors").touch()
+    record = make_record("nut", files=["models/nut.safetensors"])
+    (table,) = write_report(tmp_path, SETTINGS, [record])
+    assert table.notes[1] == (
+        "Not of the classes, images and settings of this report: models/bolt.safetensors, "
+        "models/cap.safetensors."
+    )
 
 
 def test_without_a_finished_class_nothing_is_written(tmp_path):

@@ -1,14 +1,13 @@
-import csv
 import json
 from dataclasses import replace
 from os import fsdecode
 
 import pytest
 
-from tests.records import make_image, make_record, make_result
+from tests.helpers import read_csv
+from tests.records import make_image, make_record, make_result, make_thresholds
 from utils.report.results import (
     Run,
-    append_metrics,
     read_run,
     write_metrics,
     write_run,
@@ -19,15 +18,10 @@ from utils.report.results import (
 SETTINGS = {"arch": "resnet18", "seed": 1024}
 
 
-def read_rows(path):
-    with path.open(encoding="utf-8", newline="") as file:
-        return list(csv.DictReader(file))
-
-
 def test_metrics_csv_has_an_unrounded_row_per_class(tmp_path):
-    results = [make_result(image_auroc=1 / 3), make_result("grass", pixel_auroc=None)]
-    write_run(tmp_path, Run(SETTINGS, results))
-    brick, grass = read_rows(tmp_path / "metrics.csv")
+    results = make_result(image_auroc=1 / 3), make_result("grass", pixel_auroc=None)
+    write_metrics(tmp_path, [make_record(result=result) for result in results])
+    brick, grass = read_csv(tmp_path / "metrics.csv")
     assert ",".join(brick) == (
         "class_name,seed,n_train,n_test,image_auroc,image_ap,image_f1,pixel_auroc,pixel_ap,"
         "pixel_f1,aupro,aupimo,seconds_fit,seconds_score,seconds_metrics,seconds_figures"
@@ -38,32 +32,46 @@ def test_metrics_csv_has_an_unrounded_row_per_class(tmp_path):
     assert grass["pixel_auroc"] == ""
 
 
-def test_scores_csv_has_a_row_per_image_of_all_classes(tmp_path):
-    first = make_record("bolt", [make_image("a.png", "dent", 1 / 3), make_image("b.png")])
+def test_scores_csv_has_a_row_per_image_of_all_classes_and_keeps_the_bytes_of_names(tmp_path):
+    odd = fsdecode(b"caf\xe9.png")
+    first = make_record("bolt", [make_image("a.png", "dent", 1 / 3), make_image(odd)])
     first.images[0] = replace(first.images[0], aupimo=0.25)
     second = make_record("nut", [make_image("c.png", "unlabelled", 2.0, label=-1)])
     write_scores(tmp_path, [first, second])
-    assert (tmp_path / "scores.csv").read_text().splitlines() == [
-        "class_name,image,defect_type,label,score,aupimo",
-        "bolt,a.png,dent,1,0.3333333333333333,0.25",
-        "bolt,b.png,good,0,1.0,",
-        "nut,c.png,unlabelled,-1,2.0,",
+    assert (tmp_path / "scores.csv").read_bytes().splitlines() == [
+        b"class_name,image,defect_type,label,score,aupimo",
+        b"bolt,a.png,dent,1,0.3333333333333333,0.25",
+        b"bolt,caf\xe9.png,good,0,1.0,",
+        b"nut,c.png,unlabelled,-1,2.0,",
     ]
-
-
-def test_a_name_that_is_not_utf_8_keeps_its_bytes(tmp_path):
-    write_scores(tmp_path, [make_record("bolt", [make_image(fsdecode(b"caf\xe9.png"))])])
-    assert b"bolt,caf\xe9.png,good" in (tmp_path / "scores.csv").read_bytes()
 
 
 def test_thresholds_csv_has_a_row_per_class_with_thresholds(tmp_path):
-    write_thresholds(tmp_path, [make_record("bolt"), make_record("nut", thresholds=None)])
-    assert (tmp_path / "thresholds.csv").read_text().splitlines() == [
-        "class_name,n_held_out,target_fpr,image_fpr,image_threshold,pixel_threshold,"
-        "best_f1_image_threshold,best_f1_pixel_threshold,test_fpr,test_tpr,test_fpr_at_0.01,"
-        "test_tpr_at_0.01,test_fpr_at_0.05,test_tpr_at_0.05,test_fpr_at_0.1,test_tpr_at_0.1",
-        "bolt,5,0.01,0.1,5.0,2.0,,2.5,0.0,1.0,0.0,1.0,,1.0,0.5,1.0",
-    ]
+    images = [make_image("a.png", "dent", 6.0), make_image("b.png", "good", 4.5)]
+    record = make_record("bolt", images, deployed=make_thresholds(5.0))
+    write_thresholds(tmp_path, [record, make_record("nut", deployed=None)])
+    (row,) = read_csv(tmp_path / "thresholds.csv")
+    assert float(row.pop("deployed_pixel")) == record.deployed.pixel
+    assert ",".join(f"{name}={value}" for name, value in row.items()) == (
+        "class_name=bolt,n_held_out=9,target_fpr=0.01,image_fpr=0.1,deployed_image=5.0,"
+        "oracle_image=,oracle_pixel=2.5,test_fpr=0.0,test_tpr=1.0,test_fpr_at_0.01=0.0,"
+        "test_tpr_at_0.01=1.0,test_fpr_at_0.05=0.0,test_tpr_at_0.05=1.0,test_fpr_at_0.1=0.0,"
+        "test_tpr_at_0.1=1.0"
+    )
+
+
+def test_rates_are_fractions_of_good_and_of_anomalous_images_that_reach_a_threshold():
+    scores = {"good": [1.0, 4.0, 4.5, 5.0], "dent": [4.9, 6.0]}
+    images = [make_image("a.png", kind, score) for kind in scores for score in scores[kind]]
+    deployed = make_thresholds(5.0)
+    asked, *others = make_record("bolt", images, deployed=deployed).rates
+    # a score on the threshold reaches it
+    assert asked == (0.01, 5.0, 0.25, 0.5)
+    assert [rate.target_fpr for rate in others] == [0.01, 0.05, 0.1]
+    assert others[2].threshold == deployed.at(0.1).image
+    unlabelled = make_record(images=[make_image("a.png", "x", 6.0, label=-1)])
+    assert {(rate.test_fpr, rate.test_tpr) for rate in unlabelled.rates} == {(None, None)}
+    assert make_record(deployed=None).rates == []
 
 
 def test_what_was_written_is_read_again(tmp_path):
@@ -72,67 +80,7 @@ def test_what_was_written_is_read_again(tmp_path):
     assert read_run(tmp_path / "metrics.json") == run
 
 
-@pytest.fixture
-def damage(tmp_path):
-    """A function that writes a metrics.json and changes its content."""
-
-    def run(change):
-        write_run(tmp_path, Run(SETTINGS, [make_result(), make_result("grass")]))
-        path = tmp_path / "metrics.json"
-        content = json.loads(path.read_text())
-        change(content)
-        path.write_text(json.dumps(content))
-        return path
-
-    return run
-
-
-def test_another_format_is_refused(damage):
-    path = damage(lambda content: content.update(format=99))
-    with pytest.raises(ValueError, match=r"metrics.json has format 99, this version reads 2"):
-        read_run(path)
-
-
-def test_several_draws_of_channels_are_refused(damage):
-    path = damage(lambda content: content["results"][1].update(seed=1025))
-    with pytest.raises(ValueError, match=r"several draws of channels.*; run main.py again"):
-        read_run(path)
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda content: content.pop("format"),
-        lambda content: content["settings"].update(arch=["resnet18"]),
-        lambda content: content.update(results=[]),
-        lambda content: content["results"][0].pop("seed"),
-        lambda content: content["results"][0].update(n_test="5"),
-        lambda content: content["results"][0].update(metrics=None),
-        lambda content: content["results"][0]["metrics"].pop("aupro"),
-        lambda content: content["results"][0]["metrics"].update(aupro=1.5),
-        lambda content: content["results"][0]["seconds"].update(fit="long"),
-        lambda content: content["results"][0].update(class_name=["brick"]),
-        lambda content: content["results"][0].update(notes=[7]),
-        lambda content: content["results"][0].update(notes="text"),
-    ],
-)
-def test_a_damaged_file_is_refused(damage, change):
-    with pytest.raises(ValueError, match=r"metrics.json is damaged or no results of a run"):
-        read_run(damage(change))
-
-
-def test_a_truncated_file_is_refused(tmp_path):
-    write_run(tmp_path, Run(SETTINGS, [make_result()]))
-    path = tmp_path / "metrics.json"
-    path.write_text(path.read_text()[:100])
-    with pytest.raises(ValueError, match=r"metrics.json is damaged"):
-        read_run(path)
-
-
-def test_rows_that_are_appended_are_those_that_are_written_at_once(tmp_path):
-    results = [make_result("brick"), make_result("grass", aupimo=None)]
-    for result in results:
-        append_metrics(tmp_path, result)
-    appended = (tmp_path / "metrics.csv").read_bytes()
-    write_metrics(tmp_path, results)
-    assert (tmp_path / "metrics.csv").read_bytes() == appended
+def test_another_format_is_refused(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"format": 2}))
+    with pytest.raises(ValueError, match=r"has format 2, this version reads 3; run main.py again"):
+        read_run(tmp_path / "metrics.json")

@@ -14,10 +14,11 @@ import psutil
 import pytest
 from PIL import Image
 
+from datasets.folders import MARKER
 from tests.conftest import write_image
 from tests.helpers import MAIN, SMALL, defective, good_images, read_csv
-from utils.commands import stream
 from utils.commands.prediction import COLUMNS
+from utils.commands.sources import split_paths
 from utils.detector import Detector
 
 
@@ -57,13 +58,13 @@ def answer(run, command, monkeypatch):
 def test_rows_are_those_of_the_table(answer, run, command):
     options = ("--pixel_threshold", 5, "--threshold", 7)
     assert run(*command, *NEW, *options, "--batch_size", 1).returncode == 0
-    for end in (b"\n", b"\r\n"):
-        done = answer(*options, end=end)
-        assert done.returncode == 0
-        assert done.stderr.startswith("bolt, resnet18 on cpu (")
-        rows = list(csv.DictReader(io.StringIO(done.stdout)))
-        assert tuple(rows[0]) == COLUMNS
-        assert rows == read_csv(Path("predictions/predictions.csv"))
+    done = answer(*options)
+    assert done.returncode == 0
+    assert done.stderr.startswith("bolt, resnet18 on cpu (")
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert tuple(rows[0]) == COLUMNS
+    table = [row | {"files": ""} for row in read_csv(Path("predictions/predictions.csv"))]
+    assert rows == table
 
 
 def test_json_has_the_regions_too(answer, detector):
@@ -89,7 +90,7 @@ BAD = [
     (b"new", "new is no image; accepted are .png"),
     (b"nowhere.png", "no file or folder nowhere.png; give images"),
     (b"\xff\xfe.png", r"no file or folder \udcff\udcfe.png; give"),
-    (b"a\0b.png", "embedded null byte"),
+    (b"a\0b.png", "the line has a NUL; separate paths by newlines or by NULs, not both"),
     (b"x" * 70_000, "no file or folder xxx"),
     (b"pipe.png", "pipe.png is no image"),
     (b"damaged.png", "cannot read image damaged.png: not an image"),
@@ -107,30 +108,72 @@ def test_bad_line_is_a_row_and_the_stream_goes_on(answer, tmp_path):
     for row, (_, message) in zip(bad, BAD, strict=True):
         assert message in row["error"]
         assert row["score"] is row["anomalous"] is None
+    assert bad[4]["path"] == r"a\x00b.png"
     assert (odd["path"], good["path"]) == (r"\udcff.png", "new//good.png")
     assert odd["score"] == good["score"] > 0
 
 
-def test_files_are_written_only_with_an_output(answer, tmp_path):
+LISTS = [
+    (b"a\nb c\r\n\nd", [b"a", b"b c\r", b"", b"d"]),
+    (b"\xef\xbb\xbfa\nb\n", [b"a", b"b"]),
+    (b"a.png\0b\nc\0", [b"a.png", b"b\nc"]),  # as find -print0 writes it
+    (b"", []),
+]
+
+
+@pytest.mark.parametrize(("content", "paths"), LISTS)
+@pytest.mark.parametrize("n", [4, 1000])
+def test_lists_end_paths_with_lines_or_nul(content, paths, n):
+    pieces = iter([content[i : i + n] for i in range(0, len(content), n)])
+    stream = type("Stream", (), {"read1": lambda self, most: next(pieces, b"")})()
+    assert list(split_paths(stream)) == paths
+
+
+def test_windows_lines_are_read_and_utf_16_is_refused(answer):
+    done = answer(end=b"\r\n")
+    assert (done.returncode, len(done.stdout.splitlines())) == (0, 3)
+    for encoding in ("utf-16", "utf-16-le", "utf-16-be"):
+        done = answer(lines=["new/good.png".encode(encoding)])
+        assert done.returncode == 2
+        assert "error: stdin is in UTF-16; save the list in UTF-8" in done.stderr.splitlines()[-1]
+
+
+def test_files_are_written_only_with_an_output_each_under_a_name_of_its_own(answer, tmp_path):
     before = set(os.listdir(tmp_path))
     assert answer().returncode == 0
     assert set(os.listdir(tmp_path)) == before
-    shutil.copy(NEW[0], "../x.png")
-    lines = [NEW[1], tmp_path / "new/good.png", "../x.png", "out/masks/x.png"]
+    outside = shutil.copy(NEW[0], tmp_path.parent / "x.png")
+    shutil.copy(NEW[0], "new/good.bmp")
+    lines = [*NEW, tmp_path / "new/good.bmp", "../x.png", "out/masks/x.png"]
     done = answer("--output", "out", "--masks", lines=lines)
     assert done.returncode == 1
     assert "out/masks/x.png is among the results" in done.stdout
-    names = [Path("new/line 1/größe"), (tmp_path / "new/good").relative_to("/"), Path("x")]
+    names = [*NEW, "new/good.bmp", str(outside.relative_to("/"))]
+    rows = list(csv.DictReader(io.StringIO(done.stdout)))
+    assert [row["files"] for row in rows] == [*names, ""]
     files = {str(path) for path in Path("out").rglob("*") if path.is_file()}
     expected = {f"out/overlays/{name}.jpg" for name in names}
-    assert files == expected | {f"out/masks/{name}.png" for name in names}
+    expected |= {f"out/masks/{name}.png" for name in names}
+    assert files == expected | {f"out/{folder}/{MARKER}" for folder in ("overlays", "masks")}
+    # the next stream adds to them
+    assert answer("--output", "out", lines=NEW[:1]).returncode == 0
+    assert expected <= {str(path) for path in Path("out").rglob("*")}
+
+
+def test_note_is_printed_once_a_kind_when_it_is_met(answer):
+    for name in "ab":
+        pixels = np.array(Image.open(NEW[0]).convert("RGBA"))
+        pixels[0, 0, 3] = 0
+        write_image(Path(f"new/{name}.png"), pixels)
+    done = answer(lines=["new/a.png", "new/b.png"])
+    _, note = done.stderr.splitlines()
+    assert note.startswith("note: images with transparency or channels beyond RGB: new/a.png; ")
 
 
 @pytest.mark.parametrize("name", ["stdin", "stdout"])
-def test_closed_stream_is_refused(name, command, tmp_path, monkeypatch):
+def test_closed_stream_is_refused(name, run, command, monkeypatch):
     monkeypatch.setattr(sys, name, None)
-    with pytest.raises(ValueError, match=f"{name} is closed; - reads paths from stdin and answers"):
-        stream.run_stream(None)
+    assert f"{name} is closed; - reads paths from stdin and answers" in run(*command, "-").stderr
 
 
 @pytest.fixture
@@ -164,18 +207,16 @@ def test_answer_comes_at_once_and_an_interrupt_ends_it(process, header):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert errors.splitlines()[1:] == [b"interrupted"]
+    assert errors.splitlines()[1:] == [b"interrupted; the rows so far are written"]
 
 
-def test_closed_pipe_is_one_line(process):
+def test_closed_pipe_ends_it(process):
     process.stdout.readline()
     process.stdout.close()
     send(process, b"new/good.png\n")
     process.stdin.close()
-    errors = process.stderr.read().splitlines()
-    assert process.wait(60) == 2
-    assert errors[1].startswith(b"main.py predict: error: cannot write to standard output: Broken")
-    assert len(errors) == 2
+    assert len(process.stderr.read().splitlines()) == 1  # the model and the device
+    assert process.wait(60) == 128 + signal.SIGPIPE
 
 
 def test_memory_does_not_grow_with_the_lines(answer, detector, monkeypatch):

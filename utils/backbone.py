@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,11 +67,43 @@ class Backbone:
 
 @dataclass(frozen=True)
 class Network:
-    """A backbone with its weights: stem, layer1, layer2, layer3, and the weights' hash."""
+    """A key of BACKBONES with its weights: stem, layer1, layer2, layer3, and the weights' hash."""
 
-    backbone: Backbone
+    arch: str
     stages: list[nn.Module]
     weights_sha256: str
+
+
+@dataclass(frozen=True)
+class Channels:
+    """Chosen channels of layer1, layer2 and layer3.
+
+    Attributes:
+        of_layers: their numbers in each of the three layers, ascending; a layer may have none.
+        sha256: of the draw, numbered over all layers and comma-joined in the order drawn.
+    """
+
+    of_layers: tuple[tuple[int, ...], ...]
+    sha256: str
+
+    def __len__(self) -> int:
+        return sum(map(len, self.of_layers))
+
+    @property
+    def layers(self) -> list[str]:
+        """The names of the layers that have any, finest first."""
+        return [name for name, of_layer in zip(LAYERS, self.of_layers, strict=True) if of_layer]
+
+    @property
+    def counts(self) -> list[int]:
+        """How many each of these layers has."""
+        return [len(of_layer) for of_layer in self.of_layers if of_layer]
+
+    def grids(self, image_size: Sequence[int]) -> Grids:
+        """The grid (h, w) of each of these layers, for images of H x W."""
+        strides = (stride for stride, chosen in zip(STRIDES, self.of_layers, strict=True) if chosen)
+        # all networks halve a side again and again and round up
+        return tuple(tuple(-(-side // stride) for side in image_size) for stride in strides)
 
 
 def draw_channels(
@@ -78,22 +111,18 @@ def draw_channels(
     seed: int = SEED,
     n_features: int | str | None = None,
     layers: Sequence[str] = LAYERS,
-) -> list[int]:
-    """The random channels of the concatenated layers, in the order drawn (paper, section III-A).
+) -> Channels:
+    """Random channels of the network's layers (paper, section III-A).
 
-    With SEED and without n_features this is the list that upstream draws.
+    With SEED and without n_features they are those that upstream draws.
 
     Args:
         arch: a key of BACKBONES.
         seed: of the draw.
-        n_features: how many, or ALL; None takes the backbone's, or all if there are fewer.
-        layers: those of LAYERS to draw from. The channels are numbered over all layers.
-
-    Raises:
-        ValueError: if these layers have fewer channels, a layer is unknown or named twice, or seed
-            is negative: Python's generator would take it for its absolute value.
+        n_features: how many, or ALL; None takes the backbone's number, or all if there are fewer.
+        layers: those of LAYERS to draw from.
     """
-    if seed < 0:
+    if seed < 0:  # Python's generator would take its absolute value
         raise UserError(f"seed {seed} is negative; give 0 or more")
     if not layers or [name for name in LAYERS if name in layers] != list(layers):
         raise UserError(
@@ -101,46 +130,21 @@ def draw_channels(
             "at most once"
         )
     backbone = BACKBONES[arch]
-    pool, first = [], 0
-    for name, n_channels in zip(LAYERS, backbone.layer_channels, strict=True):
-        pool += range(first, first + n_channels) if name in layers else ()
-        first += n_channels
+    ends = list(accumulate(backbone.layer_channels))
+    numbered = [range(end - n, end) for end, n in zip(ends, backbone.layer_channels, strict=True)]
+    pool = [*chain(*(numbered[LAYERS.index(name)] for name in layers))]
     count = min(backbone.n_features, len(pool)) if n_features is None else n_features
-    if count == ALL:
-        return pool
-    if not 0 < count <= len(pool):
-        raise UserError(
-            f"--n_features {count} cannot be drawn from the {len(pool)} channels of {arch}'s "
-            f"{', '.join(layers)}; give 1 to {len(pool)}, or {ALL}"
-        )
-    draw = random.Random(seed)  # noqa: S311 (upstream draws with this generator)
-    return draw.sample(pool, count)
-
-
-def channels_sha256(channels: Sequence[int]) -> str:
-    """SHA-256 of the comma-joined list."""
-    return hashlib.sha256(",".join(map(str, channels)).encode()).hexdigest()
-
-
-def chosen_layers(
-    arch: str, channels: Sequence[int], image_size: Sequence[int]
-) -> tuple[Grids, list[int]]:
-    """Grid (h, w) and number of chosen channels of each layer that has any, finest first.
-
-    Args:
-        arch: a key of BACKBONES.
-        channels: indices into the concatenation of the layers.
-        image_size: H and W of the images.
-    """
-    grids, counts, first = [], [], 0
-    for n_channels, stride in zip(BACKBONES[arch].layer_channels, STRIDES, strict=True):
-        count = sum(first <= channel < first + n_channels for channel in channels)
-        if count:
-            # all networks halve a side again and again and round up
-            grids.append(tuple(-(-side // stride) for side in image_size))
-            counts.append(count)
-        first += n_channels
-    return tuple(grids), counts
+    if count != ALL:
+        if not 0 < count <= len(pool):
+            raise UserError(
+                f"--n_features {count} cannot be drawn from the {len(pool)} channels of {arch}'s "
+                f"{', '.join(layers)}; give 1 to {len(pool)}, or {ALL}"
+            )
+        pool = random.Random(seed).sample(pool, count)  # noqa: S311 (upstream's generator)
+    return Channels(
+        tuple(tuple(sorted(c - of.start for c in pool if c in of)) for of in numbered),
+        hashlib.sha256(",".join(map(str, pool)).encode()).hexdigest(),
+    )
 
 
 def load_network(arch: str, weights_path: Path | None = None) -> Network:
@@ -153,11 +157,6 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
 
     Returns:
         Network in evaluation mode, float32 on the CPU.
-
-    Raises:
-        FileNotFoundError: if weights_path is no file.
-        ValueError: if the weights, local or in torchvision's cache, cannot be read or do not fit.
-        ConnectionError: if they cannot be downloaded.
     """
     import torch
 
@@ -172,7 +171,7 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
     network.load_state_dict(tensors, assign=True)
     network.requires_grad_(False)
     stages = [stage.eval() for stage in backbone.split(network)]
-    return Network(backbone, stages, tensors_sha256(tensors))
+    return Network(arch, stages, tensors_sha256(tensors))
 
 
 def _resnet(

@@ -25,13 +25,11 @@ from datasets.preprocessing import (
     uncrop,
 )
 from utils.backbone import BACKBONES, BATCH_SIZE, LAYERS, PRECISIONS, SEED, draw_channels
-from utils.features import FeatureExtractor, load_extractor
-from utils.model_file import TrainedModel, load_model, save_model
+from utils.features import load_extractor
 from utils.padim import PaDiM
 from utils.regions import Region, find_regions
-from utils.system.device import choose_device
 from utils.system.errors import UserError
-from utils.thresholds import TARGET_FPR, find_thresholds
+from utils.thresholds import TARGET_FPR
 
 FEWEST = 3  # good images: one is held out, and the covariance of the others needs two
 
@@ -40,12 +38,10 @@ class Detector:
     """Scores images: how anomalous each is, and where.
 
     Args:
-        extractor: of the network that the model was fitted with.
-        model: fitted.
+        model: fitted, with thresholds.
     """
 
-    def __init__(self, extractor: FeatureExtractor, model: TrainedModel) -> None:
-        self.extractor = extractor
+    def __init__(self, model: PaDiM) -> None:
         self.model = model
 
     @classmethod
@@ -89,29 +85,16 @@ class Detector:
         channels = draw_channels(arch, seed, n_features, layers)
         extractor = load_extractor(arch, weights, device, precision, channels, neighbourhood)
         prepared = _prepare_all(images, preprocessing, name)
-        image_size = prepared[0].shape[1:]
-        good = (extractor(batch) for batch in _batches(prepared))
-        copy_of = first_copies(_pixels_sha256([image]) for image in prepared)
+        copy_of = first_copies(hashlib.sha256(image.tobytes()).digest() for image in prepared)
         if not any(copy_of):
             raise UserError(
                 f"{name} has {len(prepared)} images, all of the same content; give at least "
                 f"{FEWEST} that differ"
             )
-        padim = PaDiM().fit(good, len(prepared), copy_of=copy_of)
-        model = TrainedModel(
-            class_name=name,
-            arch=arch,
-            channels=channels,
-            neighbourhood=neighbourhood,
-            weights_sha256=extractor.weights_sha256,
-            precision=precision,
-            preprocessing=preprocessing,
-            image_size=image_size,
-            training_sha256=_pixels_sha256(prepared),  # there are no names, sizes and times
-            padim=padim,
-            thresholds=find_thresholds(padim.held_out_maps(image_size), target_fpr),
-        )
-        return cls(extractor, model)
+        model = PaDiM(extractor, preprocessing, name)
+        model.fit(_batches(prepared), len(prepared), copy_of)
+        model.find_thresholds(target_fpr)
+        return cls(model)
 
     @classmethod
     def load(
@@ -129,21 +112,11 @@ class Detector:
             OSError: if the file or the weights cannot be read or downloaded.
             ValueError: if the file is damaged or was made with other weights.
         """
-        model = load_model(Path(path), choose_device(device))
-        settings = model.precision, model.channels, model.neighbourhood
-        extractor = load_extractor(model.arch, weights, device, *settings)
-        if extractor.weights_sha256 != model.weights_sha256:
-            given = "the published weights" if weights is None else weights
-            raise UserError(
-                f"{path} was made with other weights of {model.arch} than {given} (sha256 "
-                f"{model.weights_sha256[:12]}…, not {extractor.weights_sha256[:12]}…); give "
-                "--weights (weights=) the file that it was made with, none for the published ones"
-            )
-        return cls(extractor, model)
+        return cls(PaDiM.load(Path(path), weights, device))
 
     def save(self, path: Path | str, dtype: str = "float32") -> None:
         """Write the model, by custom to <class>.safetensors; "float16" halves the file."""
-        save_model(Path(path), self.model, dtype)
+        self.model.save(Path(path), dtype)
 
     def score(self, image: Image.Image | np.ndarray) -> tuple[float, np.ndarray]:
         """The raw anomaly score of an image and its anomaly map.
@@ -163,8 +136,7 @@ class Detector:
 
     def score_batch(self, images: np.ndarray) -> np.ndarray:
         """The anomaly maps (B, H, W) float32 of images (B, 3, H, W) that prepare returned."""
-        anomaly_maps = self.model.padim.anomaly_maps(self.extractor(images), self.model.image_size)
-        return anomaly_maps.numpy(force=True)
+        return self.model.anomaly_maps(images)
 
     def uncrop(self, anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
         """An anomaly map (H, W) laid over an original image of width w and height h = size.
@@ -253,14 +225,6 @@ def _batches(prepared: list[np.ndarray]) -> Iterator[np.ndarray]:
     """The images in batches (B, 3, H, W)."""
     for start in range(0, len(prepared), BATCH_SIZE):
         yield np.stack(prepared[start : start + BATCH_SIZE])
-
-
-def _pixels_sha256(images: Iterable[np.ndarray]) -> str:
-    """SHA-256 of the pixels of all images."""
-    digest = hashlib.sha256()
-    for image in images:
-        digest.update(np.ascontiguousarray(image))
-    return digest.hexdigest()
 
 
 def _to_image(image: Image.Image | np.ndarray, name: Path | str) -> Image.Image:

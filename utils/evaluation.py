@@ -4,15 +4,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from torch import Tensor
 
 from datasets.mvtec import UNLABELLED
 from utils import metrics
+from utils.maps import image_scores
 from utils.metrics import RocCurve, SortedScores, UndefinedMetricError
-from utils.padim import PaDiM, image_scores
 
-# features as FeatureExtractor returns them; images, labels and masks as ImageDataset does
-Batch = tuple[list[Tensor], np.ndarray, np.ndarray, np.ndarray]
+# anomaly maps of images; images, labels and masks as ImageDataset returns them
+Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class DrawnImage(NamedTuple):
@@ -46,15 +45,15 @@ class Evaluation(NamedTuple):
     """The metrics of a class.
 
     A curve, a threshold or a metric (by the names in metrics.METRICS) that is not defined is None,
-    and notes says why. The thresholds are those of the best F1 on these very test images: oracles
-    for the figures, not thresholds to deploy. aupimo has that of each image, NaN where an image has
+    and notes says why. The oracles are the thresholds of the best F1 on these very test images: for
+    the figures, not to deploy. aupimo has that of each image, NaN where an image has
     no anomalous pixel; it is None if it is not defined at all.
     """
 
     image_curve: RocCurve | None
     pixel_curve: RocCurve | None
-    image_threshold: float | None
-    pixel_threshold: float | None
+    oracle_image: float | None
+    oracle_pixel: float | None
     metrics: Mapping[str, float | None]
     notes: list[str]
     aupimo: np.ndarray | None = None
@@ -68,18 +67,16 @@ def choose_drawn(n_images: int, figures: int | None) -> list[int]:
 
 
 def score_images(
-    model: PaDiM,
     batches: Iterable[Batch],
     n_images: int,
     size: Sequence[int],
     keep_maps: bool,
     drawn: Sequence[int] = (),
 ) -> ScoredImages:
-    """Score the test images of a class.
+    """The test images of a class with their scores.
 
     Args:
-        model: fitted.
-        batches: all test images, some at a time.
+        batches: all test images with their maps, some at a time.
         n_images: N, in all batches together.
         size: H and W of the images.
         keep_maps: whether the maps of all images are kept, as pixel metrics need them.
@@ -91,9 +88,7 @@ def score_images(
     kept_masks = np.empty(kept_maps.shape, dtype=bool)
     kept_images = {number: np.empty((3, *size), dtype=np.uint8) for number in drawn}
     low, high, seen = np.inf, -np.inf, 0
-    for features, images, batch_labels, masks in batches:
-        anomaly_maps = model.anomaly_maps(features, size).numpy(force=True)
-        del features  # free this batch before the next one is made
+    for anomaly_maps, images, batch_labels, masks in batches:
         here = slice(seen, seen + len(images))
         labels[here], scores[here] = batch_labels, image_scores(anomaly_maps)
         low, high = min(low, anomaly_maps.min()), max(high, anomaly_maps.max())
@@ -137,9 +132,9 @@ def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
             values["aupimo"] = float(np.nanmean(of_images))
         except UndefinedMetricError as error:
             notes.append(f"AUPIMO: {error}")
-    image_curve, image_threshold = _evaluate_level(images, "image", values)
-    pixel_curve, pixel_threshold = _evaluate_level(pixels, "pixel", values)
-    thresholds = image_threshold, pixel_threshold
+    image_curve, oracle_image = _evaluate_level(images, "image", values)
+    pixel_curve, oracle_pixel = _evaluate_level(pixels, "pixel", values)
+    thresholds = oracle_image, oracle_pixel
     return Evaluation(image_curve, pixel_curve, *thresholds, values, notes, of_images)
 
 

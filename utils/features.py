@@ -5,8 +5,10 @@ Reference: Defard et al., arXiv 2011.08785, section III-A; upstream's main.py.
 
 import gc
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from utils.backbone import PRECISIONS, Network, load_network
+from utils.backbone import BACKBONES, PRECISIONS, Channels, Network, load_network
 from utils.system.device import choose_device
 from utils.system.errors import UserError
 
@@ -33,7 +35,7 @@ class FeatureExtractor(nn.Module):
         network: as load_network returns it; it is changed, not copied.
         device: where images are sent and the outputs lie.
         precision: a key of PRECISIONS, in which the network computes.
-        channels: indices into the concatenated layers to return; None returns all.
+        channels: those to return; None returns all.
         neighbourhood: K, odd. Each layer's output is averaged over K x K of its own positions, at
             the border over those that exist (as PatchCore, Roth et al., CVPR 2022, aggregates
             patches); 1 leaves it as it is.
@@ -44,28 +46,41 @@ class FeatureExtractor(nn.Module):
         network: Network,
         device: torch.device,
         precision: str = "float32",
-        channels: Sequence[int] | None = None,
+        channels: Channels | None = None,
         neighbourhood: int = 1,
     ) -> None:
         super().__init__()
-        check_neighbourhood(neighbourhood)
-        self.neighbourhood = neighbourhood
+        if neighbourhood < 1 or neighbourhood % 2 == 0:
+            raise UserError(
+                f"--neighbourhood {neighbourhood} has no centre; give an odd number, such as 1 or 3"
+            )
+        self.arch = network.arch
+        self.weights_sha256 = network.weights_sha256
         self.device = device
         self.precision = precision
-        self._dtype = getattr(torch, PRECISIONS[precision])
         self.channels = channels
-        self.weights_sha256 = network.weights_sha256
+        self.neighbourhood = neighbourhood
+        self._dtype = getattr(torch, PRECISIONS[precision])
         self.memory_format = (
             torch.channels_last if device.type == "cpu" else torch.contiguous_format
         )
         self.stages = nn.ModuleList(network.stages)
         fold_batch_norm(self.stages)
-        shape = (1, 3, 1, 1)
-        self.register_buffer("mean", torch.tensor(network.backbone.mean).view(shape))
-        self.register_buffer("std", torch.tensor(network.backbone.std).view(shape))
+        for name in ("mean", "std"):
+            of_colours = torch.tensor(getattr(BACKBONES[network.arch], name))
+            self.register_buffer(name, of_colours.view(1, 3, 1, 1))
         self.to(device=device, memory_format=self.memory_format)
         self.stages.to(self._dtype)
         self.eval()
+
+    def settings(self) -> dict[str, Any]:
+        """What load_extractor needs besides weights and device, as JSON can hold it."""
+        return {
+            "arch": self.arch,
+            "precision": self.precision,
+            "channels": asdict(self.channels),
+            "neighbourhood": self.neighbourhood,
+        }
 
     @torch.inference_mode()
     def forward(self, images: np.ndarray | Tensor) -> list[Tensor]:
@@ -75,8 +90,8 @@ class FeatureExtractor(nn.Module):
             images: (B, 3, H, W) uint8 RGB, an array or a tensor.
 
         Returns:
-            (B, d_l, h_l, w_l) float32 of each layer, finest first; h_l is H/4, H/8 and H/16. With
-            channels, only the chosen ones of each layer, and no layer without any.
+            (B, d_l, h_l, w_l) float32 of each layer that has chosen channels, finest first; h_l is
+            H/4, H/8 and H/16.
         """
         images = torch.as_tensor(images)
         if self.device.type == "cuda":
@@ -87,8 +102,7 @@ class FeatureExtractor(nn.Module):
         # filled part by part, as joining parts would take twice the memory
         features: list[Tensor] = []
         step = PER_THREAD * torch.get_num_threads()
-        # at least once, as features of no images have a shape too
-        for start in range(0, max(len(images), 1), step):
+        for start in range(0, len(images), step):
             part = slice(start, start + step)
             for number, layer in enumerate(self._extract(images[part])):
                 if number == len(features):
@@ -122,18 +136,6 @@ class FeatureExtractor(nn.Module):
         return layer1(stem(images.contiguous(memory_format=self.memory_format)))
 
 
-def check_neighbourhood(neighbourhood: int) -> None:
-    """Refuse a neighbourhood without a centre.
-
-    Raises:
-        ValueError: if it is even or below 1.
-    """
-    if neighbourhood < 1 or neighbourhood % 2 == 0:
-        raise UserError(
-            f"--neighbourhood {neighbourhood} has no centre; give an odd number, such as 1 or 3"
-        )
-
-
 def average_neighbours(layer: Tensor, neighbourhood: int) -> Tensor:
     """A layer (B, C, h, w) averaged over K x K positions, at the border over those that exist."""
     if neighbourhood == 1:
@@ -147,25 +149,11 @@ def load_extractor(
     weights: Path | str | None,
     device: str,
     precision: str = "float32",
-    channels: Sequence[int] | None = None,
+    channels: Channels | None = None,
     neighbourhood: int = 1,
     local_rank: int = 0,
 ) -> FeatureExtractor:
-    """The extractor of a network, from the names of network, weights and device.
-
-    Args:
-        arch: a key of BACKBONES.
-        weights: state dict file; None takes the published weights.
-        device: as in choose_device.
-        precision: as in FeatureExtractor.
-        channels: as in FeatureExtractor.
-        neighbourhood: as in FeatureExtractor.
-        local_rank: as in choose_device.
-
-    Raises:
-        OSError: if the weights cannot be read or downloaded.
-        ValueError: if the device does not exist or the weights do not fit the network.
-    """
+    """The extractor of a network on a device, with weights from a file or (None) the published."""
     chosen = choose_device(device, local_rank)
     network = load_network(arch, None if weights is None else Path(weights))
     gc.collect(1)  # torch's reader leaves a second copy of the weights in a cycle
@@ -183,7 +171,7 @@ def fold_batch_norm(module: nn.Module) -> None:
         previous_name, previous = name, child
 
 
-def select_channels(layers: Sequence[Tensor], channels: Sequence[int]) -> list[Tensor]:
+def select_channels(layers: Sequence[Tensor], channels: Channels) -> list[Tensor]:
     """The chosen channels of each layer, each at its own resolution.
 
     Selecting before the layers are brought to one grid means that the concatenation of all
@@ -191,18 +179,16 @@ def select_channels(layers: Sequence[Tensor], channels: Sequence[int]) -> list[T
 
     Args:
         layers: all channels of all layers (B, C_l, h_l, w_l), finest first.
-        channels: indices into the concatenation of the layers, in any order.
+        channels: those to select.
 
     Returns:
-        (B, d_l, h_l, w_l) of every layer that has chosen channels, these in ascending order.
+        (B, d_l, h_l, w_l) of every layer that has chosen channels.
     """
-    chosen, first = [], 0
-    for layer in layers:
-        indices = sorted(c - first for c in channels if first <= c < first + layer.shape[1])
-        if indices:
-            chosen.append(_select(layer, _index(tuple(indices), layer.device)))
-        first += layer.shape[1]
-    return chosen
+    return [
+        _select(layer, _index(chosen, layer.device))
+        for layer, chosen in zip(layers, channels.of_layers, strict=True)
+        if chosen
+    ]
 
 
 def _select(layer: Tensor, index: Tensor) -> Tensor:

@@ -3,10 +3,11 @@
 Reference: upstream's main.py, plot_fig.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from io import BytesIO
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy.ndimage import binary_dilation, binary_erosion
 from skimage.morphology import disk
 
+from utils.evaluation import DrawnImage
 from utils.metrics import RocCurve
 from utils.system.files import printable, replacing
 
@@ -31,8 +33,8 @@ HEAT_MAP_ALPHA = 0.5  # upstream
 OPENING_RADIUS = 4  # upstream; removes specks from the drawn mask only, metrics see them
 OPENING = disk(OPENING_RADIUS)
 BOUNDARY_COLOUR = (255, 0, 0)  # upstream
-LONGEST_JPEG = 65500  # pixels of a side that libjpeg writes
-STRIP = 256  # rows of an overlay that are coloured at once; affects memory only
+# pixels of the longer side of a panel and of an overlay; larger images are scaled down in the file
+LONGEST_PANEL, LONGEST_OVERLAY = 1000, 2000
 ROC_SIZE = (2000, 1000)  # upstream; width and height in pixels
 MOST_NAMED = 20  # curves in the legend of the ROC figure
 MOST_LETTERS = 60  # of a class's name in that legend: a longer one would leave no room for curves
@@ -42,36 +44,21 @@ MARGIN, TITLES, COLOUR_BAR = 12, 52, 84
 
 
 class Localisation(NamedTuple):
-    """One localisation figure.
-
-    Attributes:
-        path: of the file to write, .jpg or .png.
-        title: text above the panels.
-        image: (3, H, W) uint8.
-        anomaly_map: (H, W) float32.
-        mask: ground truth (H, W) bool; None where the defects are not marked.
-    """
+    """A localisation figure: the .jpg file to write, text above the panels, and what they show."""
 
     path: Path
     title: str
-    image: np.ndarray
-    anomaly_map: np.ndarray
-    mask: np.ndarray | None
+    shown: DrawnImage
 
 
 Curves = Mapping[str, RocCurve | None]
 
 
 def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> tuple[int, int]:
-    """Write the ROC curves of all classes, image level left and pixel level right.
+    """Write the ROC curves of all classes, image level left and pixel level right, to a PNG file.
 
-    Args:
-        path: of the PNG file.
-        image_curves: by class name; a class whose curve is None is left out.
-        pixel_curves: as image_curves.
-
-    Returns:
-        The width and height of the figure in pixels.
+    The curves are given by class name; a class whose curve is None is left out. Returns the width
+    and height of the figure in pixels.
     """
     width, height = ROC_SIZE
     figure = Figure(figsize=(width / DPI, height / DPI), layout="constrained")
@@ -83,85 +70,92 @@ def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> t
     return ROC_SIZE
 
 
-def thin(curve: RocCurve) -> RocCurve:
-    """The curve without points that a figure draws on the same spot as the point before."""
+def thin(curve: RocCurve | None) -> RocCurve | None:
+    """The curve, if any, without points that a figure draws on the same spot as the one before."""
+    if curve is None:
+        return None
     spots = np.round(np.stack([curve.fpr, curve.tpr]) * ROC_STEPS)
     keep = np.append(True, np.any(np.diff(spots) != 0, axis=0))
     return curve._replace(fpr=curve.fpr[keep], tpr=curve.tpr[keep])
 
 
+def name_panels(has_masks: bool, has_threshold: bool) -> list[str]:
+    """The panels of a localisation figure, from left to right, as upstream calls them."""
+    names = ["Image"]
+    if has_masks:
+        names.append("Ground truth")
+    names.append("Predicted heat map")
+    if has_threshold:
+        names += ["Predicted mask", "Segmentation result"]
+    return names
+
+
 def figure_size(n_panels: int, size: tuple[int, int]) -> tuple[int, int]:
     """Width and height of a localisation figure of images with these H and W."""
-    height, width = size
+    factor = ceil(max(size) / LONGEST_PANEL)
+    height, width = (ceil(side / factor) for side in size)
     return MARGIN + n_panels * (width + MARGIN) + COLOUR_BAR, MARGIN + height + TITLES
 
 
-def choose_suffix(size: tuple[int, int]) -> str:
-    """The suffix of a picture of this width and height: ".jpg", unless it is too large for that."""
-    return ".jpg" if max(size) <= LONGEST_JPEG else ".png"
-
-
 def plot_localisations(
-    items: Iterable[Localisation], norm: Normalize, threshold: float | None
+    items: Sequence[Localisation], panels: Sequence[str], norm: Normalize, threshold: float | None
 ) -> Iterator[Path]:
-    """Write a figure for each item, with up to five panels at the images' own resolution.
+    """Write a figure for each item, with panels as name_panels names them.
 
-    The panels are the image, the ground truth, the heat map, the predicted mask and the image
-    with the outline of that mask. The predicted mask is anomaly_map >= threshold, after a
-    morphological opening. Items without a mask have no ground truth panel. Without a threshold
-    the last two panels are left out.
-
-    Args:
-        items: images of one class, all of one size, either all with a mask or all without.
-        norm: colour scale of the anomaly maps, shared by all heat maps and the colour bar.
-        threshold: in units of the anomaly maps, marked on the colour bar.
+    The predicted mask is anomaly_map >= threshold, after a morphological opening; the segmentation
+    result is the image with the outline of that mask. The norm is the colour scale of the anomaly
+    maps; the threshold is marked on its bar. The images are of one size.
 
     Yields:
         The path of each file, in order, once it is complete. Threads draw several at a time.
     """
-    items = list(items)
     if not items:
         return
-    names = list(_panel_pixels(items[0], norm, threshold))
-    frame = _draw_frame(names, items[0].anomaly_map.shape, norm, threshold)
+    frame = _draw_frame(panels, items[0].shown.anomaly_map.shape, norm, threshold)
     with ThreadPoolExecutor() as pool:
-        yield from pool.map(partial(_write, frame, norm, threshold), items)
+        yield from pool.map(partial(_write, frame, panels, norm, threshold), items)
 
 
 def plot_overlay(
     path: Path, image: Image.Image, anomaly_map: np.ndarray, highest: float, mask: np.ndarray
 ) -> None:
-    """Write the image blended with its heat map, with the mask outlined.
+    """Write the image (RGB) blended with its heat map, with the mask (h, w) outlined.
 
     Args:
-        path: of the file, .jpg or .png.
-        image: RGB, of w x h pixels.
-        anomaly_map: (h, w) float32; pixels where it is NaN are drawn as they are.
+        path: of the .jpg file.
+        image, anomaly_map, mask: of the same size; pixels without a score, NaN, are drawn as they
+            are.
         highest: score of the last colour; that of the first is 0.
-        mask: (h, w) bool.
     """
-    palette = _palette()
-    drawn = image.copy()
-    for top in range(0, image.height, STRIP):
-        scores = anomaly_map[top : top + STRIP]
-        levels = np.fmin(scores, highest) * 256 / highest  # fmin: a number where one is NaN
-        colours = Image.fromarray(levels.clip(max=255).astype(np.uint8))
-        colours.putpalette(palette)
-        strip = image.crop((0, top, image.width, top + len(scores)))
-        blend = Image.blend(strip, colours.convert("RGB"), HEAT_MAP_ALPHA)
-        drawn.paste(blend, (0, top), Image.fromarray(np.isfinite(scores)))
+    scores, mask = (_shrink(pixels, LONGEST_OVERLAY) for pixels in (anomaly_map, mask))
+    drawn = image.reduce(ceil(max(image.size) / LONGEST_OVERLAY))
+    levels = np.fmin(scores, highest) * 256 / highest  # fmin: a number where one is NaN
+    colours = Image.fromarray(levels.clip(max=255).astype(np.uint8))
+    colours.putpalette(_palette())
+    blend = Image.blend(drawn, colours.convert("RGB"), HEAT_MAP_ALPHA)
+    drawn.paste(blend, mask=Image.fromarray(np.isfinite(scores)))
     drawn.paste(BOUNDARY_COLOUR, mask=Image.fromarray(_find_boundaries(mask) & mask))
     _save(path, drawn)
 
 
+def _shrink(pixels: np.ndarray, longest: int) -> np.ndarray:
+    """The pixels (h, w) or (h, w, 3), averaged in squares if the longer side is over longest.
+
+    A square of a mask is True if any of its pixels is, so that small regions remain.
+    """
+    factor = ceil(max(pixels.shape[:2]) / longest)
+    if factor == 1:
+        return pixels
+    if pixels.dtype == bool:
+        return _shrink(pixels.astype(np.float32), longest) > 0
+    return np.asarray(Image.fromarray(pixels).reduce(factor))
+
+
 def _save(path: Path, image: Image.Image) -> None:
-    """Write an image to a .jpg or .png file; PNG takes ten times as long."""
+    """Write an image; in a .jpg file outlines stay sharp."""
     # Pillow writes JPEG to a file without noticing that the disk is full
     content = BytesIO()
-    if path.suffix == ".jpg":
-        image.save(content, "JPEG", quality=90, subsampling=0)  # outlines stay sharp
-    else:
-        image.save(content, "PNG", compress_level=1)
+    image.save(content, Image.registered_extensions()[path.suffix], quality=90, subsampling=0)
     with replacing(path) as temporary:
         temporary.write_bytes(content.getbuffer())
 
@@ -185,14 +179,20 @@ def _find_boundaries(mask: np.ndarray) -> np.ndarray:
     return outline
 
 
-def _write(frame: np.ndarray, norm: Normalize, threshold: float | None, item: Localisation) -> Path:
+def _write(
+    frame: np.ndarray,
+    panels: Sequence[str],
+    norm: Normalize,
+    threshold: float | None,
+    item: Localisation,
+) -> Path:
     """Write the item's figure: a copy of frame with its panels and title filled in."""
-    pixels = frame.copy()
-    height, width = item.anomaly_map.shape
-    for i, panel in enumerate(_panel_pixels(item, norm, threshold).values()):
-        left = MARGIN + i * (width + MARGIN)
-        pixels[-MARGIN - height : -MARGIN, left : left + width] = panel
-    figure = Image.fromarray(pixels)
+    figure = Image.fromarray(frame)
+    drawn = _draw_panels(item.shown, norm, threshold)
+    for i, name in enumerate(panels):
+        panel = Image.fromarray(drawn[name])
+        left = MARGIN + i * (panel.width + MARGIN)
+        figure.paste(panel, (left, figure.height - MARGIN - panel.height))
     path, title = _find_font(item.title)
     font = ImageFont.truetype(path, FONT_SIZE * DPI / 72)
     ImageDraw.Draw(figure).text((MARGIN, 8), title, fill="black", font=font)
@@ -204,8 +204,8 @@ def _draw_frame(
     names: Sequence[str], size: tuple[int, int], norm: Normalize, threshold: float | None
 ) -> np.ndarray:
     """What all figures of a class share, (h, w, 3) uint8: panel titles and the colour bar."""
-    height, width = size
     across, up = figure_size(len(names), size)  # matplotlib's coordinates start at the bottom left
+    height, width = up - MARGIN - TITLES, (across - MARGIN - COLOUR_BAR) // len(names) - MARGIN
     figure = Figure(figsize=(across / DPI, up / DPI), dpi=DPI)
     canvas = FigureCanvasAgg(figure)
     for i, name in enumerate(names):
@@ -224,21 +224,21 @@ def _draw_frame(
     return np.asarray(canvas.buffer_rgba())[:, :, :3].copy()
 
 
-def _panel_pixels(
-    item: Localisation, norm: Normalize, threshold: float | None
+def _draw_panels(
+    shown: DrawnImage, norm: Normalize, threshold: float | None
 ) -> dict[str, np.ndarray]:
-    """The panels by title, each (H, W, 3) uint8, or (H, W, 1) if it is black and white."""
-    image = item.image.transpose(1, 2, 0)
-    panels = {"Image": image}
-    if item.mask is not None:
-        panels["Ground truth"] = _black_and_white(item.mask)
-    panels["Predicted heat map"] = _overlay(image, item.anomaly_map, norm)
+    """The panels by name, each (h, w, 3) uint8, or (h, w) if it is black and white."""
+    image = _shrink(shown.image.transpose(1, 2, 0), LONGEST_PANEL)
+    panels = {
+        "Image": image,
+        "Ground truth": _shrink(shown.mask, LONGEST_PANEL),
+        "Predicted heat map": _overlay(image, _shrink(shown.anomaly_map, LONGEST_PANEL), norm),
+    }
     if threshold is not None:
-        pred_mask = _open(item.anomaly_map >= threshold)
+        pred_mask = _shrink(_open(shown.anomaly_map >= threshold), LONGEST_PANEL)
         outlined = image.copy()
         outlined[_find_boundaries(pred_mask)] = BOUNDARY_COLOUR
-        panels["Predicted mask"] = _black_and_white(pred_mask)
-        panels["Segmentation result"] = outlined
+        panels |= {"Predicted mask": pred_mask, "Segmentation result": outlined}
     return panels
 
 
@@ -262,10 +262,6 @@ def _overlay(image: np.ndarray, anomaly_map: np.ndarray, norm: Normalize) -> np.
     colours = HEAT_MAP(norm(anomaly_map), bytes=True)[..., :3]
     blend = HEAT_MAP_ALPHA * colours + (1 - HEAT_MAP_ALPHA) * image
     return blend.round().astype(np.uint8)
-
-
-def _black_and_white(mask: np.ndarray) -> np.ndarray:
-    return (mask[..., None] * 255).astype(np.uint8)
 
 
 def _plot_roc_panel(axes: Axes, level: str, curves: Curves) -> None:

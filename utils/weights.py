@@ -20,12 +20,8 @@ if TYPE_CHECKING:
 
 StateDict = Mapping[str, "Tensor"]
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints
-PREFIXES = (
-    "module.",
-    "_orig_mod.",
-    "model.",
-    "backbone.",
-)  # of DataParallel, torch.compile, others
+# of DataParallel, torch.compile, others
+PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
 NAMES_SHOWN = 5  # of missing or misfitting tensors, in an error message
 
 
@@ -34,10 +30,6 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
 
     What a checkpoint has beside the state dict, and what a wrapper put before the names, is taken
     away; a line is printed then, and if the numbers are not float32.
-
-    Raises:
-        FileNotFoundError: if path is no file.
-        ValueError: if it is not a state dict.
     """
     import torch
 
@@ -90,11 +82,7 @@ def _read(path: Path) -> Any:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of the bytes of a file of weights.
-
-    Raises:
-        FileNotFoundError: if path is no file.
-    """
+    """SHA-256 of the bytes of a file of weights."""
     _check_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
@@ -115,10 +103,6 @@ def select_tensors(
         network: cut off after layer3, so that weights of a whole network fit as well.
         arch: the network's name, in errors.
         source: where the weights come from, in errors.
-
-    Raises:
-        ValueError: if a tensor is missing, has another shape, is sparse, quantised, complex or on
-            another device, or holds a value that is not finite.
     """
     # batch norm's count of training batches is not used, and older files lack it
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("batches_tracked")}

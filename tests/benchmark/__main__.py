@@ -1,176 +1,298 @@
 """Time and memory of the suite on this machine, beside a naive reference of the method.
 
-    python -m tests.benchmark
     python -m tests.benchmark --data_path mvtec_ad --class_name bottle --arch resnet18
+    python -m tests.benchmark --data_path mvtec_ad --arch resnet18 --parts processes
 
-Parts: whole (the whole command and tests/naive_pipeline.py in turn), alone (decoding, the network
-and the Gaussians, and ONNX Runtime), stream (predict's answers to one path at a time), scaling
-(more and more training images), processes (torchrun, on several classes), workers (threads that
-decode images). Each part writes its raw numbers to
-<part>.csv and what they were measured with to <part>.txt. benchmark.md has the tables of all parts
-and scaling.png the figure. Without --data_path the demo set is measured. The suite runs on
---device, the naive reference and ONNX Runtime on the CPU. One command runs at a time: leave the
-machine alone meanwhile.
+Parts: whole (the whole command and tests/naive_pipeline.py in turn), limit (decoding, the network,
+the Gaussians and ONNX Runtime alone), stream (predict's answers to one path at a time), images
+(more and more training images) and processes (torchrun, on several classes). Each writes
+<part>.md: a table of medians, with the command, the machine and the date. One command runs at a
+time: leave the machine alone meanwhile.
 """
 
 import argparse
+import csv
+import json
 import os
 import platform
 import re
 import shlex
+import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from statistics import fmean, median
+from time import perf_counter
 
+import numpy as np
+from PIL import Image
 from psutil import virtual_memory
-from tqdm import tqdm
 
-from datasets.demo import make_demo
-from tests.benchmark.jobs import JOBS, SCALED_ARCH, Setup, write_random_weights
-from tests.benchmark.measure import FAILURE, Row, run_job, write_rows
-from tests.benchmark.tables import write_tables
-from utils.backbone import BACKBONES, DEMO_ARCH
-from utils.commands.options import at_least
+from utils.backbone import BACKBONES
+from utils.report.tables import Table, to_markdown
+from utils.settings import at_least
 from utils.system.device import count_cores
 from utils.system.files import make_folder
 
+ROOT = Path(__file__).resolve().parents[2]
+MAIN = [sys.executable, str(ROOT / "main.py")]
+FOLDER = "<folder>"  # in a command: a new folder for each run
 PACKAGES = ("torch", "numpy", "scipy", "scikit-learn", "onnxruntime")
+# each stage of the suite, and the stages of the naive reference that do the same
+STAGES = {
+    "fit": ("network, training images", "embeddings, training images", "fit", "file"),
+    "score": ("network, test images", "embeddings, test images", "distances", "maps"),
+    "metrics": ("metrics",),
+    "figures": ("figures",),
+}
+N_TRAIN = (500, 1000, 5000)
+NAIVE_UP_TO = 500  # training images: it takes minutes and gigabytes
+N_NOISE, N_TEST = 32, 8  # different images of noise; good test images, and as many defects
+
+Numbers = dict[str, float]
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Measure the parts. Tables and figure are also written if this is interrupted."""
-    words = sys.argv[1:] if words is None else words
-    parser = make_parser()
-    args = parser.parse_args(words)
-    with TemporaryDirectory(prefix="padim_benchmark_") as temporary:
-        try:
-            folder = make_folder(args.save_path)
-            setup = prepare(args, Path(temporary))
-        except (OSError, ValueError) as error:
-            parser.error(str(error))
-        settings = describe_settings(setup, words)
-        failed = False
-        try:
-            for part in args.parts:
-                (folder / f"{part}.txt").write_text(settings + "\n")
-                failed |= run_part(part, setup, folder / f"{part}.csv")
-        finally:
-            write_tables(folder)
-    print((folder / "benchmark.md").read_text())
-    print(f"results in {folder}")
-    sys.exit(failed)
+def main() -> None:
+    """Measure the parts; each table is written when it is complete."""
+    args = make_parser().parse_args()
+    folder = make_folder(args.save_path)
+    for part in args.parts:
+        table = PARTS[part](args)
+        table.notes.append(describe(sys.argv[1:]))
+        (folder / f"{part}.md").write_text(to_markdown(table), encoding="utf-8")
+        print(to_markdown(table), flush=True)
 
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m tests.benchmark",
+        "python -m tests.benchmark",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-
-    def add(name: str, help: str, **settings) -> None:
-        help += "" if settings.get("default") is None else " (default: %(default)s)"
-        parser.add_argument(f"--{name}", help=help, **settings)
-
-    def add_counts(name: str, help: str, default: list[int], least: int = 1) -> None:
-        add(name, help, type=at_least(least), nargs="*", default=default, metavar="N")
-
-    add("parts", "what to measure", nargs="+", choices=JOBS, default=list(JOBS))
-    add("data_path", "folder in MVTec AD's layout, instead of the demo set", type=Path)
-    add("class_name", "classes (default: all of the folder)", nargs="+", metavar="NAME")
-    add(
-        "arch",
-        f"networks (default: {DEMO_ARCH} on the demo set, else {SCALED_ARCH})",
-        nargs="+",
-        choices=BACKBONES,
-    )
-    add(
-        "weights",
-        "state dicts of the first networks; the others get random weights, which take as long",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="FILE",
-    )
-    add("device", "of the suite: cpu, or cuda", default="cpu", metavar="NAME")
-    add("save_path", "for results", type=Path, default=Path("results/benchmark"))
-    add("repeats", "runs of each command", type=at_least(1), default=3, metavar="N")
-    add("naive_repeats", "of the naive reference", type=at_least(0), default=1, metavar="N")
-    add_counts("n_train", "numbers of training images", [500, 1000, 5000])
-    add("naive_up_to", "the most for the naive reference", type=int, default=500, metavar="N")
-    add_counts("processes", "numbers of processes", [1, 2])
-    add_counts("workers", "numbers of decoding threads", [0, 1, 2], least=0)
+    add_data_options(parser)
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--repeats", type=at_least(1), default=3)
+    parser.add_argument("--save_path", type=Path, default=Path("results/benchmark"))
     return parser
 
 
-def prepare(args: argparse.Namespace, temporary: Path) -> Setup:
-    """Find or make data and weights, and fill in the defaults of the arguments.
-
-    Raises:
-        OSError, ValueError: if the arguments do not fit the data.
-    """
-    args.arch = args.arch or [DEMO_ARCH if args.data_path is None else SCALED_ARCH]
-    data_path = make_demo() if args.data_path is None else args.data_path.resolve()
-    found = sorted(path.parent.parent.name for path in data_path.glob("*/train/good"))
-    unknown = sorted(set(args.class_name or found) - set(found))
-    if unknown or not found:
-        raise ValueError(f"no class {unknown or ''} in {data_path}; choose from {found}")
-    missing = [str(path) for path in args.weights if not path.is_file()]
-    if missing or len(args.weights) > len(args.arch):
-        raise ValueError(f"--weights takes a file for each of {args.arch}; missing: {missing}")
-    weights = {a: path.resolve() for a, path in zip(args.arch, args.weights, strict=False)}
-    needed = {*args.arch, *([SCALED_ARCH] if "scaling" in args.parts else [])}
-    for arch in needed - weights.keys() - {DEMO_ARCH}:
-        weights[arch] = temporary / f"{arch}.pth"
-        write_random_weights(arch, weights[arch])
-    # the weights of the demo's network are installed
-    return Setup(args, data_path, args.class_name or found, {DEMO_ARCH: None} | weights, temporary)
+def add_data_options(parser: argparse.ArgumentParser) -> None:
+    """The options that the modules of the benchmark share."""
+    parser.add_argument("--data_path", type=Path, required=True)
+    parser.add_argument("--class_name", nargs="+", help="default: all of data_path")
+    parser.add_argument("--arch", choices=BACKBONES, required=True)
+    parser.add_argument("--weights", type=Path, help="state dict (default: published weights)")
 
 
-def run_part(part: str, setup: Setup, path: Path) -> bool:
-    """Measure a part; after each run all numbers so far are in path. Returns whether one failed."""
-    repeats = range(setup.args.repeats)
-    jobs = [(repeat, job) for repeat in repeats for job in JOBS[part](setup, repeat)]
-    rows: list[Row] = []
-    for repeat, job in tqdm(jobs, part, unit="run"):
-        rows += run_job(job, repeat)
-        write_rows(path, rows)
-    return any(row.quantity == FAILURE for row in rows)
-
-
-def describe_settings(setup: Setup, words: Sequence[str]) -> str:
-    """The command, the data, the machine and the date."""
-    train, test = (
-        sum(len(list((setup.data_path / name).glob(pattern))) for name in setup.class_names)
-        for pattern in ("train/good/*.png", "test/*/*.png")
+def measure_whole(args: argparse.Namespace) -> Table:
+    """The suite's whole command and the naive reference's."""
+    suite, naive = repeat(args, suite_command(args), naive_command(args))
+    rows = [["whole command, s", *compare(suite["seconds"], naive["seconds"])]]
+    rows += [["peak memory, GB", *compare(suite["peak"] / 1e9, naive["peak"] / 1e9)]]
+    for stage, names in STAGES.items():
+        rows.append([f"{stage}, s", *compare(suite[stage], sum(naive[name] for name in names))])
+    rows += [
+        [name, f"{suite[name]:.6f}", f"{naive[name]:.6f}", ""]
+        for name in ("image ROCAUC", "pixel ROCAUC")
+    ]
+    note = (
+        "Whole commands in turn. Fit and score include loading the images and the network; the "
+        "suite's fit includes thresholds and the saved model."
     )
-    random = [
-        arch for arch, path in setup.weights.items() if path and setup.temporary in path.parents
-    ]
-    parts = [
-        shlex.join(["python", "-m", "tests.benchmark", *words]),
-        f"{', '.join(setup.class_names)}: {train} + {test} images",
-        f"random weights of {', '.join(random) or 'no network'}",
-        describe_machine(),
-        date.today().isoformat(),
-    ]
-    return "; ".join(parts) + "."
+    title = f"{args.arch}: the whole command and the naive reference"
+    return Table(title, ["", "suite", "naive", "naive / suite"], rows, [note])
 
 
-def describe_machine() -> str:
-    """Processor, number of cores, load, memory and versions."""
+def measure_limit(args: argparse.Namespace) -> Table:
+    """Decoding and the bare network on all images, beside the whole command."""
+    suite, alone = repeat(args, suite_command(args), module("benchmark.alone", args))
+    limit = alone["decoding"] + alone["network"]
+    rows = [
+        ["decoding, s", f"{alone['decoding']:.2f}"],
+        ["network, s", f"{alone['network']:.2f}"],
+        ["whole command, s", f"{suite['seconds']:.2f}"],
+        ["whole command / (decoding + network)", f"{suite['seconds'] / limit:.2f}"],
+        ["Gaussians: fit, s", f"{alone['fit']:.2f}"],
+        ["Gaussians: score, s", f"{alone['score']:.2f}"],
+        ["network, ms an image", f"{1000 * alone['per image, network']:.1f}"],
+        ["ONNX Runtime, ms an image", f"{1000 * alone['per image, ONNX Runtime']:.1f}"],
+    ]
+    note = (
+        "Decoding on all cores, then the bare network on all images. The whole command also "
+        "starts, fits, scores, evaluates and draws every figure. ONNX Runtime: the same layers."
+    )
+    return Table(f"{args.arch}: the whole command and its limit", ["", "median"], rows, [note])
+
+
+def measure_stream(args: argparse.Namespace) -> Table:
+    """The stream's answers about one image at a time, beside their parts alone."""
+    (found,) = repeat(args, module("benchmark.stream", args))
+    answer, alone = found["answer"], found["decoding, network and Gaussians"]
+    rows = [[args.arch, f"{1000 * answer:.1f}", f"{1000 * alone:.1f}", f"{answer / alone:.2f}"]]
+    columns = ["", "answer, ms", "decoding, network and Gaussians alone, ms", "answer / alone"]
+    note = "One image at a time, without overlays, in turn; medians over the test images."
+    return Table("predict from a stream", columns, rows, [note])
+
+
+def measure_images(args: argparse.Namespace) -> Table:
+    """Whole commands on more and more training images, of noise."""
+    rows = []
+    for n in N_TRAIN:
+        with tempfile.TemporaryDirectory() as folder:
+            options = ["--data_path", write_noise(Path(folder), n), "--figures", "none"]
+            commands = [suite_command(args, *options, "--class_name", "noise")]
+            if n <= NAIVE_UP_TO:
+                commands.append(naive_command(args, *options, "--class_name", "noise"))
+            found = repeat(args, *commands)
+        cells = [f"{one['seconds']:.1f} s, {one['peak'] / 1e9:.2f} GB" for one in found]
+        rows.append([str(n), *cells, *["–"] * (2 - len(cells))])
+    columns = ["training images", "suite", "naive"]
+    note = f"Whole commands on images of noise, {2 * N_TEST} of them to test, without figures."
+    return Table(f"{args.arch}: more and more training images", columns, rows, [note])
+
+
+def measure_processes(args: argparse.Namespace) -> Table:
+    """The suite's whole command in one process and in two."""
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", MAIN[1]]
+    one = suite_command(args)
+    found = repeat(args, one, [*launcher, *one[len(MAIN) :]])
+    rows = [
+        [str(n), f"{numbers['seconds']:.1f}", f"{numbers['peak'] / 1e9:.2f}"]
+        for n, numbers in enumerate(found, start=1)
+    ]
+    note = "Whole commands; the processes share out the cores and the classes."
+    columns = ["processes", "s", "GB, largest process"]
+    return Table(f"{args.arch}: one process and two", columns, rows, [note])
+
+
+PARTS: dict[str, Callable[[argparse.Namespace], Table]] = {
+    "whole": measure_whole,
+    "limit": measure_limit,
+    "stream": measure_stream,
+    "images": measure_images,
+    "processes": measure_processes,
+}
+
+
+def data_options(args: argparse.Namespace) -> list[str]:
+    """The data, the network and its weights."""
+    words = ["--data_path", str(args.data_path.resolve()), "--arch", args.arch]
+    names = args.class_name or sorted(
+        p.parents[1].name for p in args.data_path.glob("*/train/good")
+    )
+    words += ["--class_name", *names]
+    return words + (["--weights", str(args.weights.resolve())] if args.weights else [])
+
+
+def suite_command(args: argparse.Namespace, *options: str) -> list[str]:
+    """main.py's command on the CPU."""
+    return [*MAIN, *data_options(args), "--device", "cpu", "--save_path", FOLDER, *options]
+
+
+def naive_command(args: argparse.Namespace, *options: str) -> list[str]:
+    """The naive reference's command."""
+    return [*module("naive_pipeline", args), "--save_path", FOLDER, *options]
+
+
+def module(name: str, args: argparse.Namespace) -> list[str]:
+    """The command of a module of the tests."""
+    return [sys.executable, "-m", f"tests.{name}", *data_options(args)]
+
+
+def repeat(args: argparse.Namespace, *commands: list[str]) -> list[Numbers]:
+    """The medians of each command's numbers; the commands run in turn."""
+    found = [defaultdict(list) for _ in commands]
+    for _ in range(args.repeats):
+        for numbers, command in zip(found, commands, strict=True):
+            for name, value in measure(command).items():
+                numbers[name].append(value)
+    return [{name: median(values) for name, values in numbers.items()} for numbers in found]
+
+
+def measure(command: Sequence[str]) -> Numbers:
+    """Wall seconds, peak bytes of the largest process, and what the command itself reports."""
+    with tempfile.TemporaryDirectory(prefix="padim_benchmark_") as folder:
+        words = [folder if word == FOLDER else str(word) for word in command]
+        start = perf_counter()
+        with Path(folder, "stdout").open("w+") as stdout:
+            process = subprocess.Popen(words, cwd=ROOT, stdout=stdout)
+            # the usage of the command and of all processes that it has waited for
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            numbers = {"seconds": perf_counter() - start}
+            if process.returncode:
+                sys.exit(f"{shlex.join(words)} ended with status {process.returncode}")
+            # bytes on macOS, KiB elsewhere
+            numbers["peak"] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+            stdout.seek(0)
+            last = stdout.read().splitlines()[-1]
+        return numbers | (read_metrics(Path(folder)) or read_json(last))
+
+
+def read_metrics(folder: Path) -> Numbers:
+    """The sums of the seconds of all classes of a run, and their mean ROCAUC; else nothing."""
+    for path in folder.glob("*/metrics.csv"):
+        with path.open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        numbers = {stage: sum(float(row[f"seconds_{stage}"]) for row in rows) for stage in STAGES}
+        for level in ("image", "pixel"):
+            numbers[f"{level} ROCAUC"] = fmean(float(row[f"{level}_auroc"]) for row in rows)
+        return numbers
+    return {}
+
+
+def read_json(line: str) -> Numbers:
+    """The seconds that a module of the tests printed, and its mean ROCAUC if it did."""
+    found = json.loads(line)
+    classes = found.get("rocauc", {}).values()
+    for level in ("image", "pixel") if classes else ():
+        found["seconds"][f"{level} ROCAUC"] = fmean(one[level] for one in classes)
+    return found["seconds"]
+
+
+def compare(suite: float, naive: float) -> list[str]:
+    """The cells of two numbers and of their ratio."""
+    return [f"{suite:.2f}", f"{naive:.2f}", f"{naive / suite:.1f}"]
+
+
+def describe(words: Sequence[str]) -> str:
+    """The command, the machine and the date."""
     info = Path("/proc/cpuinfo")
     model = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     return (
+        f"{shlex.join(['python', '-m', 'tests.benchmark', *words])}; "
         f"{model[1] if model else platform.machine()}, {count_cores()} cores, "
-        f"load {os.getloadavg()[0]:.1f} before, {virtual_memory().total / 2**30:.0f} GiB, "
-        f"Python {platform.python_version()}, {versions}"
+        f"load {os.getloadavg()[0]:.1f} at the end, {virtual_memory().total / 2**30:.0f} GiB, "
+        f"Python {platform.python_version()}, {versions}; {date.today().isoformat()}."
     )
+
+
+def write_noise(folder: Path, n_train: int) -> str:
+    """A data set of n_train training images, which are links to N_NOISE files."""
+    rng = np.random.default_rng(0)
+    for i in range(N_NOISE):
+        # blocks of 8 x 8 pixels make small files
+        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    mask = Image.new("L", (256, 256))
+    mask.paste(255, (64, 64, 128, 128))
+    mask.save(folder / "mask.png")
+    for split, n in {"train/good": n_train, "test/good": N_TEST, "test/bad": N_TEST}.items():
+        place = folder / "noise" / split
+        place.mkdir(parents=True)
+        for i in range(n):
+            os.link(folder / f"{i % N_NOISE}.png", place / f"{i:05}.png")
+    masks = folder / "noise/ground_truth/bad"
+    masks.mkdir(parents=True)
+    for i in range(N_TEST):
+        os.link(folder / "mask.png", masks / f"{i:05}_mask.png")
+    return str(folder)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,9 @@ Before each, this process decodes and scores the same image, while the stream wa
 on stdout is JSON.
 """
 
+import argparse
 import json
 import subprocess
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING
 
 from datasets.dataset import load_splits
 from datasets.images import load_image, open_image
-from tests.benchmark.jobs import make_parser
-from tests.benchmark.measure import ROOT
+from tests.benchmark.__main__ import MAIN, add_data_options
 from utils.system.program import prepare_process
 
 if TYPE_CHECKING:
@@ -35,7 +34,9 @@ def main() -> None:
     prepare_process()  # before torch is imported, as in the stream
     from utils.detector import Detector
 
-    args = make_parser(__doc__).parse_args()
+    parser = argparse.ArgumentParser(description=__doc__)
+    add_data_options(parser)
+    args = parser.parse_args()
     train, test = load_splits(args.data_path, args.class_name[0])
     good = (open_image(sample.path) for sample in train.samples)
     detector = Detector.fit(good, args.arch, args.weights, device="cpu")
@@ -54,7 +55,7 @@ def time_stream(
         detector = detector.load(model, weights, "cpu")  # both have it from the file
         options = ["--model", model, "--device", "cpu"]
         options += [] if weights is None else ["--weights", str(weights.resolve())]
-        command = [sys.executable, str(ROOT / "main.py"), "predict", *options, "-"]
+        command = [*MAIN, "predict", *options, "-"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen(command, text=True, **pipes) as stream:
             stream.stdout.readline()  # the header

@@ -2,28 +2,22 @@
 
 import argparse
 from collections.abc import Callable
+from dataclasses import MISSING, Field, fields
 from importlib import import_module
 from time import sleep
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
-from utils import backbone
-from utils.commands.options import (
-    add_experiment_options,
-    add_option,
-    figure_count,
-    rate,
-)
+from utils.settings import Experiment
+from utils.system.errors import UserError
 from utils.system.processes import Processes
 from utils.system.program import MISTAKE
-from utils.thresholds import TARGET_FPR
 
-# modules of utils.commands with add_arguments(parser) and run(args), and what is left of one that
-# ends early
+# modules of utils.commands with Settings and run(settings), and what is left of one that ends early
 COMMANDS = {
     "check": "the classes so far are checked",
     "download": "the same command goes on",
     "export": "no file is written",
-    "predict": "what is scored is in predictions.csv",
+    "predict": "the rows so far are written",
     "study": "the studies of the classes so far are in the results",
     "tables": "the same command writes the rest",
 }
@@ -31,49 +25,51 @@ PATIENCE = 10  # seconds; torchrun ends all processes when the first has ended
 
 
 class Command(NamedTuple):
-    """What a command line asks for: a function and its arguments, as run_program takes them."""
+    """What a command line asks for: a function and its settings, as run_program takes them."""
 
     name: str
-    run: Callable[[argparse.Namespace], None]
-    args: argparse.Namespace
+    run: Callable[[Any], None]
+    settings: Any
     kept: str = ""
 
 
 def parse_command_line(
-    words: list[str], description: str, run_experiment: Callable[[argparse.Namespace], None]
+    words: list[str], description: str, run_experiment: Callable[[Experiment], None]
 ) -> Command:
     """The command that the words ask for; without the name of one it is the experiment.
+
+    A mistake ends with status MISTAKE after one line on stderr.
 
     Args:
         words: of the command line, without the program's name.
         description: of the experiment, for --help.
-        run_experiment: takes the experiment's arguments.
-
-    Raises:
-        SystemExit: with MISTAKE after one line on stderr, or with 0 after --help.
+        run_experiment: takes the experiment's settings.
     """
     if not words or words[0] not in COMMANDS:
-        parser = make_experiment_parser(description)
+        epilog = f"other commands: {', '.join(COMMANDS)} (main.py COMMAND --help)"
+        parser = OneLineParser("main.py", description, Experiment, epilog)
         kept = "the classes finished so far are in the results"
-        return Command(parser.prog, run_experiment, parser.parse_args(words), kept)
+        return Command(parser.prog, run_experiment, parser.parse(words), kept)
     command = import_module(f"utils.commands.{words[0]}")
-    parser = OneLineParser(f"main.py {words[0]}", command.__doc__)
+    parser = OneLineParser(f"main.py {words[0]}", command.__doc__, command.Settings)
     if Processes.from_environment().size > 1:
         parser.error("torchrun is for the experiment; start this command with python")
-    command.add_arguments(parser)
-    return Command(parser.prog, command.run, parser.parse_args(words[1:]), COMMANDS[words[0]])
+    return Command(parser.prog, command.run, parser.parse(words[1:]), COMMANDS[words[0]])
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """A parser that reports a mistake in a single line.
+    """A parser of the fields of a settings class that reports a mistake in a single line.
 
     Args:
         name: of the program.
         description: for --help, kept as it is laid out.
+        settings: a dataclass whose fields are made by utils.settings.option.
         epilog: after the options.
     """
 
-    def __init__(self, name: str, description: str | None, epilog: str = "") -> None:
+    def __init__(
+        self, name: str, description: str | None, settings: type, epilog: str = ""
+    ) -> None:
         super().__init__(
             prog=name,
             description=description,
@@ -81,6 +77,13 @@ class OneLineParser(argparse.ArgumentParser):
             formatter_class=argparse.RawDescriptionHelpFormatter,
             allow_abbrev=False,
         )
+        self.settings = settings
+        for field in fields(settings):
+            self._add(field)
+
+    def parse(self, words: list[str]) -> Any:
+        """The settings that the words ask for."""
+        return self.settings(**vars(self.parse_args(words)))
 
     def error(self, message: str) -> NoReturn:
         """Print the message without the usage and exit with status MISTAKE."""
@@ -90,57 +93,37 @@ class OneLineParser(argparse.ArgumentParser):
             self.exit(MISTAKE)
         self.exit(MISTAKE, f"{self.prog}: error: {' '.join(message.split())}\n")
 
-
-def make_experiment_parser(description: str) -> OneLineParser:
-    """The options of the experiment; all with underscores may be written with hyphens."""
-    epilog = f"other commands: {', '.join(COMMANDS)} (main.py COMMAND --help)"
-    parser = OneLineParser("main.py", description, epilog)
-    add_experiment_options(parser)
-    add_option(
-        parser,
-        "demo",
-        "run on a small set that is made from photographs, instead of --data_path",
-        action="store_true",
-    )
-    add_option(
-        parser,
-        "arch",
-        f"network (default: {backbone.DEFAULT_ARCH}; with --demo {backbone.DEMO_ARCH})",
-        choices=backbone.BACKBONES,
-    )
-    add_option(
-        parser,
-        "target_fpr",
-        "rate of false alarms at which the thresholds are set (default: %(default)s)",
-        type=rate,
-        default=TARGET_FPR,
-        metavar="X",
-    )
-    add_saving_options(parser)
-    return parser
+    def _add(self, field: Field) -> None:
+        """Add a field as --name, also spelled with hyphens, or by its place."""
+        how, name = field.metadata, field.name
+        default = field.default if field.default is not MISSING else field.default_factory()
+        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        if default is False:
+            self.add_argument(*flags, help=how["help"], action="store_true")
+            return
+        keywords = {
+            "type": _refusing(how["parse"]),
+            "metavar": how["metavar"],
+            "choices": how["choices"],
+            "nargs": "+" if how["several"] else None,
+        }
+        if how["positional"]:
+            self.add_argument(name, help=how["help"], **keywords)
+            return
+        help = how["help"]
+        if default is not None and "(default" not in help:
+            help += " (default: %(default)s)"
+        self.add_argument(*flags, help=help, default=default, required=how["required"], **keywords)
 
 
-def add_saving_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on what the experiment saves and draws."""
-    add_option(
-        parser,
-        "save_models",
-        "which models to save; auto: those up to 500 MB (default: %(default)s)",
-        choices=("auto", "all", "none"),
-        default="auto",
-    )
-    add_option(
-        parser,
-        "save_dtype",
-        "of the numbers in saved models (default: %(default)s)",
-        choices=("float32", "float16"),
-        default="float32",
-    )
-    add_option(parser, "force", "fit again what an earlier run has finished", action="store_true")
-    add_option(
-        parser,
-        "figures",
-        "localisation figures per class: all, none or a number (default: all)",
-        type=figure_count,
-        metavar="all|none|N",
-    )
+def _refusing(parse: Callable[[str], Any]) -> Callable[[str], Any]:
+    """The function with its UserError as argparse takes it."""
+
+    def parse_word(text: str) -> Any:
+        try:
+            return parse(text)
+        except UserError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    parse_word.__name__ = getattr(parse, "__name__", "value")
+    return parse_word

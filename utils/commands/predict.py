@@ -1,267 +1,223 @@
 """Score new images with a fitted model: a table of scores, and the anomaly map over each image.
 
     python main.py predict --model bottle.safetensors new_images
-    python main.py predict --model bottle.safetensors - < paths.txt
+    ls new_images/*.png | python main.py predict --model bottle.safetensors -
 
 In the output folder, predictions.csv has a row per image, regions.csv one per region of a map from
-the pixel threshold on, and overlays/ mirrors the given folders.
+the pixel threshold on, and overlays/ mirrors the given folders. With - each path on stdin gets its
+row on stdout as soon as it is scored.
 """
 
 from __future__ import annotations
 
-import argparse
-import csv
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from itertools import islice
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from tqdm import tqdm
 
-from datasets.images import IMAGE_SUFFIXES
+from datasets.images import IMAGE_SUFFIXES, read_size
 from datasets.loading import Loader
-from datasets.notes import Notes
-from utils.commands.options import add_network_options, add_option, at_least, finite, rate
-from utils.commands.prediction import (
-    COLUMNS,
-    Loaded,
-    Output,
-    Prediction,
-    choose_thresholds,
-    finish_image,
-    load,
-    load_detector,
-    make_output,
-    to_cells,
-)
-from utils.commands.sources import Source, find_images
-from utils.commands.stream import run_stream
-from utils.regions import Region
+from datasets.notes import NESTED, Notes
+from utils.commands.output import prepare_folders, printed, refuse_foreign, tables
+from utils.commands.prediction import Loaded, Prediction, Predictor, kinds_of_files
+from utils.commands.sources import Source, find_images, split_paths, to_source
+from utils.settings import NetworkSettings, at_least, finite, option, rate
 from utils.system.errors import UserError
-from utils.system.files import make_folder, printable, replacing
-from utils.system.program import INTERRUPTED
-
-if TYPE_CHECKING:
-    from utils.detector import Detector
-    from utils.thresholds import Thresholds
+from utils.system.files import make_folder, printable
 
 BATCH_SIZE = 8  # images are kept in their original size for the overlays
 FOLDER = Path("predictions")
 STDIN = Path("-")
-TABLE, REGIONS = "predictions.csv", "regions.csv"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(NetworkSettings):
+    """What to score with which model, what counts as anomalous, and which files to write."""
+
+    images: list[Path] = option(
+        None,
+        f"images ({', '.join(IMAGE_SUFFIXES)}), or folders that hold images at any depth; "
+        "- reads a path a line from stdin and prints a row each",
+        parse=Path,
+        several=True,
+        positional=True,
+        metavar="IMAGE_OR_FOLDER",
+    )
+    model: Path = option(None, "a .safetensors file", parse=Path, required=True, metavar="FILE")
+    output: Path | None = option(
+        None,
+        f"folder for the results (default: {FOLDER}; with - none, and no file is written)",
+        parse=Path,
+        metavar="PATH",
+    )
+    format: str | None = option(
+        None,
+        "with -: rows as csv below a header, or as json, an object a line (default: csv)",
+        choices=("csv", "json"),
+    )
+    target_fpr: float | None = option(
+        None,
+        "rate of false alarms at which the thresholds are set (default: the model's)",
+        parse=rate,
+        metavar="X",
+    )
+    threshold: float | None = option(
+        None,
+        "an image is anomalous if its score reaches this (default: that of --target_fpr)",
+        parse=finite,
+        metavar="X",
+    )
+    pixel_threshold: float | None = option(
+        None,
+        "regions are the pixels whose score reaches this (default: that of --target_fpr)",
+        parse=finite,
+        metavar="X",
+    )
+    min_area: int = option(0, "leave out regions of fewer pixels", parse=at_least(0), metavar="N")
+    overlays: str = option(
+        "all", "the images of which overlays are written", choices=("all", "anomalous", "none")
+    )
+    masks: bool = option(False, "write the regions as masks too (PNG, 0 or 255)")
+    maps: str = option(
+        "none",
+        "write anomaly maps too: npy (float32) or png (16 bits, hundredths)",
+        choices=("none", "png", "npy"),
+    )
+    batch_size: int = option(
+        BATCH_SIZE, "images in a batch, fewer if memory is short", parse=at_least(1), metavar="N"
+    )
 
 
 class Images:
-    """A dataset for Loader: each source as Loaded.
+    """A dataset for Loader: each source as Loaded."""
 
-    Args:
-        sources: the images.
-        detector: prepares them for its network.
-        notes: gets what of the images is not used.
-    """
-
-    def __init__(self, sources: Sequence[Source], detector: Detector, notes: Notes) -> None:
+    def __init__(self, sources: Sequence[Source], predictor: Predictor, notes: Notes) -> None:
         self.sources = sources
-        self.detector = detector
+        self.predictor = predictor
         self.notes = notes
 
     def __len__(self) -> int:
         return len(self.sources)
 
     def __getitem__(self, index: int) -> Loaded:
-        return load(self.sources[index].path, self.detector, self.notes)
+        return self.predictor.load(self.sources[index], self.notes)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options; all with underscores may be written with hyphens."""
-    parser.add_argument(
-        "images",
-        nargs="+",
-        type=Path,
-        metavar="IMAGE_OR_FOLDER",
-        help=f"images ({', '.join(IMAGE_SUFFIXES)}), or folders that hold images at any depth; "
-        "- reads a path a line from stdin and prints a row each",
-    )
-    add_option(parser, "model", "a .safetensors file", type=Path, required=True, metavar="FILE")
-    add_option(
-        parser,
-        "output",
-        f"folder for the results (default: {FOLDER}; of - none, and no file is written)",
-        type=Path,
-        metavar="PATH",
-    )
-    add_option(
-        parser,
-        "format",
-        "of the rows of -: csv with a header, or json, an object a line (default: csv)",
-        choices=("csv", "json"),
-    )
-    add_threshold_options(parser)
-    add_file_options(parser)
-    add_network_options(parser, BATCH_SIZE)
-
-
-def add_threshold_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on what counts as anomalous."""
-    add_option(
-        parser,
-        "target_fpr",
-        "rate of false alarms at which the thresholds are set (default: the model's)",
-        type=rate,
-        metavar="X",
-    )
-    add_option(
-        parser,
-        "threshold",
-        "an image is anomalous if its score reaches this (default: that of --target_fpr)",
-        type=finite,
-        metavar="X",
-    )
-    add_option(
-        parser,
-        "pixel_threshold",
-        "regions are the pixels whose score reaches this (default: that of --target_fpr)",
-        type=finite,
-        metavar="X",
-    )
-    add_option(
-        parser,
-        "min_area",
-        "leave out regions of fewer pixels (default: %(default)s)",
-        type=at_least(0),
-        default=0,
-        metavar="N",
-    )
-
-
-def add_file_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options on the files that are written about each image."""
-    add_option(
-        parser,
-        "overlays",
-        "of which images to write overlays: all, anomalous or none (default: %(default)s)",
-        choices=("all", "anomalous", "none"),
-        default="all",
-    )
-    add_option(
-        parser, "masks", "write the regions as masks too (PNG, 0 or 255)", action="store_true"
-    )
-    add_option(
-        parser,
-        "maps",
-        "write anomaly maps too: npy (float32) or png (16 bits, hundredths) (default: none)",
-        choices=("none", "png", "npy"),
-        default="none",
-    )
-
-
-def run(args: argparse.Namespace) -> None:
-    """Score the images, write the results and print how many images are anomalous.
-
-    Raises:
-        OSError, ValueError: if an argument, the model, the weights or the folder is unusable.
-        SystemExit: with 1 if an image could not be scored, with 130 if interrupted.
-    """
-    if STDIN in args.images:
-        run_stream(args)
-        return
-    if args.format is not None:
-        raise UserError("--format is of the rows of -, which reads paths from stdin; leave it out")
-    folder = args.output or FOLDER
-    sources = find_images(args.images, folder)
-    make_folder(folder, "--output")
-    detector = load_detector(args, sys.stdout)
-    thresholds = choose_thresholds(args, detector.model.thresholds)
-    output = make_output(args, thresholds, folder)
-    images = Images(sources, detector, Notes())
-    answers: list[Prediction] = []
-    try:
-        for answer in predict(images, output, args.batch_size, args.num_workers):
-            answers.append(answer)
-    except KeyboardInterrupt:
-        print(f"interrupted; the rows so far are in {printable(folder / TABLE)}", file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from None
-    finally:  # an error, too, leaves the rows before it
-        write_tables(folder, answers)
-    if sentences := images.notes.sentences():
-        print("notes on the images (the options are those of the run that makes a model):")
-        print(*(f"({sentence})" for sentence in sentences), sep="\n")
-    summarise(answers, output, thresholds)
-
-
-def summarise(answers: Sequence[Prediction], output: Output, thresholds: Thresholds) -> None:
-    """Print how many images are anomalous, and the caveat of the thresholds if they were used.
-
-    Raises:
-        SystemExit: with 1 if an image could not be scored.
-    """
-    rows = [answer.row for answer in answers]
-    n_failed = sum(row["error"] != "" for row in rows)
-    n_anomalous = sum(row["anomalous"] is True for row in rows)
-    print(
-        f"{len(rows)} images, {n_anomalous} anomalous (score >= {output.threshold:g}), "
-        f"{n_failed} not scored; results in {printable(output.folder)}"
-    )
-    if output.threshold == thresholds.image and thresholds.caveat:
-        print(f"({thresholds.caveat})")
-    if n_failed:
+def run(settings: Settings) -> None:
+    """Score the images; exit with status 1 if one could not be scored."""
+    counts = score_stream(settings) if STDIN in settings.images else score_folders(settings)
+    if counts["failed"]:
         print(end="", flush=True)
         raise SystemExit(1)
 
 
-def predict(
-    images: Images, output: Output, batch_size: int, num_workers: int
-) -> Iterator[Prediction]:
-    """Score the images and write their files; yield the answer about each image after its files.
-
-    Memory holds two batches of images. If an image cannot be scored, its row has the error, which
-    is also printed on stderr.
-    """
-    finish = partial(finish_image, images.detector, output)
+def score_folders(settings: Settings) -> Counter[str]:
+    """Score images and those in folders, and write the results; return how many there are."""
+    if settings.format is not None:
+        raise UserError("--format applies only when paths are read from stdin (-); leave it out")
+    settings = replace(settings, output=settings.output or FOLDER)
+    kinds, files = kinds_of_files(settings), Notes()
+    sources = find_images(settings.images, settings.output, files)
+    refuse_foreign(settings.output, kinds)
+    make_folder(settings.output, "--output")
+    predictor = Predictor(settings, sys.stdout)
+    batch_size = choose_batch_size(predictor, sources)
+    images = Images(sources, predictor, predictor.make_notes())
+    prepare_folders(settings.output, kinds)
+    write, counts = tables(settings.output), Counter()
     with (
-        Loader([images], batch_size, num_workers, batches_ahead=1) as loader,
-        ThreadPoolExecutor(num_workers or 1) as pool,
+        Loader([images], batch_size, settings.num_workers, batches_ahead=1) as loader,
+        ThreadPoolExecutor(settings.num_workers or 1) as pool,
         tqdm(total=len(images), desc="predict", unit="image", disable=None) as progress,
     ):
-        items = zip(images.sources, loader.items(images), strict=True)
-        while batch := list(islice(items, batch_size)):
-            maps = score_valid(images.detector, [loaded for _, loaded in batch])
-            for answer in pool.map(finish, *zip(*batch, strict=True), maps):
-                if answer.row["error"]:
-                    progress.write(answer.row["error"], file=sys.stderr)
-                progress.update()
-                yield answer
+        for answer in predictor.answer(loader.items(images), batch_size, pool.map):
+            write(answer)
+            count(answer, counts)
+            if answer.row["error"]:
+                progress.write(answer.row["error"], file=sys.stderr)
+            progress.update()
+    summarise(predictor, counts, [*files.sentences(), *images.notes.sentences()])
+    return counts
 
 
-def score_valid(detector: Detector, batch: Sequence[Loaded]) -> list[np.ndarray | None]:
-    """The anomaly map (H, W) of each image that was loaded, None for the others."""
-    prepared = [loaded.prepared for loaded in batch if not loaded.error]
-    maps = iter(detector.score_batch(np.stack(prepared)) if prepared else ())
-    return [None if loaded.error else next(maps) for loaded in batch]
+def score_stream(settings: Settings) -> Counter[str]:
+    """Answer each path on standard input at once and in order; return how many there are.
+
+    Nothing but the rows is printed on standard output. Memory does not grow with their number.
+    """
+    if len(settings.images) > 1:
+        raise UserError("- reads paths from stdin; give it alone, without other images")
+    if settings.output is None and (settings.masks or settings.maps != "none"):
+        raise UserError("--masks and --maps write files; give a folder for them by --output")
+    for name in ("stdin", "stdout"):
+        if getattr(sys, name) is None:
+            raise UserError(f"{name} is closed; - reads paths from stdin and answers on stdout")
+    kinds = kinds_of_files(settings)
+    if settings.output is not None:
+        refuse_foreign(settings.output, kinds)
+        prepare_folders(make_folder(settings.output, "--output"), kinds, clear=False)
+    predictor = Predictor(settings, sys.stderr)
+    choose_batch_size(predictor)
+    write, counts, said = printed(settings.format), Counter(), set()
+    sources = (to_source(path, settings.output) for path in split_paths(sys.stdin.buffer))
+    for answer in predictor.answer(load_noting(source, predictor, said) for source in sources):
+        write(answer)
+        count(answer, counts)
+    return counts
 
 
-def write_tables(folder: Path, answers: Sequence[Prediction]) -> None:
-    """Write predictions.csv, a row per image, and regions.csv, a row per region."""
-    rows = (answer.row for answer in answers)
-    write_table(folder / TABLE, COLUMNS, map(to_cells, rows))
-    regions = (
-        (answer.row["path"], number, *region)
-        for answer in answers
-        for number, region in enumerate(answer.regions, start=1)
+def load_noting(source: Source, predictor: Predictor, said: set[str]) -> Loaded:
+    """Read an image; print its notes on stderr, each kind once, as a stream may have no end."""
+    notes = predictor.make_notes()
+    loaded = predictor.load(source, notes)
+    for sentence in notes.sentences():
+        kind = sentence.replace(printable(source.path), "")
+        if kind not in said:
+            said.add(kind)
+            print(f"note: {sentence}", file=sys.stderr)
+    return loaded
+
+
+def count(answer: Prediction, counts: Counter[str]) -> None:
+    """Count an answer, and whether it is anomalous or failed."""
+    counts["images"] += 1
+    counts["anomalous"] += answer.row["anomalous"] is True
+    counts["failed"] += answer.row["error"] != ""
+
+
+def summarise(predictor: Predictor, counts: Counter[str], notes: Sequence[str]) -> None:
+    """Print notes, how many images are anomalous, and the caveat of the threshold."""
+    # folders are searched at any depth, as the help says
+    notes = [sentence for sentence in notes if not sentence.startswith(NESTED.what)]
+    if notes:
+        print("notes on the images (to use the options in them, fit the model again with them):")
+        print(*(f"({sentence})" for sentence in notes), sep="\n")
+    threshold, folder = predictor.settings.threshold, predictor.settings.output
+    print(
+        f"{counts['images']} images, {counts['anomalous']} anomalous (score >= {threshold:g}), "
+        f"{counts['failed']} not scored; results in {printable(folder)}"
     )
-    write_table(folder / REGIONS, ("path", "number", *Region._fields), regions)
+    if predictor.caveat:
+        print(f"({predictor.caveat})")
 
 
-def write_table(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write a CSV file."""
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
-    ):
-        writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows(rows)
+def choose_batch_size(predictor: Predictor, sources: Sequence[Source] = ()) -> int:
+    """The images that fit into memory at once, at most as many as asked for."""
+    from utils.system.memory import fit_batch  # imports torch
+
+    model = predictor.detector.model
+    sizes = [(0, 0)]
+    for source in sources:
+        with suppress(UserError):  # what cannot be read gets its row
+            sizes.append(read_size(source.path))
+    most, device = predictor.settings.batch_size, model.extractor.device
+    fitting = fit_batch(most, prod(model.image_size), max(map(prod, sizes)), device)
+    if sources and fitting < most:
+        print(f"--batch_size {most} is lowered to {fitting}, which fits into the free memory")
+    return fitting

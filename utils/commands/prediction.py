@@ -1,11 +1,11 @@
-"""What predict answers about an image, in a folder or in a stream: row, regions and files."""
+"""What predict answers about images, in folders or from a stream: rows, regions and files."""
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from io import BytesIO
+from itertools import islice
 from math import floor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
@@ -16,18 +16,17 @@ from PIL import Image
 from datasets.images import look_at_image, open_image, to_rgb
 from datasets.notes import Notes
 from datasets.preprocessing import Box, crop_box
-from utils.commands.sources import MAPS, MASKS, OVERLAYS, Source
+from utils.commands.sources import FOLDERS, MAPS, MASKS, OVERLAYS, Source, describe
 from utils.regions import Region, draw_regions, find_regions
 from utils.system.errors import UserError
 from utils.system.files import printable, replacing
 
 if TYPE_CHECKING:
-    from utils.detector import Detector
-    from utils.thresholds import Thresholds
+    from utils.commands.predict import Settings
 
 COLUMNS = (
     *("path", "score", "threshold", "anomalous", "good_below"),
-    *("peak_row", "peak_column", "n_regions", "area", "error"),
+    *("peak_row", "peak_column", "n_regions", "area", "files", "error"),
 )
 PNG_STEPS = 100  # of 16 bits per unit of distance
 SCALE = 2  # the overlays' colours go from 0 to so many of the model's pixel thresholds
@@ -36,9 +35,10 @@ SCALE = 2  # the overlays' colours go from 0 to so many of the model's pixel thr
 class Loaded(NamedTuple):
     """An image in RGB, and what the network sees of it, (3, H, W); or the error instead."""
 
+    source: Source
+    error: str
     image: Image.Image | None = None
     prepared: np.ndarray | None = None
-    error: str = ""
 
 
 class Prediction(NamedTuple):
@@ -48,162 +48,138 @@ class Prediction(NamedTuple):
     regions: list[Region]
 
 
-@dataclass(frozen=True)
-class Output:
-    """How images are judged, and what is written about them.
+class Predictor:
+    """Scores images with a model, judges them, and writes the files about them.
 
     Attributes:
-        folder: for the results; without it no file is written.
-        threshold: of image scores.
-        pixel_threshold: of anomaly maps.
-        min_area: pixels; smaller regions are left out.
-        overlays: "all", "anomalous" or "none".
-        masks: whether the regions are written as masks.
-        maps: "none", "png" or "npy".
-    """
-
-    folder: Path | None
-    threshold: float
-    pixel_threshold: float
-    min_area: int
-    overlays: str
-    masks: bool
-    maps: str
-
-    def has_overlay(self, anomalous: bool) -> bool:
-        """Whether an overlay is written of an image with this decision."""
-        return self.folder is not None and (
-            self.overlays == "all" or (self.overlays == "anomalous" and anomalous)
-        )
-
-    def has_files(self, anomalous: bool) -> bool:
-        """Whether any file is written about an image with this decision."""
-        written = self.masks or self.maps != "none" or self.has_overlay(anomalous)
-        return self.folder is not None and written
-
-
-def load_detector(args: argparse.Namespace, stream: TextIO) -> Detector:
-    """The detector that the arguments ask for; print its class and device to the stream."""
-    from utils.detector import Detector  # imports torch, which takes seconds
-    from utils.system.device import device_name
-
-    detector = Detector.load(args.model, args.weights, args.device)
-    on_device = device_name(detector.extractor.device)
-    print(f"{detector.model.class_name}, {detector.model.arch} on {on_device}", file=stream)
-    return detector
-
-
-def choose_thresholds(args: argparse.Namespace, thresholds: Thresholds) -> Thresholds:
-    """The model's thresholds, at the rate of false alarms that the arguments ask for."""
-    return thresholds if args.target_fpr is None else thresholds.at(args.target_fpr)
-
-
-def make_output(args: argparse.Namespace, thresholds: Thresholds, folder: Path | None) -> Output:
-    """How the arguments ask to judge images, and what to write into the folder."""
-    return Output(
-        folder=folder,
-        threshold=thresholds.image if args.threshold is None else args.threshold,
-        pixel_threshold=thresholds.pixel if args.pixel_threshold is None else args.pixel_threshold,
-        min_area=args.min_area,
-        overlays=args.overlays,
-        masks=args.masks,
-        maps=args.maps,
-    )
-
-
-def load(path: Path, detector: Detector, notes: Notes | None = None) -> Loaded:
-    """Read an image and prepare it for the detector's network; note what of it is not used."""
-    preprocessing = detector.model.preprocessing
-    try:
-        image = open_image(path)
-        if notes is not None:
-            look_at_image(image, path, preprocessing, notes)
-        image = to_rgb(image, path, preprocessing)
-        return Loaded(image, detector.prepare(image, path))
-    except UserError as error:
-        return Loaded(error=describe(error))
-
-
-def describe(error: Exception) -> str:
-    """The error in one line that can be printed."""
-    return printable(" ".join(str(error).split()))
-
-
-def finish_image(
-    detector: Detector,
-    output: Output,
-    source: Source,
-    loaded: Loaded,
-    anomaly_map: np.ndarray | None,
-) -> Prediction:
-    """Judge an image and write the files about it.
+        detector: of the model.
+        settings: of the command, with the thresholds that are used; without an output no file is
+            written.
+        caveat: of the image threshold, if it is the model's.
 
     Args:
-        detector: that scored the image.
-        output: how it is judged and what is written.
-        source: the image file.
-        loaded: the image.
-        anomaly_map: (H, W); None if there is an error instead of the image.
+        settings: of the command.
+        stream: gets a line on the model and the device.
     """
-    row = dict.fromkeys(COLUMNS) | {
-        "path": printable(source.path),
-        "threshold": output.threshold,
-        "error": loaded.error,
+
+    def __init__(self, settings: Settings, stream: TextIO) -> None:
+        from utils.detector import Detector  # imports torch, which takes seconds
+        from utils.system.device import device_name
+
+        self.detector = Detector.load(settings.model, settings.weights, settings.device)
+        model = self.detector.model
+        on_device = device_name(model.extractor.device)
+        print(f"{model.class_name}, {model.arch} on {on_device}", file=stream)
+        thresholds = model.thresholds
+        if settings.target_fpr is not None:
+            thresholds = thresholds.at(settings.target_fpr)
+        self.caveat = thresholds.caveat if settings.threshold is None else None
+        image, pixel = settings.threshold, settings.pixel_threshold
+        self.settings = replace(
+            settings,
+            threshold=thresholds.image if image is None else image,
+            pixel_threshold=thresholds.pixel if pixel is None else pixel,
+        )
+
+    def make_notes(self) -> Notes:
+        """Notes on images, which are compared with the training images if the model knows these."""
+        kinds = getattr(self.detector.model, "image_kinds", None)
+        return Notes(kinds) if kinds else Notes()
+
+    def load(self, source: Source, notes: Notes) -> Loaded:
+        """Read an image and prepare it for the network; note what of it is not used."""
+        if source.error:
+            return Loaded(source, source.error)
+        preprocessing = self.detector.model.preprocessing
+        try:
+            image = open_image(source.path)
+            look_at_image(image, source.path, preprocessing, notes)
+            image = to_rgb(image, source.path, preprocessing)
+            return Loaded(source, "", image, self.detector.prepare(image, source.path))
+        except UserError as error:
+            return Loaded(source, describe(error))
+
+    def answer(
+        self, loaded: Iterator[Loaded], batch_size: int = 1, run: Callable[..., Iterable] = map
+    ) -> Iterator[Prediction]:
+        """Yield the answer about each image once the files about it are written.
+
+        Args:
+            loaded: the images, which are taken a batch at a time.
+            batch_size: images.
+            run: map, or that of a pool of threads.
+        """
+        while batch := list(islice(loaded, batch_size)):
+            valid = [item.prepared for item in batch if not item.error]
+            maps = iter(self.detector.score_batch(np.stack(valid)) if valid else ())
+            yield from run(self.judge, batch, [None if x.error else next(maps) for x in batch])
+
+    def judge(self, loaded: Loaded, anomaly_map: np.ndarray | None) -> Prediction:
+        """Judge an image by its map (H, W), None after an error, and write the files about it."""
+        settings = self.settings
+        row = dict.fromkeys(COLUMNS) | {
+            "path": loaded.source.given,
+            "threshold": settings.threshold,
+            "error": loaded.error,
+        }
+        if anomaly_map is None:
+            return Prediction(row, [])
+        model, size = self.detector.model, loaded.image.size
+        score = float(anomaly_map.max())
+        anomalous = score >= settings.threshold
+        kinds = kinds_of_files(settings, anomalous)
+        regions: list[Region] = []
+        # most good images have no region; then the map in the size of the image is not needed
+        if kinds or score >= settings.pixel_threshold:
+            whole = self.detector.uncrop(anomaly_map, size)
+            regions = find_regions(whole, settings.pixel_threshold, settings.min_area)
+            self.write_files(kinds, loaded, whole, regions)
+        peak_row, peak_column = find_peak(anomaly_map, crop_box(size, model.preprocessing))
+        row |= {
+            "score": score,
+            "anomalous": anomalous,
+            "good_below": model.thresholds.fraction_below(score),
+            "peak_row": peak_row,
+            "peak_column": peak_column,
+            "n_regions": len(regions),
+            "area": sum(region.area for region in regions),
+            "files": printable(loaded.source.name) if kinds else None,
+        }
+        return Prediction(row, regions)
+
+    def write_files(
+        self,
+        kinds: Sequence[str],
+        loaded: Loaded,
+        anomaly_map: np.ndarray,
+        regions: Sequence[Region],
+    ) -> None:
+        """Write the files of these kinds about an image with this map (h, w)."""
+        settings, name = self.settings, loaded.source.name
+        mask = anomaly_map >= settings.pixel_threshold
+        if settings.min_area > 1:
+            mask = draw_regions(anomaly_map, settings.pixel_threshold, regions)
+        if OVERLAYS in kinds:
+            from utils.plot import plot_overlay  # imports matplotlib
+
+            path = settings.output / OVERLAYS / f"{name}.jpg"
+            highest = SCALE * self.detector.model.thresholds.pixel
+            plot_overlay(path, loaded.image, anomaly_map, highest, mask)
+        if MASKS in kinds:
+            with replacing(settings.output / MASKS / f"{name}.png") as temporary:
+                Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, compress_level=1)
+        if MAPS in kinds:
+            write_map(settings.output / MAPS / f"{name}.{settings.maps}", anomaly_map)
+
+
+def kinds_of_files(settings: Settings, anomalous: bool = True) -> list[str]:
+    """The folders in which files are written about an image with this decision."""
+    written = {
+        OVERLAYS: settings.overlays == "all" or (anomalous and settings.overlays == "anomalous"),
+        MASKS: settings.masks,
+        MAPS: settings.maps != "none",
     }
-    if anomaly_map is None:
-        return Prediction(row, [])
-    score = float(anomaly_map.max())
-    anomalous = score >= output.threshold
-    regions: list[Region] = []
-    # most good images have no region; then the map in the size of the image is not needed
-    if score >= output.pixel_threshold or output.has_files(anomalous):
-        whole = detector.uncrop(anomaly_map, loaded.image.size)
-        threshold = output.pixel_threshold
-        regions = find_regions(whole, threshold, threshold, output.min_area)
-        if output.has_files(anomalous):
-            write_files(detector, output, source.name, loaded.image, whole, regions, anomalous)
-    box = crop_box(loaded.image.size, detector.model.preprocessing)
-    peak_row, peak_column = find_peak(anomaly_map, box)
-    row |= {
-        "score": score,
-        "anomalous": anomalous,
-        "good_below": detector.model.thresholds.fraction_below(score),
-        "peak_row": peak_row,
-        "peak_column": peak_column,
-        "n_regions": len(regions),
-        "area": sum(region.area for region in regions),
-    }
-    return Prediction(row, regions)
-
-
-def write_files(
-    detector: Detector,
-    output: Output,
-    name: str,
-    image: Image.Image,
-    anomaly_map: np.ndarray,
-    regions: Sequence[Region],
-    anomalous: bool,
-) -> None:
-    """Write the overlay, the mask and the map (h, w) of an image, those that are wanted."""
-    mask = anomaly_map >= output.pixel_threshold
-    if output.min_area > 1:
-        mask = draw_regions(anomaly_map, output.pixel_threshold, regions)
-    if output.has_overlay(anomalous):
-        from utils.plot import choose_suffix, plot_overlay  # imports matplotlib
-
-        path = output.folder / OVERLAYS / f"{name}{choose_suffix(image.size)}"
-        plot_overlay(path, image, anomaly_map, SCALE * detector.model.thresholds.pixel, mask)
-    if output.masks:
-        with replacing(output.folder / MASKS / f"{name}.png") as temporary:
-            Image.fromarray(mask.astype(np.uint8) * 255).save(temporary, compress_level=1)
-    if output.maps != "none":
-        write_map(output.folder / MAPS / f"{name}.{output.maps}", anomaly_map)
-
-
-def to_cells(row: Mapping[str, Any]) -> Iterator[Any]:
-    """The values of a row as a CSV file has them: a decision is 0 or 1."""
-    return (int(value) if isinstance(value, bool) else value for value in row.values())
+    return [kind for kind in FOLDERS if written[kind] and settings.output is not None]
 
 
 def find_peak(anomaly_map: np.ndarray, box: Box) -> tuple[int, int]:

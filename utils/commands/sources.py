@@ -1,103 +1,133 @@
-"""The image files that predict is asked to score."""
+"""The image files that predict is asked to score: in folders, or by paths from a stream."""
 
 import os
+import re
+from codecs import BOM_UTF8, BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
-from datasets.folders import is_junk
+from datasets.folders import list_images, readable
 from datasets.images import IMAGE_SUFFIXES
 from datasets.mvtec import is_image
+from datasets.notes import Notes
 from utils.system.errors import UserError
-from utils.system.files import make_unique
+from utils.system.files import make_unique, printable
 
 OVERLAYS, MASKS, MAPS = FOLDERS = "overlays", "masks", "maps"  # of the results
+CHUNK = 65536  # bytes of a stream that are read at once; no system takes a longer path
+UTF16 = (BOM_UTF16_LE, BOM_UTF16_BE)
 
 
 class Source(NamedTuple):
-    """An image file, and the name, without suffix, of the files written about it."""
+    """An image file to score.
+
+    Attributes:
+        path: of the file.
+        name: of the files written about it, without their suffix.
+        given: the path as it was given, for the row.
+        error: why it cannot be scored, if this is known.
+    """
 
     path: Path
     name: str
+    given: str
+    error: str = ""
 
 
-def find_images(given: Sequence[Path], output: Path) -> list[Source]:
+def describe(error: Exception) -> str:
+    """The error in one line that can be printed."""
+    return printable(" ".join(str(error).split()))
+
+
+def find_images(given: Sequence[Path], output: Path, notes: Notes) -> list[Source]:
     """The given images and those in given folders, each once, folders in order of their paths.
 
     Args:
-        given: files and folders. In folders, hidden files and folders and the results of an
-            earlier run are left out. Links are followed, to each folder once.
+        given: files and folders. Links are followed, to each folder once.
         output: the folder for the results.
-
-    Raises:
-        OSError: if a path does not exist or a folder cannot be read.
-        ValueError: if a file is no image or among the results, or there is no image at all.
+        notes: gets what is not read in folders.
     """
-    results = find_results(output)
     sources, seen, taken = [], set(), set()
     for root in given:
-        for path in _list_images(root, results):
+        for path in _list_images(root, output, notes):
             absolute = os.path.abspath(path)
             if absolute not in seen:
                 seen.add(absolute)
                 relative = path.relative_to(root) if path != root else Path(path.name)
-                sources.append(Source(path, make_unique(str(relative.with_suffix("")), taken)))
+                name = make_unique(str(relative.with_suffix("")), taken)
+                sources.append(Source(path, name, printable(path)))
     if not sources:
-        raise UserError(
-            f"no images in {', '.join(map(str, given))}; accepted are {', '.join(IMAGE_SUFFIXES)}"
-        )
+        accepted = f"accepted are {', '.join(IMAGE_SUFFIXES)}"
+        found = "; ".join([accepted, *notes.sentences()])
+        raise UserError(f"no images in {', '.join(map(str, given))}; {found}")
     return sources
 
 
-def find_results(output: Path) -> set[Path]:
-    """The folders that images are written to, which are not searched for images."""
-    return {Path(os.path.realpath(output / name)) for name in FOLDERS}
+def _list_images(root: Path, output: Path, notes: Notes) -> list[Path]:
+    """The image root, or all images in the folder root."""
+    if not root.is_dir():
+        _check_image(root, output)
+        return [root]
+    _refuse_results(root, output)
+    with readable():
+        return list_images(root, notes)
 
 
-def check_image(path: Path, results: set[Path]) -> None:
-    """Refuse a path that is no image file, or one among the results.
-
-    Raises:
-        FileNotFoundError: if there is nothing.
-        ValueError: otherwise.
-    """
-    _refuse_results(path, results)
+def _check_image(path: Path, output: Path | None) -> None:
+    """Refuse a path that is no image file, or one among the results."""
+    _refuse_results(path, output)
     if not os.path.lexists(path):
         raise UserError(f"no file or folder {path}; give images or folders of images")
     if not is_image(path):
         raise UserError(f"{path} is no image; accepted are {', '.join(IMAGE_SUFFIXES)}")
 
 
-def _refuse_results(path: Path, results: set[Path]) -> None:
+def _refuse_results(path: Path, output: Path | None) -> None:
+    results = {os.path.realpath(output / name) for name in FOLDERS} if output else set()
     real = Path(os.path.realpath(path))
-    if results & {real, *real.parents}:
+    if results & {str(real), *map(str, real.parents)}:
         raise UserError(f"{path} is among the results in --output; choose another --output")
 
 
-def _list_images(root: Path, results: set[Path]) -> list[Path]:
-    """The image root, or all images in the folder root."""
-    if root.is_dir():
-        _refuse_results(root, results)
-        return sorted(_walk(root, results))
-    check_image(root, results)
-    return [root]
+def split_paths(stream: BinaryIO) -> Iterator[bytes]:
+    """Yield each path as soon as it is complete; they end with lines, or with NULs if one is first.
+
+    A path that is longer than any system takes is cut.
+    """
+    separator, rest, first = None, b"", True
+    while chunk := stream.read1(CHUNK):
+        if first and (chunk[:2] in UTF16 or 0 in chunk[:2]):
+            raise UserError("stdin is in UTF-16; save the list in UTF-8, a path a line")
+        rest = rest[:CHUNK] + (chunk.removeprefix(BOM_UTF8) if first else chunk)
+        separator, first = separator or re.search(b"[\n\0]", rest), False
+        if separator:
+            *paths, rest = rest.split(separator[0])
+            yield from paths
+    if rest:
+        yield rest
 
 
-def _walk(root: Path, results: set[Path]) -> Iterator[Path]:
-    """The images in a folder at any depth, but for hidden ones and results."""
-    seen = set(results)
-    for parent, folders, names in os.walk(root, onerror=_refuse_folder, followlinks=True):
-        real = Path(os.path.realpath(parent))
-        if real in seen:  # a link to a folder above it would never end
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = sorted(name for name in folders if not is_junk(name))
-        paths = (Path(parent, name) for name in names if not is_junk(name))
-        yield from filter(is_image, paths)
+def to_source(line: bytes, output: Path | None) -> Source:
+    """The image that a line names; what is wrong with the path is the source's error."""
+    text = os.fsdecode(line.removesuffix(b"\r"))
+    path, error = Path(text), ""
+    try:
+        if not text:
+            raise UserError("the line is empty; give the path of an image")
+        if "\0" in text:
+            raise UserError("the line has a NUL; separate paths by newlines or by NULs, not both")
+        _check_image(path, output)
+    except UserError as problem:
+        error = describe(problem)
+    given = printable(text).replace("\0", r"\x00")
+    return Source(path, name_files(path), given, error)
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise UserError(
-        f"cannot read folder {error.filename}: {error.strerror}; make it readable or take it away"
-    ) from error
+def name_files(path: Path) -> str:
+    """A name of its own for the files about an image: its path from this folder, or from the root.
+
+    The suffix is kept, as a.png and a.jpg may both come.
+    """
+    absolute, here = Path(os.path.abspath(path)), Path.cwd()
+    return str(absolute.relative_to(here if absolute.is_relative_to(here) else absolute.anchor))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -12,37 +12,75 @@ from utils.report.results import METRICS
 from utils.report.tables import COMPARED, DASH, Table
 from utils.system.files import replacing
 
-MEGABYTE = 10**6
-OWN_PLOT = ("cost", "size")  # studies that are not drawn as the others are
+MEGABYTE, MILLISECOND = 10**6, 1e-3
 
 Row = Mapping[str, Any]
+# the text of a cell, of a method's rows (one for each seed) and of the first rows of all methods
+Cell = Callable[[Sequence[Row], Sequence[Row]], str]
+Columns = Mapping[str, Cell]  # by title
 
 
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of the same columns, unrounded."""
-    with (
-        replacing(path) as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-    ):
-        writer = csv.DictWriter(file, rows[0])
-        writer.writeheader()
-        writer.writerows(rows)
+def number(*names: str, unit: float = 1, decimals: int = 3) -> Cell:
+    """A cell with the sum of these values of a row: mean ± sd over seeds, a dash if undefined."""
+
+    def cell(of_seeds: Sequence[Row], _: Sequence[Row]) -> str:
+        values = [[row[name] for name in names] for row in of_seeds]
+        if any(None in of_row for of_row in values):
+            return DASH
+        sums = [sum(of_row) / unit for of_row in values]
+        spread = f" ± {stdev(sums):.{decimals}f}" if len(sums) > 1 else ""
+        return f"{fmean(sums):.{decimals}f}{spread}"
+
+    return cell
 
 
-def accuracy_table(title: str, rows: Sequence[Row], notes: Sequence[str]) -> Table:
-    """The metrics of each class and method, and of the mean of several classes."""
-    metrics = [metric for metric in METRICS if metric in rows[0]]
-    cells = [
-        [
-            f"{class_name}, {method}",
-            str(of_seeds[0]["n_features"]),
-            *(format_spread([row[metric] for row in of_seeds]) for metric in metrics),
-        ]
-        for class_name, methods in group_rows(rows).items()
-        for method, of_seeds in methods.items()
-    ]
-    columns = ["class, method", "dimensions", *(METRICS[metric] for metric in metrics)]
-    return Table(title, columns, cells, notes)
+def form(of_seeds: Sequence[Row], _: Sequence[Row]) -> str:
+    """A cell with the form of the Gaussians; a dash if it differs between the classes of a mean."""
+    return of_seeds[0]["form"] or DASH
+
+
+def efficient(of_seeds: Sequence[Row], of_methods: Sequence[Row]) -> str:
+    """A cell that says whether no other method has a higher image ROCAUC in as few megabytes."""
+    row = of_seeds[0]
+    if row["image_auroc"] is None:
+        return DASH
+    return "yes" if is_efficient(row, of_methods, "image_auroc") else ""
+
+
+milliseconds = partial(number, unit=MILLISECOND, decimals=1)
+megabytes = partial(number, unit=MEGABYTE, decimals=1)
+dimensions = number("n_features", decimals=0)
+
+# columns of tables, after the method and its dimensions
+ALL_METRICS: Columns = {title: number(metric) for metric, title in METRICS.items()}
+ACCURACY: Columns = {METRICS[metric]: number(metric) for metric in COMPARED}
+COST: Columns = {
+    "training images": number("n_train", decimals=0),
+    "form": form,
+    "network, ms": milliseconds("network_seconds"),
+    "map, ms": milliseconds("map_seconds"),
+    "image, ms": milliseconds("network_seconds", "map_seconds"),
+    "network, MB": megabytes("network_bytes"),
+    "Gaussians, MB": megabytes("gaussians_bytes"),
+    "model, MB": megabytes("network_bytes", "gaussians_bytes"),
+}
+SIZE: Columns = {
+    "model, MB": megabytes("model_bytes"),
+    "map, ms": milliseconds("map_seconds"),
+    **ACCURACY,
+    "efficient": efficient,
+}
+
+
+def make_table(title: str, rows: Sequence[Row], columns: Columns, notes: Sequence[str]) -> Table:
+    """A table with a row for each class and method, and for the mean of several classes."""
+    cells = []
+    for group, methods in group_rows(rows).items():
+        firsts = [of_seeds[0] for of_seeds in methods.values()]
+        for method, of_seeds in methods.items():
+            name = [f"{group}, {method}", dimensions(of_seeds[:1], firsts)]
+            cells.append([*name, *(cell(of_seeds, firsts) for cell in columns.values())])
+    return Table(title, ["class, method", "dimensions", *columns], cells, notes)
 
 
 def group_rows(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
@@ -60,64 +98,15 @@ def group_rows(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
 
 
 def mean_row(rows: Sequence[Row]) -> Row:
-    """The first row with means over all rows for what was measured; None where one lacks it."""
-    means = dict(rows[0])
-    for metric in (*METRICS, "model_bytes", "map_seconds"):
-        if metric not in means:
-            continue
-        values = [row[metric] for row in rows]
-        means[metric] = None if None in values else fmean(values)
+    """The means over rows; None where a value is undefined, or a text is not the same in all."""
+    means = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        if None in values or isinstance(values[0], str):
+            means[name] = values[0] if len(set(values)) == 1 else None
+        else:
+            means[name] = fmean(values)
     return means
-
-
-def format_spread(values: Sequence[float | None]) -> str:
-    """Mean ± standard deviation of several values; a dash if one is undefined."""
-    if None in values:
-        return DASH
-    spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
-    return f"{fmean(values):.3f}{spread}"
-
-
-def cost_table(title: str, rows: Sequence[Row], notes: Sequence[str]) -> Table:
-    """Milliseconds and megabytes of each class and method."""
-    columns = [
-        *("class, method", "dimensions", "training images", "form"),
-        *("network, ms", "map, ms", "image, ms", "network, MB", "Gaussians, MB", "model, MB"),
-    ]
-    cells = []
-    for row in rows:
-        seconds = [row["network_seconds"], row["map_seconds"]]
-        sizes = [row["network_bytes"], row["gaussians_bytes"]]
-        cells.append(
-            [
-                f"{row['class_name']}, {row['method']}",
-                *(str(row[name]) for name in ("n_features", "n_train", "form")),
-                *(f"{1000 * value:.1f}" for value in (*seconds, sum(seconds))),
-                *(f"{value / MEGABYTE:.1f}" for value in (*sizes, sum(sizes))),
-            ]
-        )
-    return Table(title, columns, cells, notes)
-
-
-def size_table(title: str, rows: Sequence[Row], notes: Sequence[str]) -> Table:
-    """Megabytes, milliseconds and metrics of each class and method, and of their means."""
-    columns = ["class, method", "dimensions", "model, MB", "map, ms"]
-    columns += [*(METRICS[metric] for metric in COMPARED), "efficient"]
-    cells = []
-    for group, methods in group_rows(rows).items():
-        of_methods = [of_seeds[0] for of_seeds in methods.values()]
-        cells += [
-            [
-                f"{group}, {row['method']}",
-                str(row["n_features"]),
-                f"{row['model_bytes'] / MEGABYTE:.1f}",
-                f"{1000 * row['map_seconds']:.1f}",
-                *(format_spread([row[metric]]) for metric in COMPARED),
-                "yes" if is_efficient(row, of_methods, "image_auroc") else "",
-            ]
-            for row in of_methods
-        ]
-    return Table(title, columns, cells, notes)
 
 
 def is_efficient(row: Row, rows: Sequence[Row], metric: str, cost: str = "model_bytes") -> bool:
@@ -169,12 +158,12 @@ def plot_studies(path: Path, rows: Mapping[str, Sequence[Row]], title: str) -> N
 
     Args:
         path: of the PNG file; without any study none is written.
-        rows: by study; those of OWN_PLOT are left out.
+        rows: by study.
         title: of the figure.
     """
     from matplotlib.figure import Figure
 
-    studies = {name: group_rows(rows[name]) for name in rows if name not in OWN_PLOT}
+    studies = {name: group_rows(of_study) for name, of_study in rows.items()}
     if not studies:
         return
     groups = list(next(iter(studies.values())))

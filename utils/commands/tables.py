@@ -3,64 +3,64 @@
     python main.py tables
 
 writes tables.md beside each metrics.json below results/measured/, all of these tables into
-results/README.md, and what is measured and published at a glance into README.md.
+results/README.md, and what is measured and published at a glance, and the table of options, into
+README.md.
 """
 
-import argparse
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from statistics import fmean
 
 from datasets import mvtec
 from utils import backbone
-from utils.report.results import METRICS, Run, damaged, read_run
+from utils.report.results import METRICS, Run, read_run
 from utils.report.tables import (
     COMPARED,
     ROOT,
     Published,
     Table,
-    describe_model,
+    describe_method,
     format_value,
     mean_of,
+    of_mvtec,
     read_all_published,
     run_tables,
     to_markdown,
     write_tables,
 )
+from utils.settings import Experiment
 from utils.system.errors import UserError
 from utils.system.files import replacing
 
-START, END = "<!-- written by: python main.py tables -->\n", "<!-- end of the tables -->\n"
-GLANCE_START = "<!-- results at a glance, written by: python main.py tables -->\n"
+# the lines between which a README's part is written
+START = "<!-- {}, written by: python main.py tables -->\n"
+END = "<!-- end of the {} -->\n"
 FIGURES = {
     "studies.png": "Metrics of all studies",
     "size.png": "Size and time of smaller models against their accuracy",
-    "scaling.png": "Time and memory of larger inputs",
 }
-GLANCE_END = "<!-- end of the results at a glance -->\n"
+MOST_CHOICES = 8  # that the table of options names
+# below results/measured, in the order of results/README.md
+WRITTEN = (
+    *("studies/**/[!.]*.md", "studies/**/[!.]*.png"),
+    *("benchmark/*.md", "near_copies_*.md", "alignment_*.md"),
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's options: it has none."""
+@dataclass(frozen=True)
+class Settings:
+    """The command has no options."""
 
 
-def run(args: argparse.Namespace) -> None:
-    """Write all tables, after all files that they are made from were read.
-
-    Raises:
-        OSError: if a file is missing.
-        ValueError: if a results file is damaged, or a README lacks the lines to write between.
-    """
+def run(_: Settings) -> None:
+    """Write all tables, after all files that they are made from were read."""
     results = ROOT / "results"
-    tables = {path: read_tables(path) for path in sorted(results.glob("measured/**/metrics.json"))}
+    tables = {path: read_tables(path) for path in find_runs(results)}
+    readme = {"results at a glance": glance(results), "options": tabulate_options()}
     readmes = {
-        results / "README.md": fill_in(
-            read_text(results / "README.md"), all_tables(results), name="results/README.md"
-        ),
-        ROOT / "README.md": fill_in(
-            read_text(ROOT / "README.md"), glance(results), GLANCE_START, GLANCE_END
-        ),
+        results / "README.md": fill_in("results/README.md", {"tables": all_tables(results)}),
+        ROOT / "README.md": fill_in("README.md", readme),
     }
     for path, of_run in tables.items():
         write_tables(path.parent, of_run)
@@ -71,28 +71,28 @@ def run(args: argparse.Namespace) -> None:
         print(path)
 
 
-def all_tables(results: Path) -> str:
-    """The tables of the measured runs, of the studies and of the benchmark, in Markdown.
+def find_runs(results: Path) -> list[Path]:
+    """The metrics.json of each measured run."""
+    return sorted(results.glob("measured/**/metrics.json"))
 
-    Raises:
-        OSError, ValueError: as read_tables and read_text.
-    """
+
+def read_tables(path: Path) -> list[Table]:
+    """The tables of the run that wrote this metrics.json."""
+    return run_tables(read_run(path))
+
+
+def all_tables(results: Path) -> str:
+    """The tables of the measured runs, of the studies and of the benchmark, in Markdown."""
     measured = results / "measured"
-    parts = [
-        to_markdown(table)
-        for path in sorted(measured.rglob("metrics.json"))
-        for table in read_tables(path)
-    ]
+    parts = [to_markdown(table) for path in find_runs(results) for table in read_tables(path)]
     # studies, the benchmark and the test of near copies have written their own
-    parts += [read_text(path) for path in sorted(measured.glob("studies/**/[!.]*.md"))]
-    parts += map(partial(show_figure, results), sorted(measured.glob("studies/**/[!.]*.png")))
-    parts += [read_text(path) for path in measured.glob("benchmark/benchmark.md")]
-    parts += map(partial(show_figure, results), measured.glob("benchmark/scaling.png"))
-    parts += [read_text(path) for path in sorted(measured.glob("near_copies_*.md"))]
+    for pattern in WRITTEN:
+        for path in sorted(measured.glob(pattern)):
+            parts.append(show(path, results) if path.suffix == ".png" else path.read_text("utf-8"))
     return "\n".join(parts)
 
 
-def show_figure(results: Path, path: Path) -> str:
+def show(path: Path, results: Path) -> str:
     """A figure in Markdown, as results/README.md shows it."""
     place = path.relative_to(results).as_posix()
     return f"![{FIGURES.get(path.name, path.stem)}]({place})\n"
@@ -102,12 +102,9 @@ def glance(results: Path) -> str:
     """A table of measured and published means over the same classes of MVTec AD, in Markdown.
 
     Published networks that were not measured here come last, with the means over all classes.
-
-    Raises:
-        OSError, ValueError: as read_run and read_all_published.
     """
     published = read_all_published()
-    runs = [read_run(path) for path in sorted((results / "measured").rglob("metrics.json"))]
+    runs = [read_run(path) for path in find_runs(results)]
     rows = [row for run in runs for row in glance_rows(run, published)]
     measured = {run.settings["arch"] for run in runs}
     for arch in backbone.BACKBONES:
@@ -124,13 +121,13 @@ def glance_rows(run: Run, published: Published) -> list[list[str]]:
 
     A published mean needs the value of every one of these classes.
     """
-    arch = run.settings["arch"]
+    run, arch = of_mvtec(run), run.settings["arch"]
     measured = {result.class_name for result in run.results}
     names = [name for name in mvtec.CLASS_NAMES if name in measured]
     if not names:
         return []
     means = [mean_of(run, metric, names) for metric in COMPARED]
-    model = describe_model(run.settings)
+    model = describe_method(run.settings)
     measured_row = [f"{model}, measured here", *map(format_value, means), describe_classes(names)]
     # what is published was measured with the defaults
     rows = published_rows(arch, names, published) if model == arch else []
@@ -153,45 +150,33 @@ def describe_classes(names: Sequence[str]) -> str:
     return f"all {len(names)} classes" if everything else ", ".join(names)
 
 
-def read_tables(path: Path) -> list[Table]:
-    """The tables of the run that wrote this metrics.json.
-
-    Raises:
-        OSError, ValueError: as read_run and read_all_published.
-    """
-    run = read_run(path)
-    try:
-        return run_tables(run)
-    except (AttributeError, KeyError, TypeError) as error:  # wrong settings
-        raise damaged(path, error) from error
-
-
-def read_text(path: Path) -> str:
-    """The text of a file in UTF-8.
-
-    Raises:
-        OSError: if it cannot be read.
-        ValueError: if it is not UTF-8; the message names the file.
-    """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged: no text in UTF-8; restore it") from error
+def tabulate_options() -> str:
+    """The options of the experiment, from its settings, in Markdown."""
+    rows = []
+    for field in fields(Experiment):
+        how, default = field.metadata, field.default
+        meaning, _, said = how["help"].partition(" (default: ")
+        name = " ".join(filter(None, [f"--{field.name}", how["metavar"]]))
+        if how["choices"] and len(how["choices"]) < MOST_CHOICES:
+            meaning += f": {', '.join(f'`{choice}`' for choice in how['choices'])}"
+        unsaid = "" if default in (None, False, MISSING) else str(default)
+        rows.append([f"`{name}`", meaning, said.removesuffix(")") or unsaid])
+    lines = [["option", "meaning", "default"], ["---"] * 3, *rows]
+    lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
-def fill_in(
-    text: str, content: str, start: str = START, end: str = END, name: str = "README.md"
-) -> str:
-    """The text with content between the lines start and end, in place of what was there.
-
-    Raises:
-        ValueError: if these lines are missing; the message calls the file by name.
-    """
-    before, found_start, rest = text.partition(start)
-    _, found_end, after = rest.partition(end)
-    if not found_start or not found_end:
-        raise UserError(f"{name} has lost the lines {start.strip()} and {end.strip()}")
-    return f"{before}{start}\n{content}\n{end}{after}"
+def fill_in(name: str, contents: Mapping[str, str]) -> str:
+    """The text of a file below ROOT, with each content between its lines START and END."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    for part, content in contents.items():
+        start, end = START.format(part), END.format(part)
+        before, found_start, rest = text.partition(start)
+        _, found_end, after = rest.partition(end)
+        if not found_start or not found_end:
+            raise UserError(f"{name} has lost the lines {start.strip()} and {end.strip()}")
+        text = f"{before}{start}\n{content}\n{end}{after}"
+    return text
 
 
 def _published_mean(

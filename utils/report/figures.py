@@ -7,8 +7,8 @@ from matplotlib.colors import Normalize
 from tqdm import tqdm
 
 from datasets.dataset import ImageDataset
-from utils.evaluation import Evaluation, ScoredImages
-from utils.plot import Localisation, choose_suffix, figure_size, plot_localisations
+from utils.evaluation import ScoredImages
+from utils.plot import Localisation, figure_size, name_panels, plot_localisations
 from utils.system.errors import UserError
 from utils.system.files import shorten
 
@@ -37,61 +37,33 @@ def draw_figures(
     folder: Path,
     test: ImageDataset,
     scored: ScoredImages,
-    evaluation: Evaluation,
+    oracle_pixel: float | None,
     show_progress: bool = True,
 ) -> Figures:
     """Write a figure for each image in scored.drawn to folder/figures/<class>.
 
-    Args:
-        folder: of the run.
-        test: the test images of the class.
-        scored: their scores, and the pixels of those to draw.
-        evaluation: of the class; its pixel threshold gives the predicted masks.
-        show_progress: whether a terminal shows a progress bar.
+    Predicted masks are those of the threshold oracle_pixel, if there is one.
     """
-    panels = _name_panels(test.has_masks, evaluation.pixel_threshold is not None)
+    panels = name_panels(test.has_masks, oracle_pixel is not None)
     place = Path(FOLDER, shorten(test.class_name))
-    size, paths = None, {}
-    for i, drawn in scored.drawn.items():
-        size = figure_size(len(panels), drawn.anomaly_map.shape)
-        paths[i] = place / f"{test.names[i]}{choose_suffix(size)}"
-    localisations = [
-        Localisation(
-            folder / path,
-            _title(test, scored, i),
-            scored.drawn[i].image,
-            scored.drawn[i].anomaly_map,
-            scored.drawn[i].mask if test.has_masks else None,
-        )
+    paths = {i: (place / f"{test.names[i]}.jpg").as_posix() for i in scored.drawn}
+    items = [
+        Localisation(folder / path, _title(test, scored, i), scored.drawn[i])
         for i, path in paths.items()
     ]
-    norm = Normalize(*scored.score_range)
-    written = plot_localisations(localisations, norm, evaluation.pixel_threshold)
+    written = plot_localisations(items, panels, Normalize(*scored.score_range), oracle_pixel)
     # None: the bar is shown in a terminal only
     disable = None if show_progress else True
     bar = tqdm(written, f"{test.class_name} figures", len(paths), unit="figure", disable=disable)
-    files, problem = [], ""
+    n_written, problem = 0, ""
     try:
-        for path in bar:
-            files.append(path)
+        for _ in bar:
+            n_written += 1
     except UserError as error:
         problem = f"figures are missing: {error}"
-    names = {i: path.as_posix() for i, path in paths.items()}
-    written = dict(list(names.items())[: len(files)])
-    return Figures(
-        written, panels, size if files else None, list(names.values())[len(files) :], problem
-    )
-
-
-def _name_panels(has_masks: bool, has_threshold: bool) -> list[str]:
-    """What a figure shows, in words for those who cannot see it."""
-    names = ["image"]
-    if has_masks:
-        names.append("ground truth")
-    names.append("heat map")
-    if has_threshold:
-        names += ["predicted mask", "outline of that mask"]
-    return names
+    size = figure_size(len(panels), items[0].shown.anomaly_map.shape) if n_written else None
+    missing = list(paths.values())[n_written:]
+    return Figures(dict(list(paths.items())[:n_written]), panels, size, missing, problem)
 
 
 def _title(test: ImageDataset, scored: ScoredImages, i: int) -> str:

@@ -4,38 +4,26 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from datasets.dataset import ImageDataset
 from datasets.images import unreadable
 from utils.metrics import RocCurve
-from utils.report.results import (
-    ClassRecord,
-    ClassResult,
-    ClassThresholds,
-    ImageResult,
-    RateResult,
-)
-from utils.system.errors import UserError
+from utils.report.results import ClassRecord, ClassResult, ImageResult
 from utils.system.files import replacing, shorten
+from utils.thresholds import Thresholds
 
-FORMAT = 4
+FORMAT = 5
 FOLDER = "classes"
-# what reading a file with wrong content raises
-DAMAGE = (AttributeError, KeyError, RecursionError, TypeError, ValueError)
+# what reading a file that is gone or has wrong content raises
+DAMAGE = (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
 
 
 def make_fingerprint(settings: Mapping[str, Any], root: Path, paths: Iterable[Path]) -> str:
-    """SHA-256 of settings and of the files' names below root, sizes and modification times.
-
-    Raises:
-        ValueError: if a file cannot be found; the message names it.
-    """
+    """SHA-256 of settings and of the files' names below root, sizes and modification times."""
     digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True, default=str).encode())
     for path in paths:
         try:
@@ -45,19 +33,6 @@ def make_fingerprint(settings: Mapping[str, Any], root: Path, paths: Iterable[Pa
         digest.update(os.fsencode(os.path.relpath(path, root)))
         digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
-
-
-def fingerprint_class(
-    settings: Mapping[str, Any], data_path: Path, train: ImageDataset, test: ImageDataset
-) -> str:
-    """The fingerprint of settings and of a class's images and masks.
-
-    Raises:
-        ValueError: as make_fingerprint.
-    """
-    samples = [*train.samples, *test.samples]
-    paths = [path for sample in samples for path in (sample.path, *sample.mask_paths)]
-    return make_fingerprint(settings, data_path, paths)
 
 
 def write_record(folder: Path, record: ClassRecord) -> None:
@@ -76,26 +51,18 @@ def read_record(folder: Path, class_name: str) -> ClassRecord | None:
     damaged or of another version.
     """
     path = _path(folder, class_name)
-    try:
-        record = _read(path)
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        print(f"{path} {error}: {class_name} is fitted again")
-        return None
-    return record if all((folder / name).is_file() for name in record.files) else None
+    record = _read(path)
+    if record is None and path.exists():
+        print(f"{path} is damaged or was written by another version: {class_name} is fitted again")
+    is_whole = record is not None and all((folder / name).is_file() for name in record.files)
+    return record if is_whole else None
 
 
 def read_records(folder: Path, settings_sha256: str) -> list[ClassRecord]:
     """The records of all classes that any run finished with these settings, sorted by class."""
-    found = []
-    for path in (folder / FOLDER).glob("*.json"):
-        # a record that cannot be used, or that another run has just taken away, counts as none
-        with suppress(FileNotFoundError, ValueError):
-            record = _read(path)
-            if record.settings_sha256 == settings_sha256:
-                found.append(record)
-    return sorted(found, key=lambda record: record.result.class_name)
+    found = map(_read, (folder / FOLDER).glob("*.json"))
+    chosen = [record for record in found if record and record.settings_sha256 == settings_sha256]
+    return sorted(chosen, key=lambda record: record.result.class_name)
 
 
 def discard_record(folder: Path, class_name: str) -> None:
@@ -103,25 +70,14 @@ def discard_record(folder: Path, class_name: str) -> None:
     _path(folder, class_name).unlink(missing_ok=True)
 
 
-def _read(path: Path) -> ClassRecord:
-    """The record in a file.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        ValueError: if it cannot be used; the message says why.
-    """
+def _read(path: Path) -> ClassRecord | None:
+    """The record in a file; None if it cannot be used, or if another run has just removed it."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        written = content.get("format")
-        if written == FORMAT:
-            if content["sha256"] != _sha256(json.dumps(content["record"])):
-                raise UserError("its content was changed")
-            record = _from_json(content["record"])
-    except DAMAGE as error:
-        raise UserError(f"is damaged ({type(error).__name__})") from error
-    if written != FORMAT:
-        raise UserError("was written by another version")
-    return record
+        is_whole = content["sha256"] == _sha256(json.dumps(content["record"]))
+        return _from_json(content["record"]) if is_whole and content["format"] == FORMAT else None
+    except DAMAGE:
+        return None
 
 
 def _path(folder: Path, class_name: str) -> Path:
@@ -133,27 +89,24 @@ def _sha256(text: str) -> str:
 
 
 def _from_json(content: Mapping[str, Any]) -> ClassRecord:
-    thresholds, size = content["thresholds"], content["figure_size"]
     parts = {
         "result": ClassResult(**content["result"]),
-        "thresholds": thresholds and _thresholds_from_json(thresholds),
+        "deployed": _thresholds_from_json(content["deployed"]),
         "image_curve": _curve_from_json(content["image_curve"]),
         "pixel_curve": _curve_from_json(content["pixel_curve"]),
         "images": [ImageResult(**image) for image in content["images"]],
-        "figure_size": None if size is None else tuple(size),
+        "figure_size": content["figure_size"] and tuple(content["figure_size"]),
     }
     return ClassRecord(**{**content, **parts})
 
 
-def _thresholds_from_json(content: Mapping[str, Any]) -> ClassThresholds:
-    return ClassThresholds(
-        **{**content, "at_rates": [RateResult(*values) for values in content["at_rates"]]}
+def _thresholds_from_json(content: Mapping[str, Any] | None) -> Thresholds | None:
+    """The thresholds; their scores were arrays."""
+    return content and Thresholds(
+        **{name: np.float32(v) if isinstance(v, list) else v for name, v in content.items()}
     )
 
 
 def _curve_from_json(values: list | None) -> RocCurve | None:
     """The curve of [fpr, tpr, auroc]."""
-    if values is None:
-        return None
-    fpr, tpr, auroc = values
-    return RocCurve(np.array(fpr, dtype=float), np.array(tpr, dtype=float), auroc)
+    return values and RocCurve(*map(np.array, values[:2]), values[2])

@@ -1,17 +1,20 @@
-"""The page of a run: index.html with its tables, ROC curves and figures.
+"""Pages of scored images, rendered with jinja2: index.html of a run.
 
-It is static, and loads nothing but the figures beside it. Its template is page.html.
+A page is static and loads nothing but the pictures beside it. base.html has the style and the
+script of every page, parts.html the parts that pages share; run.html is the page of a run.
 """
 
 import os
 import re
 from collections import Counter
 from collections.abc import Sequence
-from itertools import groupby
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from datasets.mvtec import UNLABELLED
@@ -20,6 +23,14 @@ from utils.report.tables import Table
 from utils.system.files import replacing
 
 FILE_NAME = "index.html"
+NUMBER = re.compile(r"[-+−]?\d|[-−–]?$")  # a cell that is aligned as a number; it may be a dash
+# what an image is if it reaches the threshold and if it does not, by what is known about it
+VERDICTS = {
+    "anomalous": ("right: found", "wrong: missed"),
+    "normal": ("wrong: false alarm", "right: passed"),
+    "image": ("anomalous", "good"),
+}
+UNSCORED = "could not be scored"
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -27,160 +38,182 @@ TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-NUMBER = re.compile(r"[-+−]?\d|[-−–]?$")  # a cell that is aligned as a number; it may be a dash
-# whether a threshold is right about an image, in short and in words, by label and decision
-VERDICTS = {
-    (True, True): ("right", "found"),
-    (False, False): ("right", "passed"),
-    (True, False): ("wrong", "missed"),
-    (False, True): ("wrong", "false alarm"),
-}
-NO_VERDICT = ("", "")
 
 
 class Picture(NamedTuple):
-    """A figure: its path relative to the page, with slashes, and its width and height in pixels."""
+    """A picture: its path relative to the page, with slashes, and width and height in pixels."""
 
     path: str
     size: tuple[int, int]
 
+    @property
+    def link(self) -> str:
+        """The path as a page refers to it."""
+        return quote(os.fsencode(self.path))
 
-class ShownImage(NamedTuple):
-    """A test image as the page shows it.
 
-    It is flagged by the threshold of the class, and best_flagged by the one with the best F1 on the
-    test images; each is None if there is no such threshold.
+class Shown(NamedTuple):
+    """An image as a page shows it: label is a key of VERDICTS, alt the picture in words."""
+
+    name: str
+    label: str
+    score: float | None
+    picture: Picture | None
+    alt: str
+    defect_type: str = ""
+    details: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """Images below a strip of their scores, on which a threshold can be moved.
+
+    Attributes:
+        name: heading.
+        images: those with the highest score first, those that could not be scored last.
+        threshold: where the mark on the strip starts; None without any.
+        oracle: another threshold that is marked; None without any.
+        notes: sentences on the thresholds.
     """
 
-    link: str
     name: str
-    defect_type: str
-    anomalous: bool
-    score: float
-    flagged: bool | None
-    best_flagged: bool | None
+    images: Sequence[Shown]
+    threshold: float | None
+    oracle: float | None = None
+    notes: Sequence[str] = ()
 
     @property
-    def verdict(self) -> tuple[str, str]:
-        """One of VERDICTS, or NO_VERDICT without a threshold."""
-        return VERDICTS.get((self.anomalous, self.flagged), NO_VERDICT)
+    def anchor(self) -> str:
+        """The id of the section."""
+        return "class-" + quote(os.fsencode(self.name), safe="")
 
     @property
-    def best_verdict(self) -> tuple[str, str]:
-        """The same of the threshold with the best F1."""
-        return VERDICTS.get((self.anomalous, self.best_flagged), NO_VERDICT)
+    def exact(self) -> str:
+        """The threshold in as few digits as give the same float32."""
+        return str(np.float32(self.threshold))
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many images have each verdict of the threshold; empty without one."""
+        return {} if self.threshold is None else count_verdicts(self.images, self.threshold)
+
+    @property
+    def kinds(self) -> list[str]:
+        """The words with which these verdicts begin, as "right"."""
+        return list(dict.fromkeys(verdict.partition(":")[0] for verdict in self.counts))
+
+    @property
+    def groups(self) -> list[tuple[str, Sequence[Shown]]]:
+        """The images that are flagged, and the others; all together without a threshold."""
+        if self.threshold is None:
+            return [("", self.images)]
+        n_flagged = sum(self.threshold <= i.score for i in self.images if i.score is not None)
+        named = ("Flagged as anomalous", "Not flagged")
+        return list(zip(named, (self.images[:n_flagged], self.images[n_flagged:]), strict=True))
+
+    @cached_property
+    def ends(self) -> tuple[float, float]:
+        """The scores at the ends of the strip."""
+        values = [*(image.score for image in self.images), self.threshold, self.oracle]
+        known = [value for value in values if value is not None]
+        low, high = min(known), max(known)
+        return (low, high) if low < high else (low - 1, high + 1)
+
+    def position(self, score: float) -> float:
+        """Where a score lies on the strip, in percent of its width."""
+        low, high = self.ends
+        return 100 * (score - low) / (high - low)
 
 
-def write_page(
+def judge(label: str, score: float | None, threshold: float | None) -> str:
+    """The verdict of a threshold on an image; "" without a threshold."""
+    if score is None:
+        return UNSCORED
+    return "" if threshold is None else VERDICTS[label][score < threshold]
+
+
+def count_verdicts(images: Sequence[Shown], threshold: float) -> dict[str, int]:
+    """How many images have each verdict that images with such labels can have."""
+    found = Counter(judge(image.label, image.score, threshold) for image in images)
+    labels = {image.label for image in images}
+    possible = [verdict for label in VERDICTS if label in labels for verdict in VERDICTS[label]]
+    return {verdict: found[verdict] for verdict in possible} | found
+
+
+TEMPLATES.globals |= {"verdicts": VERDICTS, "judge": judge}
+
+
+def write_page(path: Path, template: str, **values: Any) -> None:
+    """Write a page: a template of this folder with these values."""
+    text = TEMPLATES.get_template(template).render(values)
+    # file names need not be valid text; "?" takes the place of what is not
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", errors="replace")
+
+
+def write_run_page(
     folder: Path,
     title: str,
     summary: Sequence[str],
     tables: Sequence[Table],
     records: Sequence[ClassRecord],
-    roc_figure: Picture | None,
+    roc: Picture | None,
 ) -> None:
-    """Write index.html.
-
-    Args:
-        folder: of the run.
-        title: heading of the page.
-        summary: lines below the title.
-        tables: shown in this order.
-        records: of the finished classes; the page shows their labelled images that have a figure,
-            and leaves out a class without any.
-        roc_figure: the ROC curves of all classes.
-    """
-    page = TEMPLATES.get_template("page.html").render(
+    """Write index.html of a run: its labelled images that have a figure, and classes with any."""
+    write_page(
+        folder / FILE_NAME,
+        "run.html",
         title=title,
         summary=summary,
         tables=[(table, _find_number_columns(table)) for table in tables],
-        roc=roc_figure,
-        classes=[_describe_class(record) for record in records if _shown_images(record)],
+        roc=roc,
+        sections=[section for section in map(describe_class, records) if section.images],
     )
-    # file names need not be valid text; "?" takes the place of what is not
-    with replacing(folder / FILE_NAME) as path:
-        path.write_text(page, encoding="utf-8", errors="replace")
+
+
+def describe_class(record: ClassRecord) -> Section:
+    """The section of a class; without a deployed threshold it starts with the oracle."""
+    deployed, oracle = record.deployed, record.oracle_image
+    threshold = oracle if deployed is None else deployed.image
+    images = [
+        _describe_image(record, image, threshold)
+        for image in sorted(record.images, key=lambda image: -image.score)
+        if image.figure is not None and image.label != UNLABELLED
+    ]
+    of_oracle = "the best image F1 on these test images, not a threshold to deploy"
+    if threshold is None:
+        why = "it needs three training images, or both normal and anomalous test images"
+        return Section(record.result.class_name, images, None, notes=[f"No threshold: {why}"])
+    if deployed is None:
+        notes = [f"Threshold {oracle:.2f}: the oracle, {of_oracle}"]
+        return Section(record.result.class_name, images, oracle, notes=notes)
+    rate = f"at a rate of false alarms of {deployed.image_fpr:.2g}"
+    notes = [f"Threshold {deployed.image:.2f}: deployed, from good training images, {rate}"]
+    if oracle is not None:
+        notes.append(f"Oracle {oracle:.2f}, {of_oracle}: {_describe_counts(images, oracle)}")
+    return Section(record.result.class_name, images, threshold, oracle, notes)
+
+
+def _describe_counts(images: Sequence[Shown], threshold: float) -> str:
+    counts = count_verdicts(images, threshold)
+    return ", ".join(f"{verdict.split(': ')[-1]} {n}" for verdict, n in counts.items())
+
+
+def _describe_image(record: ClassRecord, image: ImageResult, threshold: float | None) -> Shown:
+    label = "anomalous" if image.label else "normal"
+    found, best = (judge(label, image.score, t) for t in (threshold, record.oracle_image))
+    return Shown(
+        name=image.image,
+        label=label,
+        score=image.score,
+        picture=Picture(image.figure, record.figure_size),
+        alt=f"{image.defect_type} {image.image}: {', '.join(record.panels)}",
+        defect_type=image.defect_type,
+        details=[label] if best in ("", found) else [label, f"oracle: {best.split(': ')[1]}"],
+    )
 
 
 def _find_number_columns(table: Table) -> list[bool]:
     """Whether each column but the first holds numbers alone."""
     columns = range(1, len(table.columns))
     return [False, *(all(NUMBER.match(row[i]) for row in table.rows) for i in columns)]
-
-
-def _shown_images(record: ClassRecord) -> list[ImageResult]:
-    return [i for i in record.images if i.figure is not None and i.label != UNLABELLED]
-
-
-def _describe_class(record: ClassRecord) -> dict[str, Any]:
-    """What the template says about a class.
-
-    Its threshold is the one from good training images; without that, the best one on the test
-    images.
-    """
-    good, best = record.thresholds, record.image_threshold
-    threshold = best if good is None else good.image_threshold
-    images = [_describe_image(image, threshold, best) for image in _shown_images(record)]
-    images.sort(key=lambda image: image.score, reverse=True)
-    return {
-        "name": record.result.class_name,
-        "anchor": "class-" + quote(os.fsencode(record.result.class_name), safe=""),
-        "threshold": threshold,
-        "image_fpr": None if good is None else good.image_fpr,
-        "best": best,
-        "images": images,
-        # in the order of their scores the flagged images come first
-        "groups": [(flagged, list(group)) for flagged, group in groupby(images, _is_flagged)],
-        "types": sorted(Counter(image.defect_type for image in images).items()),
-        "kinds": Counter(kind for kind, _ in (image.verdict for image in images)),
-        "outcomes": Counter(text for _, text in (image.verdict for image in images)),
-        "best_outcomes": Counter(text for _, text in (image.best_verdict for image in images)),
-        "strip": _describe_strip(images, threshold, best),
-        "panels": ", ".join(record.panels),
-        "figure_size": record.figure_size,
-    }
-
-
-def _describe_image(image: ImageResult, threshold: float | None, best: float | None) -> ShownImage:
-    return ShownImage(
-        link=quote(os.fsencode(image.figure)),
-        name=image.image,
-        defect_type=image.defect_type,
-        anomalous=bool(image.label),
-        score=image.score,
-        flagged=None if threshold is None else image.score >= threshold,
-        best_flagged=None if best is None else image.score >= best,
-    )
-
-
-def _is_flagged(image: ShownImage) -> bool | None:
-    return image.flagged
-
-
-def _describe_strip(
-    images: Sequence[ShownImage], threshold: float | None, best: float | None
-) -> dict[str, Any]:
-    """The scores as strokes on one scale, a lane for anomalous and one for normal images."""
-    marked = {"threshold": threshold, "best F1": best if best != threshold else None}
-    marks = {name: value for name, value in marked.items() if value is not None}
-    values = [*(image.score for image in images), *marks.values()]
-    low, high = min(values), max(values)
-
-    def position(value: float) -> float:
-        """In percent of the width."""
-        return 100 * (value - low) / (high - low) if high > low else 50
-
-    lanes, texts = [], []
-    for label, anomalous in (("anomalous", True), ("normal", False)):
-        lane = [image for image in images if image.anomalous == anomalous]
-        lanes.append((label, [(image.verdict[0], position(image.score)) for image in lane]))
-        if lane:
-            texts.append(f"{label} images from {lane[-1].score:.2f} to {lane[0].score:.2f}")
-    texts += [f"{name} at {value:.2f}" for name, value in marks.items()]
-    return {
-        "low": low,
-        "high": high,
-        "lanes": lanes,
-        "cuts": [position(value) for value in marks.values()],
-        "text": ", ".join(texts),
-    }

@@ -1,7 +1,7 @@
 """What a class and a run leave in the run's folder."""
 
-import argparse
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from time import perf_counter
@@ -10,32 +10,30 @@ from typing import Any
 import numpy as np
 
 from datasets.dataset import ImageDataset
-from datasets.folders import MARKER
+from datasets.folders import mark_results
 from datasets.notes import NEAR_COPIES
 from utils.evaluation import Evaluation, ScoredImages
-from utils.features import FeatureExtractor
-from utils.metrics import RocCurve
-from utils.model_file import TrainedModel, model_bytes, save_model
+from utils.model_file import model_bytes
 from utils.padim import PaDiM
 from utils.plot import plot_roc_curves, thin
 from utils.report.figures import Figures, draw_figures
-from utils.report.finished import discard_record, make_fingerprint, write_record
-from utils.report.page import Picture, write_page
+from utils.report.finished import discard_record, read_records, write_record
+from utils.report.page import Picture, write_run_page
 from utils.report.results import (
     RATES,
     STAGES,
     ClassRecord,
     ClassResult,
-    ClassThresholds,
     ImageResult,
-    RateResult,
+    Rate,
     Run,
-    append_metrics,
+    write_metrics,
     write_run,
     write_scores,
     write_thresholds,
 )
 from utils.report.tables import DASH, Table, run_tables, write_tables
+from utils.settings import Experiment
 from utils.system.files import shorten
 from utils.thresholds import Thresholds
 
@@ -45,42 +43,30 @@ SIGNIFICANCE = 0.001  # of more false alarms than promised, by chance
 AUTO_BYTES = 500_000_000  # models up to this size are saved by default
 
 
+@dataclass
 class ClassReport:
-    """What a class leaves behind: timings, figures, and the file by which it counts as finished.
+    """What a class leaves in a run's folder; it counts as unfinished from here on until finish().
 
-    From here on the class counts as unfinished until finish().
-
-    Args:
-        folder: of the run.
-        train, test: the images of the class.
-        args: of the experiment.
-        fingerprint, settings_sha256: as in ClassRecord.
-        show_progress: whether a terminal shows a progress bar.
+    The fingerprints are those of ClassRecord; show_progress shows a progress bar in a terminal.
     """
 
-    def __init__(
-        self,
-        folder: Path,
-        train: ImageDataset,
-        test: ImageDataset,
-        args: argparse.Namespace,
-        fingerprint: str,
-        settings_sha256: str,
-        show_progress: bool = True,
-    ) -> None:
-        discard_record(folder, test.class_name)
-        self.folder = folder
-        self.train = train
-        self.test = test
-        self.args = args
-        self.fingerprint = fingerprint
-        self.settings_sha256 = settings_sha256
-        self.show_progress = show_progress
-        self._files: list[str] = []
-        self._notes: list[str] = []
-        self._seconds = dict.fromkeys(STAGES, 0.0)
-        self._stage: str | None = None
-        self._began = 0.0
+    folder: Path
+    train: ImageDataset
+    test: ImageDataset
+    settings: Experiment
+    fingerprint: str
+    settings_sha256: str
+    show_progress: bool = True
+    _files: list[str] = field(default_factory=list, init=False)
+    _notes: list[str] = field(default_factory=list, init=False)
+    _seconds: dict[str, float] = field(
+        default_factory=lambda: dict.fromkeys(STAGES, 0.0), init=False
+    )
+    _stage: str | None = field(default=None, init=False)
+    _began: float = field(default=0.0, init=False)
+
+    def __post_init__(self) -> None:
+        discard_record(self.folder, self.test.class_name)
 
     def begin(self, stage: str | None) -> None:
         """Count wall time to a stage, one of STAGES, until the next call; None counts none."""
@@ -89,83 +75,62 @@ class ClassReport:
             self._seconds[self._stage] += now - self._began
         self._stage, self._began = stage, now
 
-    def save_model(
-        self, padim: PaDiM, thresholds: Thresholds | None, extractor: FeatureExtractor
-    ) -> None:
+    def save_model(self, model: PaDiM) -> None:
         """Save the fitted class as models/<class>.safetensors, if the arguments ask for it."""
-        refusal = explain_no_model(padim, thresholds, self.args.save_models, self.args.save_dtype)
-        if self.args.save_models == "none" or refusal:
+        when, dtype = self.settings.save_models, self.settings.save_dtype
+        refusal = explain_no_model(model, when, dtype)
+        if when == "none" or refusal:
             self._notes += [f"(no model is saved: {refusal})"] if refusal else []
             return
-        (self.folder / MARKER).touch()
-        paths = [sample.path for sample in self.train.samples]
-        model = TrainedModel(
-            class_name=self.train.class_name,
-            arch=self.args.arch,
-            channels=extractor.channels,
-            neighbourhood=extractor.neighbourhood,
-            weights_sha256=extractor.weights_sha256,
-            precision=extractor.precision,
-            preprocessing=self.train.preprocessing,
-            image_size=self.train.image_size,
-            training_sha256=make_fingerprint({}, paths[0].parent, paths),
-            padim=padim,
-            thresholds=thresholds,
-        )
+        mark_results(self.folder)
         name = f"{MODELS}/{shorten(self.train.class_name)}.safetensors"
-        save_model(self.folder / name, model, self.args.save_dtype)
+        model.save(self.folder / name, dtype)
         self._files.append(name)
-        size = model_bytes(padim, self.args.save_dtype)
+        size = model_bytes(model.gaussians, dtype)
         self._notes.append(f"model: {self.folder / name} ({size / 1e6:.0f} MB)")
 
     def finish(
-        self, scored: ScoredImages, evaluation: Evaluation, thresholds: Thresholds | None
+        self, scored: ScoredImages, evaluation: Evaluation, deployed: Thresholds | None
     ) -> None:
-        """Draw the figures, print a summary and make the class a finished one.
-
-        Args:
-            scored: the test images' scores.
-            evaluation: the metrics of these scores.
-            thresholds: from good training images; None if there were too few.
-        """
+        """Draw the figures, print a summary and make the class a finished one."""
         self.begin("figures")
-        (self.folder / MARKER).touch()
-        figures = draw_figures(self.folder, self.test, scored, evaluation, self.show_progress)
+        mark_results(self.folder)
+        oracle = evaluation.oracle_pixel
+        figures = draw_figures(self.folder, self.test, scored, oracle, self.show_progress)
         self.begin(None)
-        record = self._make_record(scored, evaluation, thresholds, figures)
+        record = self._make_record(scored, evaluation, deployed, figures)
         write_record(self.folder, record)
-        append_metrics(self.folder, record.result)
+        write_metrics(self.folder, read_records(self.folder, self.settings_sha256))
         # one call: the lines of several processes do not mix
-        print("\n".join(["", *summarise(record, thresholds), *self._notes]), flush=True)
+        print("\n".join(["", *summarise(record), *self._notes]), flush=True)
 
     def _make_record(
         self,
         scored: ScoredImages,
         evaluation: Evaluation,
-        thresholds: Thresholds | None,
+        deployed: Thresholds | None,
         figures: Figures,
     ) -> ClassRecord:
-        name = self.test.class_name
         near_copies = NEAR_COPIES.what in self.test.notes.counts()
-        warning = thresholds and explain_false_alarms(thresholds, scored, near_copies)
+        warning = deployed and explain_false_alarms(deployed, scored, near_copies)
         notes = [*evaluation.notes, *self.test.notes.sentences(), figures.problem, warning]
         return ClassRecord(
             fingerprint=self.fingerprint,
             settings_sha256=self.settings_sha256,
             result=ClassResult(
-                class_name=name,
-                seed=self.args.seed,
+                class_name=self.test.class_name,
+                seed=self.settings.seed,
                 n_train=len(self.train),
                 n_test=len(self.test),
                 metrics=evaluation.metrics,
                 seconds=dict(self._seconds),
                 notes=[*filter(None, notes)],
             ),
-            thresholds=thresholds and compare_thresholds(name, thresholds, scored, evaluation),
-            image_threshold=evaluation.image_threshold,
-            pixel_threshold=evaluation.pixel_threshold,
-            image_curve=_thin(evaluation.image_curve),
-            pixel_curve=_thin(evaluation.pixel_curve),
+            deployed=deployed,
+            oracle_image=evaluation.oracle_image,
+            oracle_pixel=evaluation.oracle_pixel,
+            image_curve=thin(evaluation.image_curve),
+            pixel_curve=thin(evaluation.pixel_curve),
             images=_describe_images(self.test, scored, figures, evaluation.aupimo),
             panels=figures.panels,
             figure_size=figures.size,
@@ -174,123 +139,73 @@ class ClassReport:
         )
 
 
-def explain_no_model(
-    padim: PaDiM, thresholds: Thresholds | None, when: str, dtype: str
-) -> str | None:
-    """Why a model that the user did not decline is not saved; None if it is saved or declined.
-
-    Args:
-        padim: fitted.
-        thresholds: from its training images.
-        when: "all", "none", or "auto" for models up to AUTO_BYTES.
-        dtype: of the numbers in the file.
-    """
+def explain_no_model(model: PaDiM, when: str, dtype: str) -> str | None:
+    """Why a model that the user did not decline is not saved; None if it is saved or declined."""
     if when == "none":
         return None
-    if thresholds is None:
+    if model.thresholds is None:
         return "a threshold needs at least 3 training images"
-    size = model_bytes(padim, dtype)
+    size = model_bytes(model.gaussians, dtype)
     if when == "auto" and size > AUTO_BYTES:
         return f"it takes {size / 1e6:.0f} MB; --save_models all saves it"
     return None
 
 
-def compare_thresholds(
-    class_name: str, thresholds: Thresholds, scored: ScoredImages, evaluation: Evaluation
-) -> ClassThresholds:
-    """Thresholds from good training images beside the best ones on the test images."""
-    return ClassThresholds(
-        class_name=class_name,
-        n_held_out=len(thresholds.good_scores),
-        target_fpr=thresholds.target_fpr,
-        image_fpr=thresholds.image_fpr,
-        image_threshold=thresholds.image,
-        pixel_threshold=thresholds.pixel,
-        best_f1_image_threshold=evaluation.image_threshold,
-        best_f1_pixel_threshold=evaluation.pixel_threshold,
-        test_fpr=_fraction_reached(scored, 0, thresholds.image),
-        test_tpr=_fraction_reached(scored, 1, thresholds.image),
-        at_rates=[_try_rate(scored, thresholds.at(rate)) for rate in RATES],
-    )
-
-
-def _try_rate(scored: ScoredImages, thresholds: Thresholds) -> RateResult:
-    """The rate of these thresholds on the test images."""
-    reached = (_fraction_reached(scored, label, thresholds.image) for label in (0, 1))
-    return RateResult(thresholds.target_fpr, thresholds.image, *reached)
-
-
-def _fraction_reached(scored: ScoredImages, label: int, threshold: float) -> float | None:
-    """The fraction of the images with a label that reach an image threshold."""
-    scores = scored.image_scores[scored.labels == label]
-    return float((scores >= threshold).mean()) if len(scores) else None
-
-
 def explain_false_alarms(
-    thresholds: Thresholds, scored: ScoredImages, near_copies: bool
+    deployed: Thresholds, scored: ScoredImages, near_copies: bool
 ) -> str | None:
-    """A warning if good test images reach the image threshold far more often than promised.
+    """A warning if good test images reach the deployed threshold far more often than promised.
 
-    Args:
-        thresholds: from good training images.
-        scored: the test images' scores.
-        near_copies: whether near copies among the training images were found and held out together.
+    It blames no near copies among the training images if these were found and held out together.
     """
     good = scored.image_scores[scored.labels == 0]
-    n_reached = int((good >= thresholds.image).sum())
-    if n_reached <= thresholds.image_fpr * len(good):
+    n_reached = int((good >= deployed.image).sum())
+    if n_reached <= deployed.image_fpr * len(good):
         return None
-    if thresholds.p_value(n_reached, len(good)) >= SIGNIFICANCE:
+    if deployed.p_value(n_reached, len(good)) >= SIGNIFICANCE:
         return None
-    or_else = (
-        "" if near_copies else ", or training images are variations of a few, which went unseen"
-    )
+    or_else = ", or many training images are near copies of each other that were not detected"
     return (
         f"{n_reached} of {len(good)} good test images reach the image threshold, which is set at a "
-        f"rate of false alarms of {thresholds.image_fpr:.2g}: training and test images differ"
-        f"{or_else}"
+        f"rate of false alarms of {deployed.image_fpr:.2g}: training and test images differ"
+        f"{'' if near_copies else or_else}"
     )
 
 
-def summarise(record: ClassRecord, thresholds: Thresholds | None) -> Iterator[str]:
+def summarise(record: ClassRecord) -> Iterator[str]:
     """The lines printed about a class: what upstream prints, undefined metrics, thresholds."""
-    result = record.result
+    result, deployed = record.result, record.deployed
     yield f"{result.class_name}: {result.n_train} training images, {result.n_test} test images"
     for level in ("image", "pixel"):
         value = result.metrics[f"{level}_auroc"]
         yield f"{level} ROCAUC: {DASH if value is None else f'{value:.3f}'}"
     for note in result.notes:
         yield f"({note})"
-    if thresholds is not None:
-        rate = f"a false alarm rate of {thresholds.target_fpr:g}"
-        yield f"image threshold at {rate}: {thresholds.image:.2f}{_best(record.image_threshold)}"
-        yield f"pixel threshold at {rate}: {thresholds.pixel:.2f}{_best(record.pixel_threshold)}"
-        results = [
-            f"{at.target_fpr:g}: {', '.join(_format(at))}" for at in record.thresholds.at_rates
-        ]
-        yield f"false alarms, recall on the test images at a rate of {'; '.join(results)}"
-        if thresholds.caveat:
-            yield f"({thresholds.caveat})"
+    if deployed is not None:
+        at = f"threshold at a false alarm rate of {deployed.target_fpr:g}:"
+        yield f"image {at} {deployed.image:.2f}{_format_oracle(record.oracle_image)}"
+        yield f"pixel {at} {deployed.pixel:.2f}{_format_oracle(record.oracle_pixel)}"
+        tried = [f"{rate.target_fpr:g}: {', '.join(_format(rate))}" for rate in record.rates[1:]]
+        yield f"false alarms, recall on the test images at a rate of {'; '.join(tried)}"
+        if deployed.caveat:
+            yield f"({deployed.caveat})"
 
 
 def write_report(
     folder: Path, settings: Mapping[str, Any], records: Sequence[ClassRecord]
 ) -> list[Table]:
-    """Write the result files, tables, ROC curves and the page of all finished classes.
+    """Write the result files, tables, ROC curves and the page of a run; returns the tables.
 
-    Args:
-        folder: of the run; the report of an earlier run is replaced.
-        settings: of the run, as describe_run returns them.
-        records: of the finished classes; without any nothing is written.
-
-    Returns:
-        The tables.
+    The settings are those that describe_run returns. Without a record nothing is written.
     """
     if not records:
         return []
     run = Run(settings, [record.result for record in records])
-    tables = run_tables(run)
+    table, *compared = run_tables(run)
+    notes = [*table.notes, *explain_strays(folder, records)]
+    tables = [table._replace(notes=notes), *compared]
     write_run(folder, run)
+    write_metrics(folder, records)
     write_scores(folder, records)
     write_thresholds(folder, records)
     write_tables(folder, tables)
@@ -300,18 +215,28 @@ def write_report(
         {record.result.class_name: record.pixel_curve for record in records},
     )
     title = f"PaDiM: {settings['arch']} on {settings['data']}"
+    shown = tables + tabulate_rates(records)
     roc_figure = Picture(ROC_FIGURE, roc_size)
-    shown = [*tables, *tabulate_rates(records)]
-    write_page(folder, title, [settings["command"]], shown, records, roc_figure)
+    write_run_page(folder, title, [settings["command"]], shown, records, roc_figure)
     return tables
+
+
+def explain_strays(folder: Path, records: Sequence[ClassRecord]) -> list[str]:
+    """A sentence that names the models in the folder that these records are not about, if any."""
+    reported = {name for record in records for name in record.files}
+    found = sorted(f"{MODELS}/{path.name}" for path in (folder / MODELS).glob("*.safetensors"))
+    strays = [name for name in found if name not in reported]
+    if not strays:
+        return []
+    return [f"Not of the classes, images and settings of this report: {', '.join(strays)}."]
 
 
 def tabulate_rates(records: Sequence[ClassRecord]) -> list[Table]:
     """A table of what each of RATES means for the test images; none without thresholds."""
     rows = [
-        [record.result.class_name, *chain.from_iterable(map(_format, record.thresholds.at_rates))]
+        [record.result.class_name, *chain.from_iterable(map(_format, record.rates[1:]))]
         for record in records
-        if record.thresholds is not None
+        if record.deployed is not None
     ]
     columns = [f"{name} at {rate:g}" for rate in RATES for name in ("false alarms", "recall")]
     note = (
@@ -337,15 +262,10 @@ def _describe_images(
     ]
 
 
-def _format(result: RateResult) -> list[str]:
+def _format(rate: Rate) -> list[str]:
     """The fractions of good and of anomalous test images."""
-    rates = result.test_fpr, result.test_tpr
-    return [DASH if rate is None else f"{rate:.2f}" for rate in rates]
+    return [DASH if value is None else f"{value:.2f}" for value in (rate.test_fpr, rate.test_tpr)]
 
 
-def _best(threshold: float | None) -> str:
+def _format_oracle(threshold: float | None) -> str:
     return "" if threshold is None else f" (best F1 on the test images: {threshold:.2f})"
-
-
-def _thin(curve: RocCurve | None) -> RocCurve | None:
-    return None if curve is None else thin(curve)

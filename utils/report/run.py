@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from datasets.dataset import ImageDataset, Splits, describe
-from utils.backbone import channels_sha256
 from utils.report.finished import (
     discard_record,
-    fingerprint_class,
     make_fingerprint,
     read_record,
     read_records,
     write_record,
 )
 from utils.report.results import write_metrics
+from utils.settings import Experiment, affecting_results
 from utils.system.device import describe_versions, device_name, peak_memory_bytes
 from utils.system.files import make_folder
 from utils.weights import file_sha256
@@ -31,54 +29,46 @@ if TYPE_CHECKING:
     from utils.report.report import ClassReport
     from utils.report.tables import Table
 
-# the arguments that the results of a class depend on, besides the weights
-SETTINGS = (
-    *("arch", "seed", "batch_size", "device", "dataset", "resize", "crop", "exif"),
-    *("bit_depth", "invert_masks", "normal"),
-    *("n_features", "layers", "neighbourhood", "precision", "figures", "target_fpr"),
-    *("save_models", "save_dtype"),
-)
-
 
 class RunReport:
     """The report of a run, and the classes that an earlier run into its folder finished.
 
-    Args:
-        args: of the experiment.
-        own: the classes that this process runs.
-        leads: whether this process writes the report.
-
     Attributes:
         folder: of the run.
-        unfinished: the datasets of the classes that no earlier run has finished with these images
+        unfinished: the classes of this process that no earlier run has finished with these images
             and settings.
     """
 
-    def __init__(self, args: argparse.Namespace, own: Sequence[Splits], leads: bool = True) -> None:
-        self.args = args
+    def __init__(self, settings: Experiment, own: Sequence[Splits], leads: bool = True) -> None:
+        """Find what is finished of the process's own classes; the leader writes the report."""
+        self.settings = settings
         self.leads = leads
-        self.folder: Path = make_folder(args.save_path / args.arch)
+        self.folder: Path = make_folder(settings.save_path / settings.arch)
         self.unfinished: list[Splits] = []
         self._fingerprints: dict[str, str] = {}
-        settings = fingerprint_settings(args)
-        place = {"data_path": args.data_path.resolve()}
-        self._settings_sha256 = make_fingerprint(settings | place, args.data_path, [])
+        affecting = affecting_results(settings)
+        if settings.weights is not None:
+            affecting["weights"] = file_sha256(settings.weights)
+        place = {"data_path": settings.data_path.resolve()}
+        self._settings_sha256 = make_fingerprint(affecting | place, settings.data_path, [])
         for train, test in own:
             # files that are not read change no number, but the notes
-            of_class = settings | {"notes": test.notes.counts()}
-            fingerprint = fingerprint_class(of_class, args.data_path, train, test)
+            of_class = affecting | {"notes": test.notes.counts()}
+            samples = [*train.samples, *test.samples]
+            paths = [path for sample in samples for path in (sample.path, *sample.mask_paths)]
+            fingerprint = make_fingerprint(of_class, settings.data_path, paths)
             self._fingerprints[test.class_name] = fingerprint
             if not self._is_finished(test.class_name, fingerprint):
                 self.unfinished.append((train, test))
-        if leads:
-            self._begin_metrics()
+        if leads:  # the rows of the other classes are added one by one
+            write_metrics(self.folder, read_records(self.folder, self._settings_sha256))
 
     def _is_finished(self, class_name: str, fingerprint: str) -> bool:
         """Whether a class need not run; if it must, its record leaves the report of this run."""
         record = read_record(self.folder, class_name)
         if record is None:
             return False
-        if record.fingerprint == fingerprint and not self.args.force:
+        if record.fingerprint == fingerprint and not self.settings.force:
             print(
                 f"{class_name} is finished with these images and settings (--force fits it again)"
             )
@@ -89,14 +79,6 @@ class RunReport:
             discard_record(self.folder, class_name)
         return False
 
-    def _begin_metrics(self) -> None:
-        """Write metrics.csv of the finished classes; the others' rows are added one by one."""
-        results = [record.result for record in read_records(self.folder, self._settings_sha256)]
-        if results:
-            write_metrics(self.folder, results)
-        else:
-            (self.folder / "metrics.csv").unlink(missing_ok=True)
-
     def begin_class(self, train: ImageDataset, test: ImageDataset) -> ClassReport:
         """The report of a class that is run now; prints what of its files is taken."""
         from utils.report.report import ClassReport
@@ -105,19 +87,16 @@ class RunReport:
         notes = [f"({note})" for note in test.notes.sentences()]
         print("\n".join([describe(train, test), *notes]), flush=True)
         hashes = self._fingerprints[test.class_name], self._settings_sha256
-        return ClassReport(self.folder, train, test, self.args, *hashes, self.leads)
+        return ClassReport(self.folder, train, test, self.settings, *hashes, self.leads)
 
     def write(self, extractor: FeatureExtractor, n_processes: int) -> list[Table]:
-        """Write the report on all classes that are finished with these settings.
+        """Write the report on all classes that are finished with these settings; its tables.
 
         These may be classes of other runs into the folder too, which may go on at the same time.
-
-        Returns:
-            The tables.
         """
         from utils.report.report import write_report
 
-        settings = describe_run(self.args, extractor, n_processes)
+        settings = describe_run(self.settings, extractor, n_processes)
         written, records = None, read_records(self.folder, self._settings_sha256)
         while len(records) != written:  # again if another run has finished a class meanwhile
             tables, written = write_report(self.folder, settings, records), len(records)
@@ -125,26 +104,17 @@ class RunReport:
         return tables
 
 
-def fingerprint_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """All of the arguments that the results of a class depend on."""
-    settings = {name: getattr(args, name) for name in SETTINGS}
-    if args.weights is not None:
-        settings["weights"] = file_sha256(args.weights)
-    return settings
-
-
 def describe_run(
-    args: argparse.Namespace, extractor: FeatureExtractor, n_processes: int = 1
+    settings: Experiment, extractor: FeatureExtractor, n_processes: int = 1
 ) -> dict[str, Any]:
     """What another run needs to give the same numbers, and the memory that this process took."""
     start = ["python"] if n_processes == 1 else ["torchrun", f"--nproc_per_node={n_processes}"]
-    arguments = dict(vars(args))
     return {
         "command": shlex.join([*start, "main.py", *sys.argv[1:]]),
-        "arguments": arguments,
-        "arch": args.arch,
-        "data": "the demo set" if arguments.get("demo") else args.data_path.resolve().name,
-        "channels_sha256": channels_sha256(extractor.channels),
+        "arguments": asdict(settings),
+        "arch": settings.arch,
+        "data": "the demo set" if settings.demo else settings.data_path.resolve().name,
+        "channels_sha256": extractor.channels.sha256,
         "weights_sha256": extractor.weights_sha256,
         "versions": describe_versions(),
         "device": device_name(extractor.device),

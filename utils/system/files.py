@@ -1,19 +1,21 @@
-"""Files that appear under their name only when they are complete, and output that is lost."""
+"""Files that appear under their name only when they are complete, and names that files can have."""
 
+import csv
 import hashlib
 import os
-import sys
-import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from shutil import rmtree
+from tempfile import TemporaryDirectory, TemporaryFile
+from typing import Any
 
-import psutil
 from safetensors import SafetensorError
 
 from utils.system.errors import UserError
 
+OLD = 3600  # seconds: no file takes an hour to write
 LONGEST_NAME = 200  # bytes; most file systems allow 255, of which suffixes take some
 
 
@@ -22,69 +24,56 @@ def replacing(path: Path) -> Iterator[Path]:
     """A temporary path, renamed to path when the block ends without error.
 
     It has path's name and lies in a hidden folder beside path, together with whatever a writer
-    puts beside its file. What a killed process left in that folder is removed.
-
-    Raises:
-        OSError: if path cannot be written; the message names it.
+    puts beside its file. What a killed process left there is removed once it is old: the process
+    may be on another machine that shares the folder.
     """
     hidden = path.with_name(f".{shorten(path.name)}.part")
-    folder = hidden / str(os.getpid())  # two runs may write the same file at once
     try:
         _remove_leftovers(hidden)
-        folder.mkdir(parents=True, exist_ok=True)
-        yield folder / path.name
-        (folder / path.name).replace(path)
+        hidden.mkdir(parents=True, exist_ok=True)
+        with TemporaryDirectory(dir=hidden, ignore_cleanup_errors=True) as folder:
+            temporary = Path(folder, path.name)
+            yield temporary
+            temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
             f"cannot write {path}: {reason}; make room, or choose another folder"
         ) from error
     finally:
-        rmtree(folder, ignore_errors=True)  # it need not exist
         with suppress(OSError):  # it may hold another process's file
             hidden.rmdir()
 
 
 def _remove_leftovers(hidden: Path) -> None:
-    """Remove what processes that no longer run have left."""
-    if hidden.is_dir():
+    """Remove what no process has changed for OLD seconds."""
+    with suppress(FileNotFoundError):  # there is none, or another process has removed it
         for folder in hidden.iterdir():
-            if not psutil.pid_exists(int(folder.name)):
+            if time.time() - folder.stat().st_mtime > OLD:
                 rmtree(folder, ignore_errors=True)
 
 
-def make_folder(path: Path, option: str = "--save_path") -> Path:
-    """The folder that an option names, made if need be, in which files can be written.
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
+    """Write a CSV file; file names that are not UTF-8 are written as their bytes."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+    ):
+        writer = csv.writer(file)
+        writer.writerow(columns)
+        writer.writerows(rows)
 
-    Raises:
-        OSError: if they cannot.
-    """
+
+def make_folder(path: Path, option: str = "--save_path") -> Path:
+    """The folder that an option names, made if need be, in which files can be written."""
     try:
         path.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path):
+        with TemporaryFile(dir=path):
             return path
     except OSError as error:
         raise UserError(
             f"cannot write in {path}: {error.strerror}; choose another {option}"
         ) from error
-
-
-def find_output_error(error: Exception) -> UserError | None:
-    """Why standard output cannot be written, if this is why the program ended with error.
-
-    What was not written yet is dropped then: Python would try again at exit, and fail with several
-    lines.
-    """
-    found = error if isinstance(error, BrokenPipeError) else None
-    try:
-        print(end="", flush=True)
-    except OSError as lost:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        found = lost
-    return found and UserError(
-        f"cannot write to standard output: {found.strerror}; send it elsewhere and repeat the "
-        "command: what is finished is kept"
-    )
 
 
 def shorten(name: str) -> str:

@@ -1,5 +1,6 @@
 """How much memory a class needs and how much is free, before the work on it begins."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,35 +15,24 @@ LIBRARY_BYTES = 150_000_000  # what the libraries take after the estimate is mad
 # per pixel of a kept test image (its map and mask, and both sorted for the metrics), of a held-out
 # training image (its map, and the map sorted for the threshold) and of the image in a figure
 KEPT_BYTES, HELD_OUT_BYTES, DRAWN_BYTES = 13, 8, 3
-# the limit on this process's control group, what of it is used, and what of that Linux would free;
-# the paths of both versions of control groups
-LIMITS = tuple(
-    tuple(Path("/sys/fs/cgroup", name) for name in names)
-    for names in (
-        ("memory.max", "memory.current", "memory.stat"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
-    )
+ORIGINAL_BYTES = 30  # per pixel of an original image whose map, regions and files are made
+GROUPS = Path("/proc/self/cgroup")  # the control groups of this process
+# version 1 and 2 of control groups: where they are, and what a group may use, uses and counts
+HIERARCHIES = (
+    (Path("/sys/fs/cgroup/memory"), "memory.limit_in_bytes", "memory.usage_in_bytes"),
+    (Path("/sys/fs/cgroup"), "memory.max", "memory.current"),
 )
 
 
 class Work(NamedTuple):
-    """What the memory of a class depends on.
+    """What the memory of a class depends on."""
 
-    Attributes:
-        model_bytes: of the Gaussians and of the features of held-out images, exactly.
-        pixels: of a preprocessed image.
-        batch_size: images.
-        n_held_out: training images of which there are maps, for the thresholds.
-        n_kept: test images of which the maps are kept, for the metrics.
-        n_drawn: test images that get a figure.
-    """
-
-    model_bytes: int
-    pixels: int
+    model_bytes: int  # of the Gaussians and of the features of held-out images, exactly
+    pixels: int  # of a preprocessed image
     batch_size: int
-    n_held_out: int
-    n_kept: int
-    n_drawn: int
+    n_held_out: int  # training images of which there are maps, for the thresholds
+    n_kept: int  # test images of which the maps are kept, for the metrics
+    n_drawn: int  # test images that get a figure
 
 
 def device_bytes(work: Work) -> int:
@@ -58,32 +48,64 @@ def host_bytes(work: Work) -> int:
 
 
 def free_bytes() -> int:
-    """Memory that is free for this process, as the system and a limit on its group allow."""
+    """Memory that is free for this process, as the system and the limits on its groups allow."""
     free = psutil.virtual_memory().available
-    for limit, used, statistics in LIMITS:
+    for folder, limit, used in _list_groups():
         try:
-            most, taken, lines = (path.read_text() for path in (limit, used, statistics))
+            most, taken, lines = (
+                (folder / name).read_text() for name in (limit, used, "memory.stat")
+            )
         except OSError:
             continue
         if most.strip() != "max":
             parts = dict(line.split() for line in lines.splitlines())
-            files = sum(int(parts.get(f"{kind}_file", 0)) for kind in ("active", "inactive"))
+            names = ("active_file", "inactive_file")  # which Linux would free
+            files = sum(int(parts.get(f"total_{name}", parts.get(name, 0))) for name in names)
             free = min(free, int(most) - int(taken) + files)
     return free
 
 
-def check_memory(class_name: str, work: Work, device: torch.device, n_processes: int = 1) -> None:
-    """Refuse a class that does not fit.
+def _list_groups() -> Iterator[tuple[Path, str, str]]:
+    """This process's control groups and those above them, whose limits count as well.
+
+    In a container a group may have another path than the system outside knows: the root is it.
+    """
+    lines = GROUPS.read_text().splitlines() if GROUPS.exists() else []
+    for controllers, path in (line.split(":", 2)[1:] for line in lines):
+        if not controllers or "memory" in controllers.split(","):
+            root, *names = HIERARCHIES[controllers == ""]
+            group = root / path.strip("/")
+            for folder in (group, *group.parents):
+                if folder.is_relative_to(root):
+                    yield folder, *names
+
+
+def fit_batch(most: int, pixels: int, original: int, device: torch.device) -> int:
+    """The images that may be scored at once, at most as many as given; refuses if none fits.
 
     Args:
-        class_name: in the message.
-        work: on the class.
-        device: that the network and the Gaussians are on.
-        n_processes: on this machine, which need as much each.
-
-    Raises:
-        ValueError: if it needs more memory than is free.
+        most: images.
+        pixels: of a preprocessed image.
+        original: pixels of the largest image before it is preprocessed.
+        device: that the network is on.
     """
+    on_device, on_host = BATCH_BYTES * pixels, ORIGINAL_BYTES * original
+    free, place = free_bytes() - LIBRARY_BYTES, "memory"
+    if device.type == "cuda":
+        most = min(most, free // on_host) if on_host else most
+        on_host, place = 0, "memory of the GPU"
+        free, _ = torch.cuda.mem_get_info(device)
+    if on_device > free:
+        raise UserError(
+            f"an image of this model would take about {on_device / 1e9:.1f} GB of {place}, "
+            f"{max(free, 0) / 1e9:.1f} GB are free: end other programs, or fit the model again "
+            "with a smaller --resize or --crop"
+        )
+    return max(min(most, free // (on_device + on_host)), 1)
+
+
+def check_memory(class_name: str, work: Work, device: torch.device, n_processes: int = 1) -> None:
+    """Refuse a class whose work does not fit on this machine, where each process needs as much."""
     on_host = host_bytes(work)
     needed = {}
     if device.type == "cuda":

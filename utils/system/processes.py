@@ -24,6 +24,7 @@ from utils.system.errors import UserError
 TIMEOUT = timedelta(days=7)  # the leader may wait for another process's classes
 LOST = "another process of the run has ended; finished classes are kept: repeat the command"
 SIGNALS = (signal.SIGTERM, signal.SIGINT)  # by which torchrun ends processes
+MAX_WORKERS = 8
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # that torchrun sets
 
 
@@ -136,6 +137,11 @@ class Processes(NamedTuple):
             return not self.leads
 
 
+def count_workers() -> int:
+    """Threads that decode images: one per core of this process's share of the machine."""
+    return min(max(count_cores() // Processes.from_environment().local_size, 1), MAX_WORKERS)
+
+
 @contextmanager
 def _reporting_loss() -> Iterator[None]:
     try:
@@ -148,7 +154,7 @@ def _reporting_loss() -> Iterator[None]:
 def _stop(number: int, *_: Any) -> NoReturn:
     """Handle the first signal by which torchrun, or the user, ends all processes."""
     _ignore_signals()
-    raise KeyboardInterrupt if number == signal.SIGINT else ConnectionError(LOST)
+    raise KeyboardInterrupt if number == signal.SIGINT else UserError(LOST)
 
 
 def _ignore_signals() -> None:

@@ -2,18 +2,24 @@
 
 import gc
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from io import TextIOWrapper
-from typing import Any
+from typing import Any, NoReturn
 
 from utils.system.errors import UserError
-from utils.system.files import find_output_error
-from utils.system.lacks import INTERRUPTED, MISTAKE, explain_lack
 
-BUG = "this is a bug of this program, not a mistake of yours: please report the lines above"
-BUG_STATUS = 1
+BUG, MISTAKE, INTERRUPTED = 1, 2, 130  # exit statuses
+REPORT = "this is a bug of this program, not a mistake of yours: please report the lines above"
+# what torch says when memory is full, on any system
+MEMORY_IS_FULL = ("out of memory", "not enough memory", "can't allocate memory")
+OWN = ("datasets", "utils")  # packages
+
+
+class StoppedError(KeyboardInterrupt):
+    """The process was told to end, by docker stop, kill or a closed terminal."""
 
 
 def prepare_process() -> None:
@@ -24,50 +30,74 @@ def prepare_process() -> None:
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     # imports make a million objects, none of them garbage: looking for it takes most of a second
     gc.set_threshold(100_000)
-    if sys.stderr is None:  # it was closed
-        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 (for the rest of the program)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             # names that the terminal cannot show are spelled out
             stream.reconfigure(errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP; nohup ignores it
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, _stop)
 
 
-def run_program(name: str, run: Callable[[Any], None], args: Any, kept: str = "") -> None:
-    """Call run(args); a mistake or a lack that the user can mend ends in one line.
+def _stop(number: int, _: Any) -> NoReturn:
+    """Let the program end as after an interrupt: what is finished is written."""
+    raise StoppedError(number)
+
+
+def run_program(name: str, run: Callable[[Any], None], settings: Any, kept: str = "") -> None:
+    """Call run(settings), and end the process with a status if that fails.
+
+    A UserError, or a lack of the machine, is one line and MISTAKE. An interrupt is one line and
+    INTERRUPTED, another signal 128 and its number. Anything else is a bug: its traceback and BUG.
 
     Args:
-        name: of the program, at the beginning of that line.
-        run: raises UserError for whatever the user can mend.
-        args: of run.
+        name: of the program, at the beginning of a line.
+        run: takes the settings.
+        settings: of run.
         kept: what a run that ends early leaves, for that line.
-
-    Raises:
-        SystemExit: with MISTAKE or INTERRUPTED, or with BUG_STATUS after a bug's traceback.
     """
+    kept = kept and f"; {kept}"
     try:
-        run(args)
-        print(end="", flush=True)  # a full disk or a closed pipe is noticed here, not at exit
-    except KeyboardInterrupt:
-        print(f"interrupted{kept and f'; {kept}'}", file=sys.stderr)
-        sys.exit(INTERRUPTED)
-    except Exception as error:
-        message = explain(error)
-        if message is None:
-            traceback.print_exc()
-            print(f"{name}: {BUG}", file=sys.stderr)
-            sys.exit(BUG_STATUS)
-        # what a mistake leaves is said by its own message
-        rest = f"; {kept}" if kept and not isinstance(error, UserError) else ""
-        print(f"{name}: error: {message}{rest}", file=sys.stderr)
+        run(settings)
+        print(end="", flush=True)  # a closed pipe is noticed here, not at exit
+    except KeyboardInterrupt as stop:
+        print(f"interrupted{kept}", file=sys.stderr)
+        sys.exit(128 + stop.args[0] if isinstance(stop, StoppedError) else INTERRUPTED)
+    except UserError as error:
+        print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(MISTAKE)
+    except BrokenPipeError:  # the reader of standard output has ended, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    except Exception as error:
+        if lack := explain_lack(error):
+            print(f"{name}: error: {lack}{kept}", file=sys.stderr)
+            sys.exit(MISTAKE)
+        traceback.print_exc()
+        print(f"{name}: {REPORT}", file=sys.stderr)
+        sys.exit(BUG)
     finally:
         # at exit, looking for garbage among torch's modules would take a second
         gc.freeze()
 
 
-def explain(error: Exception) -> str | None:
-    """One line on what went wrong, if the user can mend it; None for a bug."""
-    error = find_output_error(error) or error
-    if isinstance(error, UserError):
-        return " ".join(str(error).split())
-    return explain_lack(error)
+def explain_lack(error: Exception) -> str | None:
+    """One line on memory, threads or a package that the machine lacks; None for another error.
+
+    Any line of code may meet one of these, so they are known by what the libraries say.
+    """
+    text = " ".join(str(error).split())[:120]
+    if isinstance(error, MemoryError) or any(words in text for words in MEMORY_IS_FULL):
+        return (
+            f"memory is full ({text or 'no more is given'}); lower --batch_size, --n_features or "
+            "--crop, or start fewer processes"
+        )
+    if "can't start new thread" in text:
+        return (
+            "no more threads can be started; raise the limit on processes (ulimit -u), or lower "
+            "--num_workers and OMP_NUM_THREADS"
+        )
+    if isinstance(error, ImportError) and (error.name or "").split(".")[0] not in OWN:
+        return f"a package cannot be imported ({text}); pip install -r requirements.txt"
+    return None

@@ -1,0 +1,253 @@
+"""What a command is asked to do: one field for each option, with its type, default and help.
+
+The command line, the fingerprint by which a class counts as finished, metrics.json and the README's
+table of options are made from these fields.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from datasets.layouts import AUTO, LAYOUTS
+from datasets.preprocessing import BIT_DEPTHS, DEFAULT, Preprocessing
+from utils import backbone
+from utils.system.errors import UserError
+from utils.system.processes import count_workers
+from utils.thresholds import TARGET_FPR
+
+
+def option(
+    default: Any,
+    help: str,
+    *,
+    parse: Callable[[str], Any] = str,
+    metavar: str | None = None,
+    choices: Any = None,
+    several: bool = False,
+    required: bool = False,
+    positional: bool = False,
+    affects_results: bool = True,
+) -> Any:
+    """A field that is an option of the command line.
+
+    Args:
+        default: its value, or a function that returns it. False makes the option a switch.
+        help: one line for --help and for the README.
+        parse: makes the value of a word; raises UserError if it cannot.
+        metavar: the value's name in --help.
+        choices: the accepted values.
+        several: whether it takes one word or more.
+        required: whether it must be given.
+        positional: whether it is given by its place, without its name.
+        affects_results: whether the results of a class depend on it.
+    """
+    given = dict(locals())
+    how = {"default_factory": default} if callable(default) else {"default": default}
+    return field(**how, metadata=given)
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """A type of option: whole numbers from smallest on."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < smallest:
+            raise UserError(f"{text!r} is not a whole number >= {smallest}")
+        return int(text)
+
+    return parse
+
+
+def odd(text: str) -> int:
+    """A type of option: odd whole numbers."""
+    if not text.isdecimal() or int(text) % 2 == 0:
+        raise UserError(f"{text!r} is not an odd whole number")
+    return int(text)
+
+
+def number_or_all(text: str) -> int | str:
+    """A type of option: "all", or a whole number from 1 on."""
+    return text if text == backbone.ALL else at_least(1)(text)
+
+
+def finite(text: str) -> float:
+    """A type of option: a number that is neither infinite nor NaN."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = float("nan")
+    if not isfinite(number):
+        raise UserError(f"{text!r} is not a finite number")
+    return number
+
+
+def rate(text: str) -> float:
+    """A type of option: a number between 0 and 1, both excluded."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise UserError(f"{text!r} is not a number between 0 and 1")
+    return value
+
+
+def figure_count(text: str) -> int | None:
+    """A type of option: "all" (None), "none" (0) or a number of figures."""
+    if text in ("all", "none"):
+        return None if text == "all" else 0
+    return at_least(0)(text)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """Which images there are, and how they are prepared."""
+
+    data_path: Path | None = option(
+        None,
+        "folder that holds <class>/train/good/*.png and <class>/test/<defect type>/*.png, or "
+        "good/*.png and <defect type>/*.png",
+        parse=Path,
+        metavar="PATH",
+        affects_results=False,
+    )
+    dataset: str = option(
+        AUTO, "layout of the folder; auto: by the folders that are there", choices=(AUTO, *LAYOUTS)
+    )
+    class_name: list[str] | None = option(
+        None,
+        "classes (default: the 15 of MVTec AD if any of them is there, else all)",
+        several=True,
+        metavar="NAME",
+        affects_results=False,
+    )
+    normal: str | None = option(
+        None, "name of the folders of good images (default: good, ok or normal)", metavar="NAME"
+    )
+    resize: int = option(
+        DEFAULT.resize,
+        "pixels of the images' shorter side; 0 keeps their size",
+        parse=at_least(0),
+        metavar="N",
+    )
+    crop: int = option(
+        DEFAULT.crop,
+        "side of the square cut from their centre; 0 cuts nothing",
+        parse=at_least(0),
+        metavar="N",
+    )
+    exif: bool = option(False, "turn images upright, as their EXIF orientation says")
+    bit_depth: int = option(
+        DEFAULT.bit_depth,
+        "bits that are used of the 16 of grey images",
+        parse=int,
+        choices=BIT_DEPTHS,
+    )
+    invert_masks: bool = option(False, "take masks whose background is white")
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared."""
+        return Preprocessing(self.resize, self.crop, self.exif, self.bit_depth)
+
+    def require_data(self) -> None:
+        """Refuse settings without a folder of images."""
+        if self.data_path is None:
+            raise UserError("give --data_path PATH, a folder of images")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkSettings:
+    """How the network runs."""
+
+    weights: Path | None = option(
+        None,
+        "local state dict instead of the published ImageNet weights",
+        parse=Path,
+        metavar="FILE",
+        affects_results=False,  # by its path; its content does
+    )
+    batch_size: int = option(
+        backbone.BATCH_SIZE, "images in a batch", parse=at_least(1), metavar="N"
+    )
+    num_workers: int = option(
+        count_workers,
+        "threads that decode images (default: one per core, at most 8)",
+        parse=at_least(0),
+        metavar="N",
+        affects_results=False,
+    )
+    device: str = option(
+        "auto", "auto (CUDA where there is one), cpu, cuda or cuda:N", metavar="NAME"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings(NetworkSettings, DataSettings):
+    """What the experiment and the studies share."""
+
+    save_path: Path = option(
+        Path("results"), "folder for the results", parse=Path, metavar="PATH", affects_results=False
+    )
+    seed: int = option(
+        backbone.SEED, "seed for drawing the channels", parse=at_least(0), metavar="N"
+    )
+    n_features: int | str | None = option(
+        None,
+        "channels to draw, or all (default: upstream's number for its two networks; all channels "
+        "for the others)",
+        parse=number_or_all,
+        metavar="D|all",
+    )
+    layers: list[str] = option(
+        lambda: list(backbone.LAYERS),
+        "layers of the network to draw channels from; the finest gives the patches (default: all)",
+        several=True,
+        choices=backbone.LAYERS,
+    )
+    neighbourhood: int = option(
+        1, "average each layer's output over K x K positions, K odd", parse=odd, metavar="K"
+    )
+    precision: str = option(
+        "float32", "number format of the network; all else is float32", choices=backbone.PRECISIONS
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(MethodSettings):
+    """What main.py runs: PaDiM on every class of a data set."""
+
+    demo: bool = option(
+        False,
+        "run on a small set that is made from photographs, instead of --data_path",
+        affects_results=False,
+    )
+    arch: str | None = option(
+        None,
+        f"network (default: {backbone.DEFAULT_ARCH}; with --demo {backbone.DEMO_ARCH})",
+        choices=backbone.BACKBONES,
+    )
+    target_fpr: float = option(
+        TARGET_FPR, "rate of false alarms at which the thresholds are set", parse=rate, metavar="X"
+    )
+    save_models: str = option(
+        "auto", "which models to save; auto: those up to 500 MB", choices=("auto", "all", "none")
+    )
+    save_dtype: str = option(
+        "float32", "number format of saved models", choices=("float32", "float16")
+    )
+    force: bool = option(False, "fit again what an earlier run has finished", affects_results=False)
+    figures: int | None = option(
+        None,
+        "localisation figures per class: all, none or a number (default: all)",
+        parse=figure_count,
+        metavar="all|none|N",
+    )
+
+
+def affecting_results(settings: Any) -> dict[str, Any]:
+    """The settings on which the results of a class depend, by name."""
+    return {
+        f.name: getattr(settings, f.name) for f in fields(settings) if f.metadata["affects_results"]
+    }
