@@ -40,25 +40,21 @@ def test_maps_and_masks_of_all_images_are_kept(unseen, score, drawn):
     np.testing.assert_array_equal(scored.image_scores, image_scores(scored.anomaly_maps))
     lowest, highest = scored.anomaly_maps.min(), scored.anomaly_maps.max()
     assert scored.score_range == (lowest, highest)
-    assert sorted(scored.drawn) == drawn
-
-
-@pytest.mark.parametrize("drawn", [[], [1, 4]])
-def test_without_masks_only_maps_of_drawn_images_are_kept(score, drawn):
-    scored, whole = score(keep_maps=False, drawn=drawn), score(keep_maps=True)
-    np.testing.assert_array_equal(scored.anomaly_maps, whole.anomaly_maps[drawn])
-    np.testing.assert_array_equal(scored.masks, whole.masks[drawn])
-    np.testing.assert_array_equal(scored.image_scores, whole.image_scores)
-    # of all images, not of those drawn
-    assert scored.score_range == whole.score_range
 
 
 @pytest.mark.parametrize("keep_maps", [True, False])
-def test_drawn_images_are_those_of_the_batches(unseen, score, keep_maps):
+@pytest.mark.parametrize("drawn", [[], [1, 4]])
+def test_without_masks_only_maps_of_drawn_images_are_kept(unseen, score, keep_maps, drawn):
     _, images, _, masks = unseen
-    drawn, whole = score(keep_maps=keep_maps, drawn=[1, 4]).drawn, score(keep_maps=True)
-    assert sorted(drawn) == [1, 4]
-    for number, shown in drawn.items():
+    scored, whole = score(keep_maps=keep_maps, drawn=drawn), score(keep_maps=True)
+    kept = range(N) if keep_maps else drawn
+    np.testing.assert_array_equal(scored.anomaly_maps, whole.anomaly_maps[kept])
+    np.testing.assert_array_equal(scored.masks, whole.masks[kept])
+    np.testing.assert_array_equal(scored.image_scores, whole.image_scores)
+    # of all images, not of those drawn
+    assert scored.score_range == whole.score_range
+    assert sorted(scored.drawn) == drawn
+    for number, shown in scored.drawn.items():
         np.testing.assert_array_equal(shown.image, images[number])
         np.testing.assert_array_equal(shown.mask, masks[number])
         np.testing.assert_array_equal(shown.anomaly_map, whole.anomaly_maps[number])
@@ -140,13 +136,6 @@ def test_metrics_that_are_not_defined_are_none_and_noted(marked, labels, masks):
         expected.append("AUPIMO: needs normal images; got none")
     assert len(found.notes) == len(expected)
     assert all(map(str.startswith, found.notes, expected))
-
-
-def test_without_masks_no_map_is_looked_at(marked):
-    whole = evaluate(marked, has_masks=True)
-    bare = marked._replace(masks=np.empty((0, 8, 8)), anomaly_maps=np.empty((0, 8, 8)))
-    found = evaluate(bare, has_masks=False)
-    assert [found.metrics[k] for k in IMAGE_METRICS] == [whole.metrics[k] for k in IMAGE_METRICS]
 
 
 def test_a_score_that_is_no_number_is_an_error(marked):

@@ -208,11 +208,3 @@ def test_concatenation_equals_unfolding_bit_for_bit(layers):
     first, second, third = layers
     expected = concatenate_by_unfolding(concatenate_by_unfolding(first, second), third)
     assert torch.equal(concatenate(layers), expected)
-
-
-def test_grids_that_are_no_multiples_are_repeated_by_nearest():
-    fine, coarse = torch.zeros(1, 1, 7, 7), torch.arange(16.0).view(1, 1, 4, 4)
-    # row i of 7 repeats row floor(4 i / 7)
-    rows = torch.tensor([0, 0, 1, 1, 2, 2, 3])
-    expected = coarse[0, 0][rows][:, rows]
-    assert torch.equal(concatenate([fine, coarse])[0, 1], expected)

@@ -24,10 +24,10 @@ def draw_bursts(n_scenes: int, n_each: int) -> list[Tensor]:
 
 def score_held_out(layers: list[Tensor], **options) -> tuple[HeldOut, np.ndarray, bool]:
     """The held-out images, their distances, and whether the form is primal."""
-    n = len(layers[0])
+    n, region = len(layers[0]), options.get("region")
     held_out = HeldOut(n, **options)
     batches = map(list, zip(*(layer.split(5) for layer in layers), strict=True))
-    gaussians = fit_gaussians(held_out.watch(batches), n)
+    gaussians = fit_gaussians(held_out.watch(batches), n, region=region)
     return held_out, held_out.distances(gaussians).numpy(), gaussians.is_primal
 
 
@@ -61,10 +61,14 @@ def test_copies_of_near_copies_are_held_out_with_them():
     assert_left_out(distances[9], naive_embeddings(layers), [8, 9, 31], 9, primal)
 
 
-def test_near_copies_of_images_that_are_not_kept_are_no_part_of_the_fit():
+@pytest.mark.parametrize("in_region", [False, True])
+def test_near_copies_of_images_that_are_not_kept_are_no_part_of_the_fit(in_region):
+    region = np.ones(GRIDS[0], dtype=bool)
+    region[:, 10:] = not in_region
     layers = draw_bursts(15, 2)
     chosen = sorted([*range(0, 30, 3), *range(1, 30, 6), 30])
-    held_out, distances, primal = score_held_out(layers, chosen=chosen)
+    options = {"region": region} if in_region else {}
+    held_out, distances, primal = score_held_out(layers, chosen=chosen, **options)
     assert primal
     numbers = held_out.chosen
     assert {*held_out.near_copies} >= {*range(0, 30, 3)}
@@ -72,7 +76,8 @@ def test_near_copies_of_images_that_are_not_kept_are_no_part_of_the_fit():
     for image in (0, 12, 30):
         group = [i for i, number in enumerate(numbers) if number // 2 == image // 2]
         place = numbers.index(image)
-        assert_left_out(distances[place], kept, group, place, primal)
+        assert_left_out(distances[place][:, :10], kept[..., :10], group, place, primal)
+        assert (distances[place][:, 10:] == 0).all() == in_region
 
 
 def test_images_of_their_own_are_held_out_alone():

@@ -6,7 +6,6 @@ from hypothesis.extra.numpy import array_shapes, arrays
 from sklearn.metrics import average_precision_score, precision_recall_curve, roc_auc_score
 
 from tests.naive import naive_aupimo, naive_aupro
-from utils import metrics
 from utils.metrics import (
     SortedScores,
     UndefinedMetricError,
@@ -57,9 +56,6 @@ def split(normal: list, anomalous: list) -> SortedScores:
     return sort_scores(labels, np.array(normal + anomalous, dtype=np.float32))
 
 
-# sort_scores
-
-
 @pytest.mark.parametrize("shape", [(4,), (2, 2)])
 @pytest.mark.parametrize("dtype", [bool, np.int64, np.uint8])
 def test_scores_are_split_by_label_and_sorted(shape, dtype):
@@ -89,26 +85,6 @@ def test_nan_is_reported(position):
         sort_scores(np.array([0, 0, 1, 1]), scores)
 
 
-# areas and F1, by hand
-
-
-@pytest.mark.parametrize(
-    ("normal", "anomalous", "expected"),
-    [
-        # of the pairs (1, 2) (1, 4) (3, 2) (3, 4) all but (3, 2) are in order
-        ([1, 3], [2, 4], 3 / 4),
-        # (1, 2) in order, (2, 2) tied: (1 + 1 / 2) / 2
-        ([1, 2], [2], 3 / 4),
-        ([5, 5, 5], [5, 5], 1 / 2),
-        ([1, 2], [3, 4], 1),
-        # (0, inf) in order, (inf, inf) tied
-        ([0, np.inf], [np.inf], 3 / 4),
-    ],
-)
-def test_auroc_is_the_one_worked_out_by_hand(normal, anomalous, expected):
-    assert auroc(split(normal, anomalous)) == expected
-
-
 def test_auroc_of_many_items_does_not_overflow():
     # 5e9 pairs, more than 32 bits hold
     assert auroc(SortedScores(np.arange(100_000), np.arange(50_000) + 100_000)) == 1
@@ -122,38 +98,20 @@ def test_curve_is_the_one_worked_out_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("normal", "anomalous", "expected"),
+    ("normal", "anomalous", "f1", "threshold", "precision"),
     [
-        # from 5: 2 / (1 + 3); from 3: 4 / (3 + 3); from 2: 6 / (4 + 3)
-        ([1, 4], [2, 3, 5], (6 / 7, 2)),
-        # an item on the threshold counts as anomalous
-        ([1, 1], [3, 3], (1, 3)),
-        # from 9: 2 / (1 + 2); from 1: 4 / (2 + 2 + 2): the lower of the two is taken
-        ([5, 5], [1, 9], (2 / 3, 1)),
-        # from 2: one true and two false positives: 2 / (3 + 1)
-        ([2, 2], [2], (1 / 2, 2)),
+        # F1 from 5: 2 / (1 + 3), from 3: 4 / (3 + 3), from 2: 6 / (4 + 3); precisions 1, 2/3, 3/4
+        ([1, 4], [2, 3, 5], 6 / 7, 2, (1 + 2 / 3 + 3 / 4) / 3),
+        # from 9: 2 / (1 + 2), from 1: 4 / (2 + 2 + 2): the lower of the two; precisions 1 and 2/4
+        ([5, 5], [1, 9], 2 / 3, 1, 3 / 4),
+        # tied: from 2 one true and two false positives: 2 / (3 + 1)
+        ([2, 2], [2], 1 / 2, 2, 1 / 3),
     ],
 )
-def test_best_f1_and_its_threshold_are_those_worked_out_by_hand(normal, anomalous, expected):
-    assert best_f1(split(normal, anomalous)) == expected
-
-
-@pytest.mark.parametrize(
-    ("normal", "anomalous", "expected"),
-    [
-        # from 5: 1 of 1 is anomalous; from 3: 2 of 3; from 2: 3 of 4; recall grows by 1/3 at each
-        ([1, 4], [2, 3, 5], (1 / 1 + 2 / 3 + 3 / 4) / 3),
-        # tied items are taken together; from 3: 1 of 1, recall 1/3; from 2: 3 of 5, recall 1
-        ([2, 2], [2, 2, 3], 1 / 3 * 1 + 2 / 3 * 3 / 5),
-        ([5, 5, 5], [5], 1 / 4),
-        ([1, 2], [3, 4], 1),
-    ],
-)
-def test_average_precision_is_the_one_worked_out_by_hand(normal, anomalous, expected):
-    assert average_precision(split(normal, anomalous)) == pytest.approx(expected, abs=1e-12)
-
-
-# areas and F1, on any scores
+def test_f1_and_precision_are_those_worked_out_by_hand(normal, anomalous, f1, threshold, precision):
+    scores = split(normal, anomalous)
+    assert best_f1(scores) == (f1, threshold)
+    assert average_precision(scores) == pytest.approx(precision, abs=1e-12)
 
 
 @on_many_examples
@@ -191,9 +149,6 @@ def test_curve_rises_through_the_points_of_all_thresholds(given):
         assert min(at_x) - 1e-12 <= y <= max(at_x) + 1e-12
 
 
-# aupro, by hand
-
-
 def one_row(mask: list, scores: list) -> tuple[np.ndarray, np.ndarray]:
     """One image of one row, as masks and maps."""
     return np.array([[mask]], dtype=bool), np.array([[scores]], dtype=np.float32)
@@ -209,22 +164,10 @@ SLANTED = one_row([1, 0, 0], [3, 3, 1])
 @pytest.mark.parametrize(
     ("scored", "fpr_limit", "expected"),
     [
-        # 1/3 * 3/4 + 2/3 * 1
-        (TWO_REGIONS, 1, 11 / 12),
         # the limit cuts a level segment: 1/3 * 3/4 + 1/6 * 1, over 1/2
         (TWO_REGIONS, 0.5, 5 / 6),
-        # the limit is at a threshold: half of the normal pixels reach 2, and the anomalous 1 is
-        # found after that; 1/2 * 1/2, over 1/2
-        (one_row([0, 1, 1, 0], [2, 1, 3, 0]), 0.5, 1 / 2),
-        # 1/2 * 1/2 * 1 + 1/2 * 1
-        (SLANTED, 1, 3 / 4),
         # the limit cuts the slanted step, which is 1/2 high at 1/4: 1/2 * 1/4 * 1/2, over 1/4
         (SLANTED, 0.25, 1 / 4),
-        # found before any normal pixel, and after all
-        (one_row([1, 0, 1, 0], [4, 2, 3, 1]), 0.3, 1),
-        (one_row([1, 0, 1, 0], [1, 3, 2, 4]), 1, 0),
-        # constant maps give the diagonal: limit * limit / 2, over the limit
-        (one_row([1, 0, 1, 0, 0], [7] * 5), 0.1, 0.05),
         # a region of one pixel is found, one of 17 is missed: both weigh the same
         (one_row([1, 0, *[1] * 17], [9, 5, *[1] * 17]), 0.3, 1 / 2),
         # infinity is tied as in the slanted step, -infinity comes last
@@ -263,9 +206,6 @@ def test_limit_outside_0_to_1_is_refused(fpr_limit):
         aupro(*TWO_REGIONS, fpr_limit=fpr_limit)
 
 
-# aupro, on any maps
-
-
 @on_many_examples
 @given(scored_masks(), LIMITS)
 def test_aupro_is_that_of_the_naive_reference(scored, fpr_limit):
@@ -290,14 +230,9 @@ def one_image(scores, mask=None):
 @pytest.mark.parametrize(
     ("scores", "mask", "expected"),
     [
-        # found before any normal pixel, and after all
-        ([10] * 10, None, 1),
-        ([-1] * 10, None, 0),
-        # one false positive is the lower bound
+        # one false positive is the lower bound; found after all; the mean of 2 and of 5
         ([8.5] * 10, None, 1),
-        # found after 2 and after 5 false positives; the mean of both
-        ([7.5] * 10, None, 1 - np.log10(2)),
-        ([4.5] * 10, None, 1 - np.log10(5)),
+        ([-1] * 10, None, 0),
         ([7.5, 4.5], [1, 1], 1 - (np.log10(2) + np.log10(5)) / 2),
         # normal pixels of the image itself are no false positives
         ([7.5, 99, 99], [1, 0, 0], 1 - np.log10(2)),
@@ -346,13 +281,6 @@ def test_aupimo_is_that_of_the_naive_reference(maps, bounds):
         if masks[i].any():
             expected = naive_aupimo(maps[labels == 0].ravel(), maps[i][masks[i]], bounds)
             assert found[i] == pytest.approx(expected, abs=1e-3)
-
-
-def test_pixels_sorted_before_are_not_sorted_again(monkeypatch):
-    pixels = sort_scores(*TWO_REGIONS)
-    expected = aupro(*TWO_REGIONS)
-    monkeypatch.setattr(metrics, "sort_scores", lambda *_: pytest.fail("sorted again"))
-    assert aupro(*TWO_REGIONS, pixels=pixels) == expected
 
 
 def test_inputs_stay_as_they_are():

@@ -1,10 +1,7 @@
 """The page in a real browser: Debian's chromium and chromium-driver, Python's selenium."""
 
 import json
-import re
 import shutil
-from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from PIL import Image
@@ -19,9 +16,9 @@ from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
 
 FLAGS = (
-    *("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--disable-quic"),
-    *("--no-first-run", "--disable-background-networking", "--disable-component-update"),
-    "--disable-sync",
+    *("--headless", "--window-size=1280,900", "--no-sandbox", "--disable-gpu", "--disable-sync"),
+    *("--disable-dev-shm-usage", "--disable-quic", "--no-first-run", "--disable-component-update"),
+    "--disable-background-networking",
 )
 FIGURE_SIZE, ROC_SIZE = (1280, 288), (2000, 1000)
 ODD_TYPE = 'bent "#1" & <50 %>'
@@ -46,11 +43,9 @@ def folder(tmp_path_factory):
             images.append(make_image(f"{i:03} %.png", defect_type, score, figure=figure))
         records.append(make_record(class_name, images, figure_size=FIGURE_SIZE))
     Image.new("RGB", ROC_SIZE, "white").save(folder / "roc_curve.png")
-    columns = ["class", *(f"a long heading {i}" for i in range(12))]
-    table = Table("AUROC", columns, [["bolt", *["0.123"] * 12]], ["a note " * 30])
-    title = "A run with_a_very_long_name_that_has_nowhere_to_break_" + "x" * 40
-    roc_figure = Picture("roc_curve.png", ROC_SIZE)
-    write_run_page(folder, title, ["resnet18", "path/" * 30], [table], records, roc_figure)
+    table = Table("AUROC", ["class", "image"], [["bolt", "0.123"]])
+    roc = Picture("roc_curve.png", ROC_SIZE)
+    write_run_page(folder, "A run", ["resnet18"], [table], records, roc)
     return folder
 
 
@@ -71,23 +66,11 @@ def driver(tmp_path_factory):
 
 @pytest.fixture
 def browser(driver, folder):
-    """The driver with the page freshly loaded in a window of 1280 pixels, in light mode."""
-    set_window(driver, 1280)
-    set_media(driver)
+    """The driver with the page freshly loaded."""
     for log in ("browser", "performance"):
         driver.get_log(log)
     driver.get((folder / "index.html").as_uri())
     return driver
-
-
-def set_window(browser, width):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-
-
-def set_media(browser, media="", scheme="light"):
-    features = [{"name": "prefers-color-scheme", "value": scheme}]
-    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": media, "features": features})
 
 
 def choose(browser, name, value):
@@ -133,15 +116,6 @@ def test_filter_by_defect_type(browser):
     assert choices(browser, "verdict") == ["all 3", "right 2", "wrong 1"]
     choose(browser, "type", ODD_TYPE)
     assert images(browser) == [[ODD_TYPE, 7.0]]
-    choose(browser, "type", "")
-    assert len(images(browser)) == 9
-
-
-def test_filter_by_verdict_is_of_one_class_only(browser):
-    choose(browser, "verdict", "wrong")
-    assert images(browser) == [["good", 6.0], ["dent", 3.0]]
-    assert choices(browser, "type") == ["all 2", f"{ODD_TYPE} 0", "dent 1", "good 1"]
-    assert visible(browser, "h3") == ["Flagged as anomalous 1", "Not flagged 1"]
     assert len(images(browser, "große Platte")) == 2
 
 
@@ -175,15 +149,6 @@ def test_filtered_figures_start_below_the_form(browser):
     """)
     assert top >= 0
     assert figures == pytest.approx(bottom, abs=2)
-
-
-def test_keyboard_alone_filters(browser):
-    browser.find_element("css selector", "[name=type]").send_keys(Keys.ARROW_RIGHT)
-    assert images(browser) == [[ODD_TYPE, 7.0]]
-    outline = browser.execute_script(
-        "return getComputedStyle(document.activeElement.parentElement).outline"
-    )
-    assert "solid 3px" in outline
 
 
 def outcomes(browser):
@@ -285,25 +250,6 @@ def test_threshold_of_images_without_labels(browser, tmp_path):
     assert visible(browser, ".name", "Images") == ["c"]
 
 
-def test_links_and_images_resolve(browser, folder):
-    widths = browser.execute_async_script("""
-        const done = arguments[arguments.length - 1];
-        for (const image of document.images) image.loading = "eager";
-        Promise.allSettled([...document.images].map((image) => image.decode()))
-            .then(() => done([...document.images].map((image) => image.naturalWidth)));
-    """)
-    assert widths == [2000] + [1280] * 11
-    links = browser.execute_script("return [...document.links].map((link) => link.href)")
-    page = (folder / "index.html").as_uri()
-    anchors = [link for link in links if link.startswith(f"{page}#")]
-    files = [link for link in links if link not in anchors]
-    assert (len(files), len(anchors)) == (12, 7)
-    assert all(Path(unquote(urlsplit(link).path)).is_file() for link in files)
-    for link in anchors:
-        browser.get(link)
-        assert browser.execute_script("return document.querySelector(':target') !== null"), link
-
-
 def test_nothing_is_wrong_in_the_console_or_loaded_from_elsewhere(browser):
     choose(browser, "verdict", "wrong")
     browser.find_element("name", "mark").send_keys(Keys.ARROW_LEFT)
@@ -334,73 +280,6 @@ def test_page_of_2000_figures_loads_those_near_the_window_and_filters(browser, t
     assert visible(browser, "[role=status]") == ["bolt: 1000 of 2000 shown"]
     loaded = requests(browser)
     assert 1 < len(loaded) == len(set(loaded)) < 100
-
-
-@pytest.mark.parametrize("width", [320, 768])
-def test_tables_and_figures_scroll_sideways_but_not_the_page(browser, width):
-    set_window(browser, width)
-    page, *boxes = browser.execute_script("""
-        scrollTo(1000, 0);
-        const boxes = [...document.querySelectorAll(".scroll")];
-        for (const box of boxes) box.scrollLeft = 20;
-        return [scrollX, ...boxes.map((box) => box.scrollLeft)];
-    """)
-    assert page == 0
-    assert boxes[0] == 20  # the table, which is wider than both
-    if width < 600:
-        assert set(boxes) == {20}
-
-
-def background(browser):
-    return browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-
-
-def test_dark_mode_is_dark_and_prints_light_without_the_filter(browser):
-    light = background(browser)
-    assert len(visible(browser, ".filters")) == 1
-    set_media(browser, scheme="dark")
-    dark = background(browser)
-    brightness = [sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in (light, dark)]
-    assert brightness[0] > 200
-    assert brightness[1] < 50
-    set_media(browser, media="print", scheme="dark")
-    assert background(browser) == light
-    assert visible(browser, ".filters, .controls, .mark") == []
-
-
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_contrast_of_every_text_is_enough(browser, scheme):
-    set_media(browser, scheme=scheme)
-    ratios = browser.execute_script("""
-        const parts = (colour) => colour.match(/[\\d.]+/g).map(Number);
-        const lightness = (rgb) => [0.2126, 0.7152, 0.0722].reduce((sum, weight, i) => {
-            const c = rgb[i] / 255;
-            return sum + weight * (c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
-        }, 0);
-        function backgroundOf(element) {
-            for (; element; element = element.parentElement) {
-                const colour = parts(getComputedStyle(element).backgroundColor);
-                if (colour.length < 4 || colour[3] === 1) return colour;
-            }
-        }
-        const found = {};
-        for (const element of document.body.querySelectorAll("*")) {
-            const hasText = [...element.childNodes].some((node) =>
-                node.nodeType === Node.TEXT_NODE && node.data.trim());
-            if (!hasText || !element.checkVisibility()) continue;
-            const style = getComputedStyle(element), back = backgroundOf(element);
-            const ink = parts(style.color).slice(0, 3)
-                .map((c, i) => c * style.opacity + back[i] * (1 - style.opacity));
-            const [low, high] = [lightness(ink), lightness(back)].sort((a, b) => a - b);
-            const { tagName, className, parentElement } = element;
-            const name = `${parentElement.className} > ${tagName}.${className}`;
-            found[name] = Math.min((high + 0.05) / (low + 0.05), found[name] ?? 21);
-        }
-        return found;
-    """)
-    assert len(ratios) > 20
-    # WCAG 2.2, 1.4.3, level AA
-    assert {name: ratio for name, ratio in ratios.items() if ratio < 4.5} == {}
 
 
 def test_without_script_everything_is_shown_and_no_filter(browser):

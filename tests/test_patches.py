@@ -3,11 +3,30 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from tests.samples import draw_layer, odd_grids
-from utils.patches import Grids, blocks_of, cells_of, cells_on, grids_of, nearest, to_patches
+from utils.patches import (
+    Grids,
+    Layout,
+    blocks_of,
+    cells_of,
+    cells_on,
+    grids_of,
+    make_layout,
+    nearest,
+    to_patches,
+)
 
 on_any_grids = settings(max_examples=150)
+
+
+@st.composite
+def layouts(draw, longest: int) -> Layout:
+    """Any grids, with all patches or some of them."""
+    grids = draw(odd_grids(longest))
+    region = draw(st.none() | arrays(bool, grids[0]).filter(np.any))
+    return make_layout(grids, region)
 
 
 def naive_parents(grids: Grids) -> np.ndarray:
@@ -30,44 +49,44 @@ def test_nearest_is_that_of_torch():
 def test_patches_are_in_row_major_order():
     layers = [draw_layer(2, 3, (4, 5)), draw_layer(2, 1, (2, 3))]
     assert grids_of(layers) == ((4, 5), (2, 3))
-    for layer, patches in zip(layers, to_patches(layers), strict=True):
-        height, width = layer.shape[2:]
-        assert patches.shape == (height * width, *layer.shape[:2])
-        for row in range(height):
-            for column in range(width):
-                assert torch.equal(patches[row * width + column], layer[:, :, row, column])
+    for layer, patches in zip(layers, to_patches(layers, Layout(grids_of(layers))), strict=True):
+        expected = [layer[:, :, row, column] for row, column in np.ndindex(*layer.shape[2:])]
+        assert torch.equal(patches, torch.stack(expected))
 
 
 @on_any_grids
-@given(odd_grids(13))
-def test_parents_of_cells_are_the_patches_that_torch_repeats(grids):
-    of_patches, parents, _ = cells_of(grids)
-    np.testing.assert_array_equal(parents[:, of_patches], naive_parents(grids))
-
-
-@on_any_grids
-@given(odd_grids(13))
-def test_cells_are_the_patches_with_the_same_parents(grids):
-    of_patches, parents, members = cells_of(grids)
-    different = {*zip(*parents.tolist(), strict=True)}
-    assert len(different) == parents.shape[1] == len(members)
+@given(layouts(13))
+def test_cells_are_the_kept_patches_with_the_same_parents(layout):
+    of_patches, parents, members, kept = cells_of(layout)
+    inside = np.ones(np.prod(layout.grids[0]), bool)
+    if layout.inside is not None:
+        inside = np.frombuffer(layout.inside, bool)
+    expected = naive_parents(layout.grids)[:, inside]
+    np.testing.assert_array_equal(kept[0], np.flatnonzero(inside))
+    # a single layer is the coarser one too
+    for places, line, of_layer in zip(kept[-len(parents) :], parents, expected, strict=True):
+        assert places.tolist() == sorted({*of_layer})
+        np.testing.assert_array_equal(places[line[of_patches]], of_layer)
+    assert len({*zip(*parents.tolist(), strict=True)}) == parents.shape[1] == len(members)
     for cell, patches in enumerate(members):
         assert set(patches) == set(np.flatnonzero(of_patches == cell))
 
 
 def test_cells_on_a_device_are_the_same():
     grids = ((7, 5), (4, 3), (2, 2))
-    for tensor, index in zip(cells_on(grids, torch.device("cpu")), cells_of(grids), strict=True):
+    *tensors, kept = cells_on(Layout(grids), torch.device("cpu"))
+    *indices, places = cells_of(Layout(grids))
+    for tensor, index in zip([*tensors, *kept], [*indices, *places], strict=True):
         assert tensor.dtype == torch.int64
         assert tensor.tolist() == index.tolist()
 
 
 @on_any_grids
-@given(odd_grids(13), st.integers(1, 80))
-def test_blocks_are_all_cells_with_their_patches_once(grids, size):
-    of_patches, parents, _ = cells_of(grids)
+@given(layouts(13), st.integers(1, 80))
+def test_blocks_are_all_cells_with_their_patches_once(layout, size):
+    of_patches, parents, *_ = cells_of(layout)
     cells, patches = [], []
-    for block in blocks_of(grids, size):
+    for block in blocks_of(layout, size):
         of_block = range(parents.shape[1])[block.cells]
         inside = range(len(of_patches))[block.patches]
         assert set(of_patches[inside]) == set(of_block)
@@ -80,5 +99,5 @@ def test_blocks_are_all_cells_with_their_patches_once(grids, size):
 def test_blocks_are_of_about_the_size_given():
     # a row of cells is two rows of 56 patches, as in layer2; 13 of these are 1456 patches
     grids = ((56, 56), (28, 28), (14, 14))
-    ends = [block.patches.stop for block in blocks_of(grids, 1500)]
+    ends = [block.patches.stop for block in blocks_of(Layout(grids), 1500)]
     assert ends == [1456, 2912, 3136]

@@ -1,7 +1,13 @@
 import numpy as np
 import pytest
 
-from utils.thresholds import MOST_HELD_OUT, choose_held_out, find_thresholds
+from utils.thresholds import (
+    MOST_HELD_OUT,
+    PIXEL_FPR,
+    choose_held_out,
+    find_thresholds,
+    score_maps,
+)
 
 
 def maps(scores):
@@ -43,16 +49,20 @@ def test_new_good_images_reach_the_threshold_at_the_target_rate():
 
 def test_pixel_threshold_is_reached_by_the_target_rate_of_pixels():
     pixels = np.random.default_rng(0).permutation(400).reshape(4, 10, 10).astype(np.float32)
-    thresholds = find_thresholds(pixels, target_fpr=0.05)
-    assert (pixels >= thresholds.pixel).sum() == 20
+    assert (pixels >= find_thresholds(pixels, 0.3, pixel_fpr=0.05).pixel).sum() == 20
+    assert (pixels >= find_thresholds(pixels, 0.3).pixel).sum() == 400 * PIXEL_FPR
+    seen = pixels >= 100  # the others take no part
+    assert (pixels >= find_thresholds(pixels, 0.3, pixel_fpr=0.05, seen=seen).pixel).sum() == 15
 
 
 @pytest.mark.parametrize("rate", [0.0001, 0.00037, 0.01, 0.013, 0.05, 0.1, 0.29, 0.5])
 def test_thresholds_at_a_rate_are_those_found_at_it(rate):
     anomaly_maps = np.random.default_rng(0).random((150, 20, 20), dtype=np.float32)
     found = find_thresholds(anomaly_maps, 0.03).at(rate)
-    expected = find_thresholds(anomaly_maps, rate)
-    assert (found.image, found.pixel) == (expected.image, expected.pixel)
+    expected = find_thresholds(anomaly_maps, rate, pixel_fpr=rate)
+    assert found.pixel == find_thresholds(anomaly_maps, 0.03).pixel
+    assert found.at(pixel_fpr=rate).pixel == expected.pixel
+    assert (found.image, found.at(pixel_fpr=rate).image) == (expected.image, expected.image)
     assert (found.target_fpr, found.image_fpr) == (rate, expected.image_fpr)
     assert found.caveat == expected.caveat
     assert found.at(0.03).image == find_thresholds(anomaly_maps, 0.03).image
@@ -61,13 +71,35 @@ def test_thresholds_at_a_rate_are_those_found_at_it(rate):
 def test_pixel_threshold_between_the_kept_rates_is_interpolated():
     anomaly_maps = np.random.default_rng(0).exponential(size=(50, 80, 80)).astype(np.float32)
     thresholds = find_thresholds(anomaly_maps, 0.01)
-    assert thresholds.at(0.01) is thresholds
     for rate in (0.000123, 0.0345, 0.1234):
-        reached = (anomaly_maps >= thresholds.at(rate).pixel).mean()
+        reached = (anomaly_maps >= thresholds.at(pixel_fpr=rate).pixel).mean()
         assert reached == pytest.approx(rate, rel=0.02)
     # beyond the kept rates: at most as many false alarms as asked for
-    assert (anomaly_maps >= thresholds.at(0.00001).pixel).mean() <= 0.00001
-    assert thresholds.at(0.7).pixel == thresholds.at(0.5).pixel
+    assert (anomaly_maps >= thresholds.at(pixel_fpr=0.00001).pixel).mean() <= 0.00001
+    assert thresholds.at(pixel_fpr=0.7).pixel == thresholds.at(pixel_fpr=0.5).pixel
+
+
+def test_score_top_is_the_mean_of_the_highest_hundredth():
+    anomaly_maps = np.random.default_rng(0).permutation(1000).reshape(2, 20, 25).astype(np.float32)
+    expected = np.sort(anomaly_maps.reshape(2, 500))[:, -5:].mean(axis=1)
+    np.testing.assert_allclose(score_maps(anomaly_maps, "top"), expected, rtol=1e-6)
+    assert score_maps(anomaly_maps).tolist() == anomaly_maps.max(axis=(1, 2)).tolist()
+    # of 200 pixels that are seen, and of one: the mean of 2, and that one
+    seen = np.arange(500).reshape(20, 25) < 200
+    expected = np.sort(anomaly_maps[:, seen])[:, -2:].mean(axis=1)
+    np.testing.assert_allclose(score_maps(anomaly_maps, "top", seen), expected, rtol=1e-6)
+    one = np.arange(1000).reshape(2, 20, 25) % 500 == np.array([7, 30])[:, None, None]
+    assert score_maps(anomaly_maps, "top", one).tolist() == anomaly_maps[one].tolist()
+
+
+@pytest.mark.parametrize("rate", [0.02, 0.1])
+def test_peak_is_reached_by_the_maxima_of_good_images_at_the_target_rate(rate):
+    anomaly_maps = np.random.default_rng(0).exponential(size=(99, 30, 30)).astype(np.float32)
+    thresholds = find_thresholds(anomaly_maps, rate)
+    assert thresholds.peak == thresholds.image
+    of_top = find_thresholds(anomaly_maps, 0.5, image_score="top").at(rate)
+    assert of_top.peak == thresholds.image > of_top.image
+    assert (score_maps(anomaly_maps, "top") >= of_top.image).sum() == 100 * rate - 1
 
 
 def test_p_value_is_the_probability_of_as_many_false_alarms():
@@ -84,7 +116,7 @@ def test_p_value_is_the_probability_of_as_many_false_alarms():
 
 
 def test_equal_pixels_are_all_good():
-    thresholds = find_thresholds(np.full((3, 2, 2), 7, dtype=np.float32), target_fpr=0.5)
+    thresholds = find_thresholds(np.full((3, 2, 2), 7, dtype=np.float32), 0.5, pixel_fpr=0.5)
     assert thresholds.pixel > 7
     assert thresholds.image > 7
 

@@ -162,7 +162,7 @@ class Detector:
             min_area: in pixels of the original image; smaller regions are left out.
         """
         threshold = self.model.thresholds.pixel if threshold is None else threshold
-        return find_regions(self.uncrop(anomaly_map, size), threshold, min_area)
+        return find_regions(self.uncrop(anomaly_map, size), threshold, threshold, min_area)
 
     def prepare(
         self, image: Image.Image | np.ndarray, name: Path | str = "the image"

@@ -34,7 +34,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.patches import Block, Grids, blocks_of, cells_of, cells_on, grids_of, to_patches
+from utils.patches import (
+    Block,
+    Grids,
+    Layout,
+    blocks_of,
+    cells_of,
+    cells_on,
+    grids_of,
+    make_layout,
+    to_patches,
+)
+from utils.shrinkage import Ridge, check_shrinkage
 from utils.system.errors import UserError
 
 COVARIANCE_EPS = 0.01  # paper, section III-B; upstream
@@ -49,23 +60,31 @@ class Gaussians:
     A single layer counts as coarser; the finest layer then has d_1 = 0 channels.
 
     Attributes:
-        grids: h and w of each layer, finest first; P patches in C cells, P_l patches of layer l.
+        layout: of the layers; it keeps P patches in C cells, P_l patches of layer l.
         means: per layer (P_l, 1, d_l).
         samples: dual form: per coarser layer (P_l, N, d_l), centred. Primal form: empty.
         whitening: (C, k, k), L⁻¹ of the coarser layers' covariance (primal, k their channels) or
             of their regularised inner products (dual, k = N); lower triangular.
         loadings: (P, k, d_1), B: the regression of the finest layer on the whitened coarser ones.
         residual_whitening: (P, d_1, d_1), T: L⁻¹ of the covariance of what that leaves.
-        eps: as in fit_gaussians.
+        eps: that was added to the diagonal.
+        shrinkage: its ratio to the mean variance of all features at all patches, if it was chosen
+            by that.
     """
 
-    grids: Grids
+    layout: Layout
     means: list[Tensor]
     samples: list[Tensor]
     whitening: Tensor
     loadings: Tensor
     residual_whitening: Tensor
     eps: float
+    shrinkage: float | None = None
+
+    @property
+    def grids(self) -> Grids:
+        """Height and width of each layer, finest first."""
+        return self.layout.grids
 
     @property
     def is_primal(self) -> bool:
@@ -80,13 +99,14 @@ class Gaussians:
             block: as in fit_gaussians.
 
         Returns:
-            (B, h, w) float32 on the finest grid. A square that rounding made negative counts as 0.
+            (B, h, w) float32 on the finest grid, 0 at patches that are not kept. A square that
+            rounding made negative counts as 0.
         """
-        finest, coarser = _split(to_patches(layers))
+        finest, coarser = _split(to_patches(layers, self.layout))
         mean, _ = _split(self.means)
-        of_patches = cells_on(self.grids, finest.device).of_patches
+        of_patches = cells_on(self.layout, finest.device).of_patches
         squared = finest.new_empty(finest.shape[:2])
-        for cells, patches in blocks_of(self.grids, block):
+        for cells, patches in blocks_of(self.layout, block):
             whitened, coarser_squared = self._whiten_coarser(coarser, cells)
             cell = of_patches[patches] - cells.start
             expected = whitened.index_select(0, cell) @ self.loadings[patches]
@@ -97,13 +117,18 @@ class Gaussians:
 
     def _on_grid(self, values: Tensor) -> Tensor:
         """Values (P, B) of the patches as (B, h, w)."""
-        return values.mT.reshape(values.shape[1], *self.grids[0])
+        height, width = self.grids[0]
+        if self.layout.inside is not None:
+            places = cells_on(self.layout, values.device).kept[0]
+            whole = values.new_zeros(height * width, values.shape[1])
+            values = whole.index_copy_(0, places, values)
+        return values.mT.reshape(-1, height, width)
 
     def _whiten_coarser(self, layers: list[Tensor], cells: slice) -> tuple[Tensor, Tensor]:
         """Coarser layers (P_l, B, d_l) at the cells: w (C, B, k) and distance² (C, B)."""
         _, means = _split(self.means)
         if self.is_primal:
-            coarser = torch.cat(_at_cells(self.grids, cells, _centre, layers, means), dim=2)
+            coarser = torch.cat(_at_cells(self.layout, cells, _centre, layers, means), dim=2)
             whitened = _whiten_rows(self.whitening[cells], coarser)
             return whitened, _square_lengths(whitened)
 
@@ -113,9 +138,9 @@ class Gaussians:
         def measure(z: Tensor, mean: Tensor) -> Tensor:
             return _square_lengths(_centre(z, mean))
 
-        products = _sum(_at_cells(self.grids, cells, multiply, layers, means, self.samples))
+        products = _sum(_at_cells(self.layout, cells, multiply, layers, means, self.samples))
         whitened = _whiten_rows(self.whitening[cells], products)
-        lengths = _sum(_at_cells(self.grids, cells, measure, layers, means))
+        lengths = _sum(_at_cells(self.layout, cells, measure, layers, means))
         squared = (lengths - _square_lengths(whitened)).div_(self.eps).clamp_(min=0)
         return whitened, squared
 
@@ -142,9 +167,11 @@ class Gaussians:
         image = torch.tensor([*chain(*groups)], device=self.whitening.device)
         places = _places_by_size(groups, image.device)
         squared = self.loadings.new_empty(len(self.loadings), len(image))
-        finest, coarser = _split(to_patches(layers)) if self.is_primal else (None, [])
-        members = cells_on(self.grids, image.device).members
-        for cells, _ in blocks_of(self.grids, PATCH_BLOCK):
+        finest, coarser = None, []
+        if self.is_primal:
+            finest, coarser = _split(to_patches(layers, self.layout))
+        members = cells_on(self.layout, image.device).members
+        for cells, _ in blocks_of(self.layout, PATCH_BLOCK):
             if self.is_primal:
                 rows = self._whiten_coarser(coarser, cells)[0][:, image]
             else:
@@ -183,7 +210,7 @@ class Gaussians:
                 - _inner_products(rows, of_size) / (n_train - 1)
             )
         # the eigenvalue that the fit gave the constant vector
-        level = ridge + n_train * _mean_square_length(self.samples, self.grids, cells)
+        level = ridge + n_train * _mean_square_length(self.samples, self.layout, cells)
         constant = 1 / (n_train * level[:, None, None, None])
         return lambda of_size: ridge * (_inner_products(rows, of_size) - constant)
 
@@ -221,6 +248,8 @@ def fit_gaussians(
     n_train: int,
     eps: float = COVARIANCE_EPS,
     block: int = PATCH_BLOCK,
+    shrinkage: float | str | None = None,
+    region: np.ndarray | Layout | None = None,
 ) -> Gaussians:
     """Fit one Gaussian to each patch position (PaDiM, section III-B, eq. 1).
 
@@ -230,82 +259,83 @@ def fit_gaussians(
         n_train: N, the images of all batches together.
         eps: added to the diagonal; makes the covariance invertible when N <= d.
         block: patches worked on at once. Memory only; the result does not depend on it.
+        shrinkage: in (0, 1]; instead of eps, so many times the mean variance of all features at
+            all patches is added. "auto" takes Ledoit and Wolf's, averaged over some patches.
+        region: (h, w) bool of the finest grid; patches outside are not fitted. None fits all. A
+            layout, if the batches hold what keep_inside leaves.
 
     Returns:
         The Gaussians of all patches, float32 on the batches' device, in the form whose large
         matrices are smaller. Covariance divides by N - 1.
-
-    Raises:
-        ValueError: if n_train < 2, or an embedding is not finite or too large for eps to count.
     """
+    check_shrinkage(shrinkage)
     if n_train < 2:
         raise UserError(f"a covariance needs at least 2 training images; got {n_train}")
     batches = iter(batches)
     first = next(batches)
+    layout = region if isinstance(region, Layout) else make_layout(grids_of(first), region)
+    ridge = Ridge(eps, shrinkage, layout)
     primal = is_primal(n_train, [layer.shape[1] for layer in first])
     fit = _fit_primal if primal else _fit_dual
-    return fit(chain([first], batches), n_train, eps, block)
+    return fit(ridge.watch(chain([first], batches)), n_train, ridge, layout, block)
 
 
 def is_primal(n_train: int, layer_features: Sequence[int]) -> bool:
-    """Whether the matrices of the coarser layers are smaller in the primal form.
-
-    Args:
-        n_train: N.
-        layer_features: d_l of each layer, finest first.
-    """
+    """Whether the primal form has the smaller matrices, for d_l features of each layer."""
     return n_train > sum(layer_features[1:] or layer_features)
 
 
-def count_numbers(grids: Grids, layer_features: Sequence[int], n_train: int) -> int:
-    """How many numbers the Gaussians on these grids hold.
-
-    Args:
-        grids: h and w of each layer, finest first.
-        layer_features: d_l of each layer.
-        n_train: N.
-    """
-    of_patches, parents, _ = cells_of(grids)
+def count_numbers(layout: Layout, layer_features: Sequence[int], n_train: int) -> int:
+    """How many numbers the Gaussians of these patches hold, for d_l features of each layer."""
+    of_patches, parents, _, kept = cells_of(layout)
     finest = layer_features[0] if len(layer_features) > 1 else 0
     size = min(n_train, sum(layer_features) - finest)
-    means = [h * w * d_l for (h, w), d_l in zip(grids, layer_features, strict=True)]
+    means = [len(places) * d_l for places, d_l in zip(kept, layer_features, strict=True)]
     samples = 0 if is_primal(n_train, layer_features) else n_train * sum(means[1:] or means)
     matrices = parents.shape[1] * size**2 + len(of_patches) * finest * (size + finest)
     return sum(means) + samples + matrices
 
 
 def _fit_primal(
-    batches: Iterable[Sequence[Tensor]], n_train: int, eps: float, block: int
+    batches: Iterable[Sequence[Tensor]], n_train: int, ridge: Ridge, layout: Layout, block: int
 ) -> Gaussians:
     shifts, seen = [], 0
     for layers in batches:
-        patches = to_patches(layers)
+        patches = to_patches(layers, layout)
         seen += len(layers[0])
         if not shifts:
             # sums of differences from a typical embedding lose no digits to a large mean
             shifts = [layer.mean(dim=1, keepdim=True) for layer in patches]
             totals = [torch.zeros_like(shift) for shift in shifts]
-            grids = grids_of(layers)
-            scatter = _new_scatter(shifts, grids)
+            scatter = _new_scatter(shifts, layout)
         shifted = [layer - shift for layer, shift in zip(patches, shifts, strict=True)]
         for total, layer in zip(totals, shifted, strict=True):
             total += layer.sum(dim=1, keepdim=True)
-        _add_products(scatter, shifted, grids, block)
+        _add_products(scatter, shifted, layout, block)
         del layers, patches, shifted, layer  # free this batch before the next one is made
     assert seen == n_train
     means = [shift + total / n_train for shift, total in zip(shifts, totals, strict=True)]
     for mean in means:
         _check_finite(mean)
-    _add_products(scatter, totals, grids, block, -1 / n_train)
+    _add_products(scatter, totals, layout, block, -1 / n_train)
     for products in scatter:
         products.div_(n_train - 1)
     coarser, cross, finest = scatter
+    traces = (part.diagonal(dim1=1, dim2=2).sum(dim=1) for part in (coarser, finest))
+    n_features = coarser.shape[1] + finest.shape[1]
+    eps, shrinkage = ridge.choose(lambda: _mean_variance(*traces, layout) / n_features)
     for covariance in (coarser, finest):
         covariance.diagonal(dim1=1, dim2=2).add_(eps)
-    for part in blocks_of(grids, block):
+    for part in blocks_of(layout, block):
         _invert_factors(coarser[part.cells], coarser[part.cells])
-        _condition(coarser, cross, finest, grids, part, alpha=-1)
-    return Gaussians(grids, means, [], coarser, cross, finest, eps)
+        _condition(coarser, cross, finest, layout, part, alpha=-1)
+    return Gaussians(layout, means, [], coarser, cross, finest, eps, shrinkage)
+
+
+def _mean_variance(coarser: Tensor, finest: Tensor, layout: Layout) -> float:
+    """The mean total variance of a patch: of the coarser layers (C,) and of the finest (P,)."""
+    of_patches = cells_on(layout, coarser.device).of_patches
+    return float((coarser.double()[of_patches] + finest).mean())
 
 
 class _Scatter(NamedTuple):
@@ -316,22 +346,22 @@ class _Scatter(NamedTuple):
     finest: Tensor
 
 
-def _new_scatter(means: list[Tensor], grids: Grids) -> _Scatter:
+def _new_scatter(means: list[Tensor], layout: Layout) -> _Scatter:
     finest, coarser = _split(means)
     n_patches, d, d_c = len(finest), finest.shape[2], sum(z.shape[2] for z in coarser)
-    n_cells = len(cells_of(grids).members)
+    n_cells = len(cells_of(layout).members)
     shapes = (n_cells, d_c, d_c), (n_patches, d_c, d), (n_patches, d, d)
     return _Scatter(*(finest.new_zeros(shape) for shape in shapes))
 
 
 def _add_products(
-    scatter: _Scatter, layers: list[Tensor], grids: Grids, block: int, alpha: float = 1
+    scatter: _Scatter, layers: list[Tensor], layout: Layout, block: int, alpha: float = 1
 ) -> None:
     """Add alpha times the products of layers (P_l, B, d_l), summed over B."""
     finest, coarser = _split(layers)
-    of_patches = cells_on(grids, finest.device).of_patches
-    for cells, patches in blocks_of(grids, block):
-        joined = torch.cat(_at_cells(grids, cells, lambda z: z, coarser), dim=2)
+    of_patches = cells_on(layout, finest.device).of_patches
+    for cells, patches in blocks_of(layout, block):
+        joined = torch.cat(_at_cells(layout, cells, lambda z: z, coarser), dim=2)
         scatter.coarser[cells].baddbmm_(joined.mT, joined, alpha=alpha)
         joined = joined.index_select(0, of_patches[patches] - cells.start)
         scatter.cross[patches].baddbmm_(joined.mT, finest[patches], alpha=alpha)
@@ -339,58 +369,67 @@ def _add_products(
 
 
 def _fit_dual(
-    batches: Iterable[Sequence[Tensor]], n_train: int, eps: float, block: int
+    batches: Iterable[Sequence[Tensor]], n_train: int, ridge: Ridge, layout: Layout, block: int
 ) -> Gaussians:
-    samples, grids = _collect(batches, n_train)
+    samples = _collect(batches, n_train, layout)
     means = [kept.mean(dim=1, keepdim=True) for kept in samples]
     for kept, mean in zip(samples, means, strict=True):
         _check_finite(mean)
         kept -= mean
     finest, coarser = _split(samples)
-    whitening = finest.new_empty(len(cells_of(grids).members), n_train, n_train)
+    n_cells = len(cells_of(layout).members)
+    n_features = sum(kept.shape[2] for kept in samples)
+
+    def find_variance() -> float:
+        in_cells = _mean_square_length(coarser, layout, slice(n_cells))
+        in_patches = _square_lengths(finest).mean(dim=1)
+        total = _mean_variance(in_cells, in_patches, layout)
+        return total * n_train / (n_train - 1) / n_features
+
+    eps, shrinkage = ridge.choose(find_variance)
+    whitening = finest.new_empty(n_cells, n_train, n_train)
     noise = eps * torch.eye(finest.shape[2], device=finest.device)
     covariance = finest.new_empty(len(finest), *noise.shape)
-    for part in blocks_of(grids, block):
-        products = _sum(_at_cells(grids, part.cells, lambda x: x @ x.mT, coarser))
-        products += _mean_square_length(coarser, grids, part.cells)[:, None, None]
+    for part in blocks_of(layout, block):
+        products = _sum(_at_cells(layout, part.cells, lambda x: x @ x.mT, coarser))
+        products += _mean_square_length(coarser, layout, part.cells)[:, None, None]
         products.diagonal(dim1=1, dim2=2).add_(eps * (n_train - 1))
         _invert_factors(products, whitening[part.cells])
         covariance[part.patches] = noise
-        _condition(whitening, finest, covariance, grids, part, alpha=eps)
-    return Gaussians(grids, means, coarser, whitening, finest, covariance, eps)
+        _condition(whitening, finest, covariance, layout, part, alpha=eps)
+    return Gaussians(layout, means, coarser, whitening, finest, covariance, eps, shrinkage)
 
 
-def _collect(batches: Iterable[Sequence[Tensor]], n_train: int) -> tuple[list[Tensor], Grids]:
-    """The patches of all images, per layer (P_l, N, d_l), and the layers' grids."""
+def _collect(batches: Iterable[Sequence[Tensor]], n_train: int, layout: Layout) -> list[Tensor]:
+    """The patches of all images, per layer (P_l, N, d_l)."""
     samples, seen = [], 0
     for layers in batches:
-        patches = to_patches(layers)
+        patches = to_patches(layers, layout)
         if not samples:
             samples = [z.new_empty(len(z), n_train, z.shape[2]) for z in patches]
         for kept, piece in zip(samples, patches, strict=True):
             kept[:, seen : seen + piece.shape[1]] = piece
         seen += len(layers[0])
-        grids = grids_of(layers)
         del layers, patches, piece  # free this batch before the next one is made
     assert seen == n_train
-    return samples, grids
+    return samples
 
 
 def _at_cells(
-    grids: Grids, cells: slice, function: Callable[..., Tensor], *layers: list[Tensor]
+    layout: Layout, cells: slice, function: Callable[..., Tensor], *layers: list[Tensor]
 ) -> list[Tensor]:
     """What a function returns for each coarser layer, at the cells.
 
     Args:
-        grids: of all layers.
+        layout: of the patches.
         cells: some of the cells.
         function: takes some of a layer's patches (n, ...) from each of the lists and returns
             (n, ...). It is called once for each patch of the layer, then the result is repeated.
         layers: lists of a tensor (P_l, ...) for each coarser layer.
     """
     found = []
-    wanted = cells_of(grids).parents[:, cells]
-    index = cells_on(grids, layers[0][0].device).parents[:, cells]
+    wanted = cells_of(layout).parents[:, cells]
+    index = cells_on(layout, layers[0][0].device).parents[:, cells]
     for number, values in enumerate(zip(*layers, strict=True)):
         first, end = int(wanted[number].min()), int(wanted[number].max()) + 1
         result = function(*(value[first:end] for value in values))
@@ -414,7 +453,7 @@ def _condition(
     whitening: Tensor,
     cross: Tensor,
     covariance: Tensor,
-    grids: Grids,
+    layout: Layout,
     block: Block,
     alpha: float,
 ) -> None:
@@ -424,13 +463,13 @@ def _condition(
         whitening: (C, k, k), of the coarser layers.
         cross: (P, k, d), products with the finest layer; becomes the loadings B.
         covariance: (P, d, d) of the finest layer; becomes T after alpha BᵀB is added.
-        grids: of all layers.
+        layout: of the patches.
         block: some of the cells and their patches.
         alpha: the factor of BᵀB.
     """
     # One patch of each cell at a time, as the patches of a cell share its whitening. The index
     # repeats the last patch of a short cell, so all columns are read before any is overwritten.
-    members = cells_on(grids, cross.device).members[block.cells].unbind(1)
+    members = cells_on(layout, cross.device).members[block.cells].unbind(1)
     columns = [cross[patches] for patches in members]
     for patches, column in zip(members, columns, strict=True):
         cross[patches] = whitening[block.cells] @ column
@@ -439,13 +478,13 @@ def _condition(
     _invert_factors(residual, residual)
 
 
-def _mean_square_length(samples: list[Tensor], grids: Grids, cells: slice) -> Tensor:
+def _mean_square_length(samples: list[Tensor], layout: Layout, cells: slice) -> Tensor:
     """The samples' mean squared length in each cell (C,), which is added to all inner products.
 
     Samples are centred, so the constant vector is no part of any product Xz and no distance
     changes. Left at eps, its eigenvalue would swamp the diagonal that leave_out reads.
     """
-    return _sum(_at_cells(grids, cells, lambda x: _square_lengths(x).mean(dim=1), samples))
+    return _sum(_at_cells(layout, cells, lambda x: _square_lengths(x).mean(dim=1), samples))
 
 
 def _whiten_rows(whitening: Tensor, rows: Tensor) -> Tensor:

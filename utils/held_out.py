@@ -6,11 +6,13 @@ Each is held out together with the images of the same content, and with near cop
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from utils.gaussian import Gaussians, fit_gaussians, is_primal
 from utils.near_copies import group_near_copies, take_samples
+from utils.patches import grids_of, keep_inside, make_layout
 from utils.thresholds import choose_held_out
 
 
@@ -21,6 +23,7 @@ class HeldOut:
         n_train: number of training images.
         copy_of: as in choose_held_out.
         chosen: ascending numbers of images that differ; None for those of choose_held_out.
+        region: as in fit_gaussians.
 
     Attributes:
         chosen: their numbers.
@@ -32,8 +35,10 @@ class HeldOut:
         n_train: int,
         copy_of: Sequence[int] | None = None,
         chosen: Sequence[int] | None = None,
+        region: np.ndarray | None = None,
     ) -> None:
         self.n_train = n_train
+        self.region = region
         self.chosen = choose_held_out(n_train, copy_of) if chosen is None else chosen
         self.near_copies: list[int] = []
         self._copies: dict[int, list[int]] = defaultdict(list)  # of each image, itself the first
@@ -52,7 +57,7 @@ class HeldOut:
             numbers = range(first, first + len(layers[0]))
             first = numbers.stop
             if self.chosen:
-                self._samples.append(take_samples(layers))
+                self._samples.append(take_samples(layers, self.region))
             if is_primal(self.n_train, [layer.shape[1] for layer in layers]):
                 self._keep(layers, [i - numbers.start for i in self.chosen if i in numbers])
             yield layers
@@ -61,7 +66,9 @@ class HeldOut:
             self._group()
 
     def _keep(self, layers: list[Tensor], images: list[int]) -> None:
-        """Copy these images of a batch to the held-out features."""
+        """Copy these images of a batch to the held-out features, without what is outside."""
+        layout = make_layout(grids_of(layers), self.region)
+        layers = keep_inside([layer[images] for layer in layers], layout)
         if self._features is None:
             # one piece for all: pieces made in between would fragment the memory
             shapes = [(len(self.chosen), *layer.shape[1:]) for layer in layers]
@@ -71,7 +78,7 @@ class HeldOut:
             self._n_kept = 0
         end = self._n_kept + len(images)
         for kept, layer in zip(self._features, layers, strict=True):
-            kept[self._n_kept : end] = layer[images]
+            kept[self._n_kept : end] = layer
         self._n_kept = end
 
     def _group(self) -> None:
@@ -99,7 +106,9 @@ class HeldOut:
             refit = self.near_copies and len(self.chosen) < len(copies)
             if refit:
                 n_train = len(self.chosen)
-                gaussians = fit_gaussians([features], n_train)
+                gaussians = fit_gaussians(
+                    [features], n_train, gaussians.eps, region=gaussians.layout
+                )
             # of an image with copies the first one's features are kept, for all of them
             copies = {
                 number: [i] if refit else [i] * len(copies[number])

@@ -49,16 +49,9 @@ class RocCurve(NamedTuple):
 
 
 def sort_scores(labels: np.ndarray, scores: np.ndarray, of: str = "images") -> SortedScores:
-    """Scores split by label and sorted.
+    """Scores split by label (bool or 0 and 1, 1 = anomalous) and sorted.
 
-    Args:
-        labels: bool or 0 and 1 (1 = anomalous), any shape.
-        scores: of labels' shape, higher = more anomalous.
-        of: what is scored, in error messages.
-
-    Raises:
-        UndefinedMetricError: if there are only normal or only anomalous items.
-        ValueError: if a score is NaN.
+    An UndefinedMetricError says which kind of items is missing; of is what errors call them.
     """
     assert labels.shape == scores.shape
     anomalous = labels.astype(bool)
@@ -91,10 +84,12 @@ def roc_curve(scores: SortedScores) -> tuple[np.ndarray, np.ndarray]:
     """
     thresholds = np.unique(scores.anomalous)[::-1]
     fpr, tpr = (
-        np.stack([_fraction_above(part, thresholds), _fraction_from(part, thresholds)], axis=1)
+        # above the threshold, then from it on
+        [1 - np.searchsorted(part, thresholds, side) / part.size for side in ("right", "left")]
         for part in scores
     )
-    return np.concatenate(([0], fpr.ravel(), [1])), np.concatenate(([0], tpr.ravel(), [1]))
+    fpr, tpr = (np.stack(rates, axis=1).ravel() for rates in (fpr, tpr))
+    return np.concatenate(([0], fpr, [1])), np.concatenate(([0], tpr, [1]))
 
 
 def best_f1(scores: SortedScores) -> tuple[float, float]:
@@ -126,25 +121,15 @@ def aupro(
     fpr_limit: float = FPR_LIMIT,
     pixels: SortedScores | None = None,
 ) -> float:
-    """Area under the per-region-overlap (PRO) curve up to fpr_limit, as a share of fpr_limit.
+    """Area under the per-region-overlap (PRO) curve up to fpr_limit in (0, 1], as a share of it.
 
-    PRO is the share of a defect region that scores at least the threshold, averaged over all
-    regions of all masks: each weighs the same whatever its size. It is drawn against the false
+    PRO is the share of a defect region (8-connected within a mask) that scores at least the
+    threshold, averaged over all regions of all masks (N, H, W). It is drawn against the false
     positive rate over all normal pixels, at every distinct score, straight in between.
 
     So the curve is the mean of the regions' ROC curves against all normal pixels, and each of
     these the mean of its pixels' curves: the areas are averaged in the same way, and only the
-    anomalous pixels need to be looked at.
-
-    Args:
-        masks: (N, H, W) bool or 0 and 1 (1 = anomalous). A region is 8-connected within a mask.
-        anomaly_maps: (N, H, W), higher = more anomalous.
-        fpr_limit: in (0, 1].
-        pixels: sort_scores(masks, anomaly_maps), if already computed; it saves a second sort.
-
-    Raises:
-        UndefinedMetricError: if there are only normal or only anomalous pixels.
-        ValueError: if fpr_limit is outside (0, 1] or a score is NaN.
+    anomalous pixels need to be looked at. The pixels, sorted before, save a second sort.
     """
     # takes long to import, and few who import this module need a PRO curve
     from scipy import ndimage
@@ -184,15 +169,11 @@ def aupimo(
     Args:
         labels: (N,), 0 for normal images.
         masks: (N, H, W) bool or 0 and 1 (1 = anomalous).
-        anomaly_maps: (N, H, W), higher = more anomalous, none of them NaN.
+        anomaly_maps: (N, H, W), none of them NaN.
         bounds: the false positive rates between which the area is taken.
 
     Returns:
-        (N,) float64; NaN for images without anomalous pixels. The metric of a class is the mean of
-        the others.
-
-    Raises:
-        UndefinedMetricError: if there is no normal image.
+        (N,) float64; NaN for images without anomalous pixels.
     """
     normal = anomaly_maps[labels == 0].ravel()
     if not normal.size:
@@ -241,11 +222,3 @@ def _positives(scores: SortedScores) -> tuple[np.ndarray, np.ndarray]:
     true_positives = anomalous.size - np.searchsorted(anomalous, anomalous)
     false_positives = normal.size - np.searchsorted(normal, anomalous)
     return true_positives, false_positives
-
-
-def _fraction_above(part: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    return 1 - np.searchsorted(part, thresholds, side="right") / part.size
-
-
-def _fraction_from(part: np.ndarray, thresholds: np.ndarray) -> np.ndarray:
-    return 1 - np.searchsorted(part, thresholds, side="left") / part.size

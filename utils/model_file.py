@@ -20,6 +20,7 @@ from datasets.preprocessing import Preprocessing
 from utils.backbone import BACKBONES, PRECISIONS, Channels
 from utils.gaussian import Gaussians, count_numbers, is_primal
 from utils.maps import SMOOTHING_SIGMA
+from utils.patches import Layout
 from utils.system.errors import UserError
 from utils.system.files import replacing
 from utils.thresholds import Thresholds, choose_held_out
@@ -28,7 +29,7 @@ FORMAT = 5
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MATRICES = ("whitening", "loadings", "residual_whitening")
 LISTS = ("means", "samples")  # of a tensor for each layer
-SCORES = ("good_scores", "pixel_scores")  # of the thresholds
+SCORES = ("good_scores", "pixel_scores", "good_peaks")  # of the thresholds
 KEY = "padim"  # of the settings in the file's metadata
 # what reading a file with damaged or foreign content raises
 DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
@@ -43,7 +44,7 @@ def model_bytes(gaussians: Gaussians, dtype: str = "float32") -> int:
 def class_bytes(channels: Channels, image_size: tuple[int, int], n_train: int) -> int:
     """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
     grids, counts = channels.grids(image_size), channels.counts
-    n_numbers = count_numbers(grids, counts, n_train)
+    n_numbers = count_numbers(Layout(grids), counts, n_train)
     if is_primal(n_train, counts):
         of_image = sum(h * w * d for (h, w), d in zip(grids, counts, strict=True))
         n_numbers += len(choose_held_out(n_train)) * of_image
@@ -73,7 +74,8 @@ def write_model(
         for name, tensor in _to_tensors(gaussians).items()
     }
     of_thresholds = asdict(thresholds)
-    tensors |= {name: torch.from_numpy(of_thresholds.pop(name)) for name in SCORES}
+    given = [name for name in SCORES if of_thresholds[name] is not None]
+    tensors |= {name: torch.from_numpy(of_thresholds.pop(name)) for name in given}
     settings = {
         "format": FORMAT,
         **settings,
@@ -133,8 +135,8 @@ def _convert(
     settings: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
 ) -> tuple[dict[str, Any], Gaussians, Thresholds]:
     """What is read, in the suite's types; refuse what does not fit the network."""
-    scores = {name: tensors.pop(name).numpy() for name in SCORES}
-    thresholds = Thresholds(**settings["thresholds"], **scores)
+    scores = {name: tensors.pop(name).numpy() for name in SCORES if name in tensors}
+    thresholds = Thresholds(**(settings["thresholds"] | scores))
     on_device = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
     gaussians = _to_gaussians(on_device, settings)
     settings["preprocessing"] = Preprocessing(**settings["preprocessing"])
@@ -164,7 +166,7 @@ def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
         for name in LISTS
     }
     return Gaussians(
-        grids=tuple(map(tuple, settings["grids"])),
+        layout=Layout(tuple(map(tuple, settings["grids"]))),
         eps=settings["eps"],
         **{name: tensors[name] for name in MATRICES},
         **lists,

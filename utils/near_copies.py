@@ -20,6 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from utils.patches import cells_of, grids_of, make_layout
+
 POSITIONS = 7  # of the coarsest layer that are compared, along an axis
 CHANNELS = 48  # of that layer
 DIRECTIONS = 16  # of most variance at a position; the others are mostly noise
@@ -33,18 +35,24 @@ FEWEST = 4  # images: fewer say nothing of what is usual
 MOST_COMPARED = 2048  # images with each other; affects memory and time
 
 
-def take_samples(layers: Sequence[Tensor]) -> Tensor:
+def take_samples(layers: Sequence[Tensor], region: np.ndarray | None = None) -> Tensor:
     """What is kept of each image to compare it: (B, d, p) float32.
 
     Args:
         layers: features of B images, (B, d_l, h_l, w_l) of each layer, finest first.
+        region: as in fit_gaussians; positions outside are not compared.
 
     Returns:
         At most CHANNELS channels at POSITIONS x POSITIONS positions of the coarsest layer.
     """
     _, d, *grid = layers[-1].shape
-    rows, columns = (_spread(side, POSITIONS) for side in grid)
-    return layers[-1][:, _spread(d, CHANNELS)][:, :, rows][..., columns].flatten(2)
+    if region is None:
+        rows, columns = (_spread(side, POSITIONS) for side in grid)
+        positions = (rows[:, None] * grid[1] + columns).flatten()
+    else:
+        inside = torch.from_numpy(cells_of(make_layout(grids_of(layers), region)).kept[-1])
+        positions = inside[_spread(len(inside), POSITIONS**2)]
+    return layers[-1][:, _spread(d, CHANNELS)].flatten(2)[..., positions]
 
 
 def _spread(n: int, most: int) -> Tensor:

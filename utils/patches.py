@@ -16,13 +16,50 @@ from torch import Tensor
 Grids = tuple[tuple[int, int], ...]  # height and width of each layer, finest first
 
 
+class Layout(NamedTuple):
+    """The grids of the layers, and which patches of the finest are kept.
+
+    Attributes:
+        grids: h and w of each layer, finest first.
+        inside: a bool for each patch of the finest grid, in row-major order; None keeps all. Of a
+            coarser layer the patches are kept that are repeated at a patch inside.
+    """
+
+    grids: Grids
+    inside: bytes | None = None
+
+
+def make_layout(grids: Grids, region: np.ndarray | None) -> Layout:
+    """The layout of the patches inside a region (h, w) bool of the finest grid; None is all."""
+    if region is None:
+        return Layout(grids)
+    assert (region.shape, region.dtype) == (grids[0], bool)
+    assert region.any()
+    return Layout(grids, region.tobytes())
+
+
 def grids_of(layers: Sequence[Tensor]) -> Grids:
     """Height and width of each layer (..., h_l, w_l)."""
     return tuple((layer.shape[-2], layer.shape[-1]) for layer in layers)
 
 
-def to_patches(layers: Sequence[Tensor]) -> list[Tensor]:
-    """Layers (B, d_l, h_l, w_l) as patches (P_l, B, d_l) in row-major order; copies nothing."""
+def keep_inside(layers: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+    """Layers (B, d_l, h_l, w_l) without the patches outside: (B, d_l, P_l); all if none is."""
+    if layout.inside is None:
+        return list(layers)
+    kept = cells_on(layout, layers[0].device).kept
+    return [layer.flatten(2)[..., index] for layer, index in zip(layers, kept, strict=True)]
+
+
+def to_patches(layers: Sequence[Tensor], layout: Layout) -> list[Tensor]:
+    """The kept patches (P_l, B, d_l) of layers in row-major order; copies nothing if all are.
+
+    Args:
+        layers: (B, d_l, h_l, w_l), or (B, d_l, P_l) as keep_inside returns them.
+        layout: of the patches.
+    """
+    if layers[0].ndim == 4:
+        layers = keep_inside(layers, layout)
     return [layer.flatten(2).permute(2, 0, 1) for layer in layers]
 
 
@@ -37,40 +74,61 @@ def nearest(from_side: int, to_side: int) -> np.ndarray:
 class Cells(NamedTuple):
     """The cells of the finest grid; a single layer counts as coarser, its patches are the cells.
 
-    Indices are int64; cells and patches are in row-major order.
+    Indices are int64; cells and patches are in row-major order, and numbered without those outside.
 
     Attributes:
         of_patches: (P,) the cell of each patch.
         parents: (layers, C) the patch of each coarser layer that is repeated in each cell.
         members: (C, m) the patches of each cell. A cell with fewer than m patches repeats its
-            last ones, so that all rows have one length.
+            last one, so that all rows have one length.
+        kept: for each layer (P_l,), the places of its patches in its grid.
     """
 
     of_patches: np.ndarray | Tensor
     parents: np.ndarray | Tensor
     members: np.ndarray | Tensor
+    kept: Sequence[np.ndarray | Tensor]
 
 
 @lru_cache(maxsize=64)
-def cells_of(grids: Grids) -> Cells:
-    """The cells of the finest of these grids."""
+def cells_of(layout: Layout) -> Cells:
+    """The cells that hold the kept patches, without the others."""
+    grids = layout.grids
+    height, width = grids[0]
     coarser = grids[1:] or grids
-    rows, columns = (_group(_coarser_lines(grids, axis)) for axis in (0, 1))
-    widths = np.array([width for _, width in coarser])[:, None, None]
-    parents = rows.lines[:, :, None] * widths + columns.lines[:, None]
-    members = rows.members[:, None, :, None] * grids[0][1] + columns.members[:, None]
-    n_rows, n_columns, tall, wide = members.shape
-    return Cells(
-        (rows.of_places[:, None] * n_columns + columns.of_places).ravel(),
-        parents.reshape(len(coarser), n_rows * n_columns),
-        members.reshape(n_rows * n_columns, tall * wide),
+    # neighbouring rows (and columns) with the same rows of all coarser layers are a row of cells
+    rows, columns = (np.unique(_coarser_lines(grids, axis), axis=1) for axis in (0, 1))
+    widths = np.array([width_l for _, width_l in coarser])[:, None, None]
+    parents = (rows[:, :, None] * widths + columns[:, None]).reshape(len(coarser), -1)
+    in_row, in_column = (_cell_lines(grids, axis) for axis in (0, 1))
+    of_patches = (in_row[:, None] * columns.shape[1] + in_column).ravel()
+
+    places = np.arange(height * width)
+    if layout.inside is not None:
+        places = places[np.frombuffer(layout.inside, dtype=bool)]
+    cells, of_patches = np.unique(of_patches[places], return_inverse=True)
+    kept, parents = zip(
+        *(np.unique(line[cells], return_inverse=True) for line in parents), strict=True
     )
+    kept = [places, *kept] if len(grids) > 1 else [places]
+    return Cells(of_patches, np.stack(parents), _members(of_patches), kept)
+
+
+def _members(of_patches: np.ndarray) -> np.ndarray:
+    """The patches of each cell, as Cells has them."""
+    by_cell = np.argsort(of_patches, kind="stable")
+    ends = np.cumsum(np.bincount(of_patches))
+    first = np.concatenate([[0], ends[:-1]])
+    longest = (ends - first).max()
+    return by_cell[np.minimum(first[:, None] + np.arange(longest), ends[:, None] - 1)]
 
 
 @lru_cache(maxsize=64)
-def cells_on(grids: Grids, device: torch.device) -> Cells:
+def cells_on(layout: Layout, device: torch.device) -> Cells:
     """The same as cells_of, as tensors on a device."""
-    return Cells(*(torch.from_numpy(index).to(device) for index in cells_of(grids)))
+    *indices, kept = cells_of(layout)
+    on_device = [torch.from_numpy(index).to(device) for index in (*indices, *kept)]
+    return Cells(*on_device[:3], on_device[3:])
 
 
 class Block(NamedTuple):
@@ -81,21 +139,18 @@ class Block(NamedTuple):
 
 
 @lru_cache(maxsize=64)
-def blocks_of(grids: Grids, size: int) -> list[Block]:
-    """The finest grid in blocks of about so many patches, at least a row of cells each."""
-    height, width = grids[0]
-    first_rows = _group(_coarser_lines(grids, 0)).members[:, 0]
-    n_columns = len(_group(_coarser_lines(grids, 1)).members)
-    step = max(size * len(first_rows) // (height * width), 1)  # rows of cells
-    first_patches = [*(first_rows * width).tolist(), height * width]
-    cuts = [*range(0, len(first_rows), step), len(first_rows)]
-    return [
-        Block(
-            slice(first * n_columns, end * n_columns),
-            slice(first_patches[first], first_patches[end]),
-        )
-        for first, end in zip(cuts, cuts[1:], strict=False)
-    ]
+def blocks_of(layout: Layout, size: int) -> list[Block]:
+    """The kept patches in blocks of about so many, at least a row of cells each."""
+    of_patches, _, _, (places, *_) = cells_of(layout)
+    rows = _cell_lines(layout.grids, 0)[places // layout.grids[0][1]]  # of cells, of each patch
+    starts = np.unique(rows, return_index=True)[1]
+    step = max(size * len(starts) // len(places), 1)
+    cuts = [*starts[::step].tolist(), len(places)]
+    blocks = []
+    for first, end in zip(cuts, cuts[1:], strict=False):
+        cells = of_patches[first:end]
+        blocks.append(Block(slice(int(cells.min()), int(cells.max()) + 1), slice(first, end)))
+    return blocks
 
 
 def _coarser_lines(grids: Grids, axis: int) -> np.ndarray:
@@ -104,26 +159,6 @@ def _coarser_lines(grids: Grids, axis: int) -> np.ndarray:
     return np.stack([nearest(grid[axis], grids[0][axis]) for grid in coarser])
 
 
-class _Groups(NamedTuple):
-    """Neighbouring rows (or columns) of the finest grid with the same rows of all coarser layers.
-
-    Attributes:
-        lines: (layers, k) those coarser rows, for each group.
-        of_places: (n,) the group of each row.
-        members: (k, m) the rows of each group; short groups repeat their last row.
-    """
-
-    lines: np.ndarray
-    of_places: np.ndarray
-    members: np.ndarray
-
-
-def _group(lines: np.ndarray) -> _Groups:
-    different, groups = np.unique(lines, axis=1, return_inverse=True)
-    groups = groups.ravel()
-    number = np.arange(different.shape[1])
-    # lines never decrease, so equal ones are neighbours
-    first, end = (np.searchsorted(groups, number, side) for side in ("left", "right"))
-    longest = (end - first).max()
-    members = np.minimum(first[:, None] + np.arange(longest), end[:, None] - 1)
-    return _Groups(different, groups, members)
+def _cell_lines(grids: Grids, axis: int) -> np.ndarray:
+    """For each row (or column) of the finest grid, the row (or column) of cells: (n,)."""
+    return np.unique(_coarser_lines(grids, axis), axis=1, return_inverse=True)[1].ravel()

@@ -55,15 +55,10 @@ Curves = Mapping[str, RocCurve | None]
 
 
 def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> tuple[int, int]:
-    """Write the ROC curves of all classes, image level left and pixel level right.
+    """Write the ROC curves of all classes, image level left and pixel level right, to a PNG file.
 
-    Args:
-        path: of the PNG file.
-        image_curves: by class name; a class whose curve is None is left out.
-        pixel_curves: as image_curves.
-
-    Returns:
-        The width and height of the figure in pixels.
+    The curves are given by class name; a class whose curve is None is left out. Returns the width
+    and height of the figure in pixels.
     """
     width, height = ROC_SIZE
     figure = Figure(figsize=(width / DPI, height / DPI), layout="constrained")
@@ -108,13 +103,8 @@ def plot_localisations(
     """Write a figure for each item, with panels as name_panels names them.
 
     The predicted mask is anomaly_map >= threshold, after a morphological opening; the segmentation
-    result is the image with the outline of that mask.
-
-    Args:
-        items: images of one class, all of one size.
-        panels: names of what is shown.
-        norm: colour scale of the anomaly maps, shared by all heat maps and the colour bar.
-        threshold: in units of the anomaly maps, marked on the colour bar.
+    result is the image with the outline of that mask. The norm is the colour scale of the anomaly
+    maps; the threshold is marked on its bar. The images are of one size.
 
     Yields:
         The path of each file, in order, once it is complete. Threads draw several at a time.
@@ -129,14 +119,13 @@ def plot_localisations(
 def plot_overlay(
     path: Path, image: Image.Image, anomaly_map: np.ndarray, highest: float, mask: np.ndarray
 ) -> None:
-    """Write the image blended with its heat map, with the mask outlined.
+    """Write the image (RGB) blended with its heat map, with the mask (h, w) outlined.
 
     Args:
         path: of the .jpg file.
-        image: RGB, of w x h pixels.
-        anomaly_map: (h, w) float32; pixels where it is NaN are drawn as they are.
+        image, anomaly_map, mask: of the same size; pixels without a score, NaN, are drawn as they
+            are.
         highest: score of the last colour; that of the first is 0.
-        mask: (h, w) bool.
     """
     scores, mask = (_shrink(pixels, LONGEST_OVERLAY) for pixels in (anomaly_map, mask))
     drawn = image.reduce(ceil(max(image.size) / LONGEST_OVERLAY))

@@ -1,4 +1,4 @@
-"""Connected regions of an anomaly map from a threshold on."""
+"""Connected regions of an anomaly map: those that reach a peak, down to a lower threshold."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -31,12 +31,18 @@ class Region(NamedTuple):
     peak_column: int
 
 
-def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 0) -> list[Region]:
-    """The regions of pixels >= threshold, each connected by eight neighbours, highest score first.
+def find_regions(
+    anomaly_map: np.ndarray, threshold: float, peak_threshold: float, min_area: int = 0
+) -> list[Region]:
+    """The regions of pixels >= threshold with a pixel >= peak_threshold, highest score first.
+
+    This is thresholding with hysteresis, as skimage.filters.apply_hysteresis_threshold does it, but
+    pixels are connected by eight neighbours, and labelled only once.
 
     Args:
         anomaly_map: (h, w) float32; pixels that are NaN belong to no region.
         threshold: in units of the map.
+        peak_threshold: in the same units.
         min_area: smaller regions are left out.
     """
     labels, _ = label(anomaly_map >= threshold, EIGHT_NEIGHBOURS)
@@ -44,11 +50,11 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 0) -
     for number, box in enumerate(find_objects(labels), start=1):
         inside = labels[box] == number
         area = int(np.count_nonzero(inside))
-        if area < min_area:
+        scores = np.where(inside, anomaly_map[box], -np.inf)
+        if area < min_area or scores.max() < peak_threshold:
             continue
         top, left = (side.start for side in box)
         height, width = inside.shape
-        scores = np.where(inside, anomaly_map[box], -np.inf)
         row, column = divmod(int(scores.argmax()), width)
         mean = float(scores.mean(dtype=np.float64, where=inside))
         extent = left, top, width, height, area
@@ -59,7 +65,7 @@ def find_regions(anomaly_map: np.ndarray, threshold: float, min_area: int = 0) -
 def draw_regions(
     anomaly_map: np.ndarray, threshold: float, regions: Sequence[Region]
 ) -> np.ndarray:
-    """The mask (h, w) bool of some of the regions that find_regions found with these arguments."""
+    """The mask (h, w) bool of some of the regions that find_regions found in a map."""
     labels, n = label(anomaly_map >= threshold, EIGHT_NEIGHBOURS)
     drawn = np.zeros(n + 1, dtype=bool)
     drawn[[labels[region.peak_row, region.peak_column] for region in regions]] = True
