@@ -10,9 +10,8 @@ Reference: Defard et al., arXiv 2011.08785; xiahaifeng1995/PaDiM-Anomaly-Detecti
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from itertools import chain
 from typing import TYPE_CHECKING
 
 from datasets import demo
@@ -50,16 +49,19 @@ def run_experiment(settings: Experiment) -> None:
         channels = backbone.draw_channels(
             settings.arch, settings.seed, settings.n_features, settings.layers
         )
-        datasets = load_all(settings)
-        run = RunReport(settings, choose_own(datasets, processes), processes.leads)
+        datasets = choose_own(load_all(settings), processes)
+        run = RunReport(settings, datasets, processes.leads)
 
-        # images are decoded from now on, while what takes seconds to import is imported
-        images = chain.from_iterable(run.unfinished)
-        shown = processes.leads
+        # images are decoded from now on, while torch is imported, which takes two seconds
         with Loader(
-            images, settings.batch_size, settings.num_workers, show_progress=shown
+            in_order(run.unfinished, settings),
+            settings.batch_size,
+            settings.num_workers,
+            show_progress=processes.leads,
         ) as loader:
+            from utils.evaluation import evaluate
             from utils.features import load_extractor
+            from utils.report.tables import to_text
 
             # a frozen ImageNet network, and random channels of its layers, the same for all classes
             names = settings.arch, settings.weights, settings.device, settings.precision
@@ -70,47 +72,23 @@ def run_experiment(settings: Experiment) -> None:
                 on_device = f"{settings.arch} on {device_name(extractor.device)}"
                 print(f"{on_device}, {len(channels)} channels", flush=True)
             check_memory_of(settings, run.unfinished, channels, extractor.device, processes)
-            run_classes(settings, run, loader, extractor, processes)
-
-
-def run_classes(
-    settings: Experiment,
-    run: RunReport,
-    loader: Loader,
-    extractor: FeatureExtractor,
-    processes: Processes,
-) -> None:
-    """Run the classes that no earlier run finished, and write the report on all."""
-    from utils.report.tables import to_text
-
-    try:
-        for train, test in run.unfinished:
-            run_class(settings, train, test, loader, extractor, run.begin_class(train, test))
-        processes.wait()
-    finally:  # an interrupted run leaves the report on the classes that are finished
+            try:
+                for train, test in run.unfinished:
+                    report = run.begin_class(train, test)
+                    scored, thresholds = fit_and_score(
+                        settings, train, test, loader, extractor, report
+                    )
+                    # anomaly maps and masks -> ROC curves, AP, F1, AUPRO
+                    report.begin("metrics")
+                    evaluation = evaluate(scored, test.has_masks)
+                    # a figure for each image, and the file by which the class counts as finished
+                    report.finish(scored, evaluation, thresholds)
+                processes.wait()
+            finally:  # an interrupted run leaves the report on the classes that are finished
+                if processes.leads:
+                    tables = run.write(extractor, processes.size)
         if processes.leads:
-            tables = run.write(extractor, processes.size)
-    if processes.leads:
-        print("", *map(to_text, tables), f"results in {run.folder}", sep="\n\n")
-
-
-def run_class(
-    settings: Experiment,
-    train: ImageDataset,
-    test: ImageDataset,
-    loader: Loader,
-    extractor: FeatureExtractor,
-    report: ClassReport,
-) -> None:
-    """PaDiM on one class: fit to good images, score the test images, evaluate, draw."""
-    from utils.evaluation import evaluate
-
-    scored, thresholds = fit_and_score(settings, train, test, loader, extractor, report)
-    # anomaly maps and masks -> ROC curves, AP, F1, AUPRO
-    report.begin("metrics")
-    evaluation = evaluate(scored, test.has_masks)
-    # a localisation figure for each image, and the file by which the class counts as finished
-    report.finish(scored, evaluation, thresholds)
+            print("", *map(to_text, tables), f"results in {run.folder}", sep="\n\n")
 
 
 def fit_and_score(
@@ -122,27 +100,49 @@ def fit_and_score(
     report: ClassReport,
 ) -> tuple[ScoredImages, Thresholds | None]:
     """The method itself (paper, section III); the model is freed when this returns."""
-    from utils.evaluation import choose_drawn, score_images
+    from utils.evaluation import choose_drawn, score_images  # torch, as above
     from utils.padim import PaDiM
+    from utils.view import View, learn_view
+
+    report.begin("fit")
+    view = View(train.preprocessing)
+    if settings.align != "off":
+        # some good images -> a template, and how far parts lie turned and moved from it
+        some = (images for images, _, _ in loader.batches(train.sample()))
+        view, alignment = learn_view(some, settings.unaligned, settings.align)
+        report.note(alignment)
 
     # features of good images -> a Gaussian for each patch position
-    report.begin("fit")
     good = (images for images, _, _ in loader.batches(train))
-    model = PaDiM(extractor, train.preprocessing, train.class_name)
-    model.fit(good, len(train), train.find_copies())
+    model = PaDiM(extractor, view, train.class_name, settings.image_score)
+    model.fit(good, len(train), train.find_copies(), settings.shrinkage)
     train.note_near_copies(model.held_out.near_copies)
+    model.image_kinds = train.notes.find_headers()
 
     # good images, each left out in turn with its copies -> thresholds to deploy
-    model.find_thresholds(settings.target_fpr)
+    model.find_thresholds(settings.target_fpr, settings.pixel_fpr)
     report.save_model(model)
 
     # features of test images -> distances -> an anomaly map for each image
     report.begin("score")
-    batches = loader.batches(test)
-    unseen = ((model.anomaly_maps(images), images, *truth) for images, *truth in batches)
+    unseen = (
+        (model.anomaly_maps(images), view.crop(images), *truth)
+        for images, *truth in loader.batches(test)
+    )
     drawn = choose_drawn(len(test), settings.figures)
-    scored = score_images(unseen, len(test), test.image_size, test.has_masks, drawn)
+    scored = score_images(
+        unseen, len(test), test.image_size, test.has_masks, drawn, settings.image_score
+    )
     return scored, model.thresholds
+
+
+def in_order(datasets: Sequence[Splits], settings: Experiment) -> Iterator[ImageDataset]:
+    """The images as fit_and_score reads them."""
+    for train, test in datasets:
+        if settings.align != "off":
+            yield train.sample()
+        yield train
+        yield test
 
 
 def fill_in(settings: Experiment) -> Experiment:
@@ -177,20 +177,16 @@ def check_memory_of(
     device: torch.device,
     processes: Processes,
 ) -> None:
-    """Refuse a class that does not fit into memory, before the first is begun.
-
-    Raises:
-        ValueError: if there is one.
-    """
+    """Refuse a class that does not fit into memory, before the first is begun."""
     from utils.model_file import class_bytes
     from utils.system.memory import Work, check_memory
     from utils.thresholds import choose_held_out
 
     for train, test in datasets:
-        height, width = train.image_size
+        height, width = train.window_size
         n_drawn = len(test) if settings.figures is None else min(settings.figures, len(test))
         work = Work(
-            model_bytes=class_bytes(channels, train.image_size, len(train)),
+            model_bytes=class_bytes(channels, train.window_size, len(train)),
             pixels=height * width,
             batch_size=settings.batch_size,
             n_held_out=len(choose_held_out(len(train))),

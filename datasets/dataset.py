@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ from utils.system.errors import UserError
 from utils.system.files import make_unique, shorten
 
 LABELS = {0: "normal", 1: "defective", UNLABELLED: "unlabelled"}
+
+MOST_SAMPLED = 256  # training images that suffice to see how the part lies
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,11 @@ class ImageDataset:
         group = "train" if self.split == "train" else LABELS[sample.label]
         self.notes.add_image(group, sample.path, image)
         return image, sample.label, mask
+
+    def sample(self) -> "ImageDataset":
+        """At most MOST_SAMPLED of the images, spread evenly."""
+        n = min(len(self), MOST_SAMPLED)
+        return replace(self, samples=[self.samples[i * len(self) // n] for i in range(n)])
 
     def find_copies(self) -> list[int]:
         """For each image the number of the first one whose file has the same content; a note."""

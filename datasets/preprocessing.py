@@ -39,6 +39,10 @@ class Preprocessing(NamedTuple):
     bit_depth: int = 16
     context: int = 0
 
+    def whole(self) -> "Preprocessing":
+        """The same, but the network sees the whole resized image."""
+        return self._replace(context=WHOLE)
+
 
 DEFAULT = Preprocessing()
 
@@ -147,6 +151,13 @@ def crop_place(size: tuple[int, int], preprocessing: Preprocessing) -> Place:
     crop, window = _cut(resized_size(size, preprocessing.resize), preprocessing)
     height, width = crop.bottom - crop.top, crop.right - crop.left
     return Place(crop.top - window.top, crop.left - window.left, height, width)
+
+
+def window_place(size: tuple[int, int], preprocessing: Preprocessing) -> Place:
+    """Where the window lies in an image of H x W = size that was resized, or is the window."""
+    _, window = _cut(size[::-1], preprocessing)
+    height, width = window.bottom - window.top, window.right - window.left
+    return Place(window.top, window.left, height, width)
 
 
 def crop_share(size: tuple[int, int], preprocessing: Preprocessing) -> float:

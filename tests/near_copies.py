@@ -28,12 +28,12 @@ from utils.backbone import draw_channels
 from utils.features import FeatureExtractor, load_extractor
 from utils.gaussian import fit_gaussians
 from utils.held_out import HeldOut
-from utils.maps import enlarge, image_scores
+from utils.maps import enlarge
 from utils.near_copies import group_near_copies
 from utils.report.tables import Table, to_markdown
 from utils.settings import number_or_all
 from utils.system.files import replacing
-from utils.thresholds import find_thresholds
+from utils.thresholds import find_thresholds, score_maps
 
 TARGET_FPR = 0.05
 BORDER = 16  # pixels around an image that turning and shifting may show
@@ -107,7 +107,7 @@ def measure(name: str, images: Sequence[Image.Image], extractor: FeatureExtracto
     scored = [score(batches, len(pixels), way) for way in ways]
     (alone, _), (found, n_found), (new, _) = scored
     thresholds = [find_thresholds(maps, TARGET_FPR).image for maps in (alone, found, new)]
-    alarms = [np.mean(image_scores(new) >= threshold) for threshold in thresholds[:2]]
+    alarms = [np.mean(score_maps(new) >= threshold) for threshold in thresholds[:2]]
     cells = [str(len(pixels)), str(n_found), *(f"{value:.1f}" for value in thresholds)]
     return [name, *cells, *(f"{value:.2f}" for value in alarms)]
 

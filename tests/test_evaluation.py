@@ -6,7 +6,7 @@ import pytest
 from datasets.mvtec import UNLABELLED
 from utils import metrics
 from utils.evaluation import Batch, ScoredImages, choose_drawn, evaluate, score_images
-from utils.maps import image_scores
+from utils.thresholds import score_maps
 
 SIZE, N = (32, 48), 5
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1")
@@ -37,7 +37,7 @@ def test_maps_and_masks_of_all_images_are_kept(unseen, score, drawn):
     np.testing.assert_array_equal(scored.anomaly_maps, maps)
     np.testing.assert_array_equal(scored.masks, masks)
     np.testing.assert_array_equal(scored.labels, labels)
-    np.testing.assert_array_equal(scored.image_scores, image_scores(scored.anomaly_maps))
+    np.testing.assert_array_equal(scored.image_scores, score_maps(scored.anomaly_maps))
     lowest, highest = scored.anomaly_maps.min(), scored.anomaly_maps.max()
     assert scored.score_range == (lowest, highest)
 
@@ -69,7 +69,7 @@ def test_drawn_images_are_spread_evenly(n_images, figures, drawn):
 
 
 def scored(labels: list[int], masks: np.ndarray, anomaly_maps: np.ndarray) -> ScoredImages:
-    scores = image_scores(anomaly_maps)
+    scores = score_maps(anomaly_maps)
     return ScoredImages(np.array(labels), scores, (0, 1), anomaly_maps, masks, {})
 
 

@@ -15,7 +15,8 @@ from tests.helpers import defective, good_images, read_csv, write_image
 from utils.backbone import IMAGENET_MEAN, IMAGENET_STD
 from utils.commands import export
 from utils.detector import Detector
-from utils.maps import enlarge, image_scores
+from utils.maps import enlarge
+from utils.thresholds import score_maps
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 SIZE = (64, 48)
@@ -72,7 +73,7 @@ def test_file_gives_the_suites_scores_and_maps(form, detectors, weights, run, tm
         expected = detector.score_batch(images)
         assert maps.shape == (len(images), *SIZE)
         np.testing.assert_allclose(maps, expected, rtol=1e-3)
-        np.testing.assert_allclose(scores, image_scores(expected), rtol=1e-3)
+        np.testing.assert_allclose(scores, score_maps(expected), rtol=1e-3)
 
 
 def test_graph_that_differs_is_refused_and_not_written(

@@ -9,8 +9,9 @@ from datasets.preprocessing import Preprocessing
 from tests.naive import naive_distances, naive_embeddings, naive_maps
 from tests.samples import Lookup, draw_layers, numbered
 from tests.tolerances import EPSILON, distance_error, left_out_distances
-from utils.maps import enlarge, image_scores
+from utils.maps import enlarge
 from utils.padim import PaDiM
+from utils.thresholds import score_maps
 
 GRIDS, SIZE = [(8, 12), (4, 6), (2, 3)], (64, 96)
 # the dual form is for up to 11 images, as the coarser layers have 5 + 6 channels
@@ -76,7 +77,7 @@ def test_maps_are_enlarged_and_smoothed_like_the_naive_ones(grid, size):
 def test_image_score_is_the_maximum_of_the_map():
     anomaly_maps = np.array([[[1, 5], [2, 3]], [[0, -1], [-2, -3]]], dtype=np.float32)
     before = anomaly_maps.copy()
-    assert image_scores(anomaly_maps).tolist() == [5, 0]
+    assert score_maps(anomaly_maps).tolist() == [5, 0]
     np.testing.assert_array_equal(anomaly_maps, before)
 
 

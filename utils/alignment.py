@@ -12,11 +12,11 @@ Reference: Baker and Matthews, "Lucas-Kanade 20 years on: a unifying framework",
 section 3.2 (inverse compositional), with gain and bias.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import ceil, floor, radians, sqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -98,6 +98,16 @@ class Alignment:
     def resembles(self) -> bool:
         """Whether the training images, once aligned, are alike."""
         return self.after >= RESEMBLING
+
+    def describe(self) -> dict[str, Any]:
+        """All but the template, as JSON can hold it."""
+        return {**asdict(self), "template": None, "range": self.range._asdict()}
+
+    @classmethod
+    def restore(cls, description: Mapping[str, Any], template: Tensor) -> "Alignment":
+        """The alignment of a template that describe has described."""
+        changed = {"image_size": tuple(description["image_size"]), "template": template}
+        return cls(**{**description, **changed, "range": PoseRange(**description["range"])})
 
     @torch.inference_mode()
     def find_poses(self, images: Tensor) -> Poses:

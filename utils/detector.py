@@ -30,6 +30,7 @@ from utils.padim import PaDiM
 from utils.regions import Region, find_regions
 from utils.system.errors import UserError
 from utils.thresholds import TARGET_FPR
+from utils.view import View
 
 FEWEST = 3  # good images: one is held out, and the covariance of the others needs two
 
@@ -91,7 +92,7 @@ class Detector:
                 f"{name} has {len(prepared)} images, all of the same content; give at least "
                 f"{FEWEST} that differ"
             )
-        model = PaDiM(extractor, preprocessing, name)
+        model = PaDiM(extractor, View(preprocessing), name)
         model.fit(_batches(prepared), len(prepared), copy_of)
         model.find_thresholds(target_fpr)
         return cls(model)

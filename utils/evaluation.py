@@ -7,8 +7,8 @@ import numpy as np
 
 from datasets.mvtec import UNLABELLED
 from utils import metrics
-from utils.maps import image_scores
 from utils.metrics import RocCurve, SortedScores, UndefinedMetricError
+from utils.thresholds import score_maps
 
 # anomaly maps of images; images, labels and masks as ImageDataset returns them
 Batch = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
@@ -72,6 +72,7 @@ def score_images(
     size: Sequence[int],
     keep_maps: bool,
     drawn: Sequence[int] = (),
+    image_score: str = "max",
 ) -> ScoredImages:
     """The test images of a class with their scores.
 
@@ -81,6 +82,7 @@ def score_images(
         size: H and W of the images.
         keep_maps: whether the maps of all images are kept, as pixel metrics need them.
         drawn: numbers of the images that get a figure.
+        image_score: one of thresholds.IMAGE_SCORES.
     """
     labels, scores = np.empty(n_images, dtype=np.int64), np.empty(n_images, dtype=np.float32)
     row_of = {number: row for row, number in enumerate(range(n_images) if keep_maps else drawn)}
@@ -90,7 +92,7 @@ def score_images(
     low, high, seen = np.inf, -np.inf, 0
     for anomaly_maps, images, batch_labels, masks in batches:
         here = slice(seen, seen + len(images))
-        labels[here], scores[here] = batch_labels, image_scores(anomaly_maps)
+        labels[here], scores[here] = batch_labels, score_maps(anomaly_maps, image_score)
         low, high = min(low, anomaly_maps.min()), max(high, anomaly_maps.max())
         for i, number in enumerate(range(here.start, here.stop)):
             if number in row_of:

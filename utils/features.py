@@ -98,7 +98,8 @@ class FeatureExtractor(nn.Module):
             # cuDNN computes float32 convolutions in TF32 unless it is told not to
             with torch.backends.cudnn.flags(enabled=True, allow_tf32=self.precision == "tf32"):
                 # from pinned memory the copy overlaps with what the device still computes
-                return self._extract(images.pin_memory().to(self.device, non_blocking=True))
+                pinned = images if images.is_cuda else images.pin_memory()
+                return self._extract(pinned.to(self.device, non_blocking=True))
         # filled part by part, as joining parts would take twice the memory
         features: list[Tensor] = []
         step = PER_THREAD * torch.get_num_threads()

@@ -1,4 +1,4 @@
-"""Anomaly maps from the distances of patches, and the scores of images from the maps.
+"""Anomaly maps from the distances of patches.
 
 Reference: Defard et al., arXiv 2011.08785, sections III-C and IV-B; upstream's main.py.
 """
@@ -6,7 +6,6 @@ Reference: Defard et al., arXiv 2011.08785, sections III-C and IV-B; upstream's 
 from collections.abc import Sequence
 from functools import cache
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from scipy.ndimage import gaussian_filter1d
@@ -35,8 +34,3 @@ def enlarging(to_side: int, from_side: int, device: torch.device) -> Tensor:
     enlarged = F.interpolate(unit, size=(to_side, from_side), mode="bilinear", align_corners=False)
     smoothed = gaussian_filter1d(enlarged[0, 0].numpy(), SMOOTHING_SIGMA, axis=0)
     return torch.from_numpy(smoothed).float().to(device)
-
-
-def image_scores(anomaly_maps: np.ndarray) -> np.ndarray:
-    """The maximum of each map: (N, H, W) to (N,) (paper, section III-C)."""
-    return anomaly_maps.max(axis=(1, 2))

@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from datasets.headers import Header
 from datasets.preprocessing import Preprocessing
+from utils.alignment import Alignment
 from utils.backbone import BACKBONES, PRECISIONS, Channels
 from utils.gaussian import Gaussians, count_numbers, is_primal
 from utils.maps import SMOOTHING_SIGMA
@@ -24,12 +26,14 @@ from utils.patches import Layout
 from utils.system.errors import UserError
 from utils.system.files import replacing
 from utils.thresholds import Thresholds, choose_held_out
+from utils.view import View
 
-FORMAT = 5
+FORMAT = 6
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 MATRICES = ("whitening", "loadings", "residual_whitening")
 LISTS = ("means", "samples")  # of a tensor for each layer
 SCORES = ("good_scores", "pixel_scores", "good_peaks")  # of the thresholds
+TEMPLATE = "template"  # of an alignment
 KEY = "padim"  # of the settings in the file's metadata
 # what reading a file with damaged or foreign content raises
 DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
@@ -41,9 +45,9 @@ def model_bytes(gaussians: Gaussians, dtype: str = "float32") -> int:
     return numbers * DTYPES[dtype].itemsize
 
 
-def class_bytes(channels: Channels, image_size: tuple[int, int], n_train: int) -> int:
+def class_bytes(channels: Channels, window_size: tuple[int, int], n_train: int) -> int:
     """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
-    grids, counts = channels.grids(image_size), channels.counts
+    grids, counts = channels.grids(window_size), channels.counts
     n_numbers = count_numbers(Layout(grids), counts, n_train)
     if is_primal(n_train, counts):
         of_image = sum(h * w * d for (h, w), d in zip(grids, counts, strict=True))
@@ -54,6 +58,7 @@ def class_bytes(channels: Channels, image_size: tuple[int, int], n_train: int) -
 def write_model(
     path: Path,
     settings: Mapping[str, Any],
+    view: View,
     gaussians: Gaussians,
     thresholds: Thresholds,
     dtype: str = "float32",
@@ -63,6 +68,7 @@ def write_model(
     Args:
         path: of the file.
         settings: whatever JSON can hold, as read_model takes it.
+        view: of the model.
         gaussians: on any device.
         thresholds: of the model.
         dtype: a key of DTYPES, in which the Gaussians are kept.
@@ -76,11 +82,17 @@ def write_model(
     of_thresholds = asdict(thresholds)
     given = [name for name in SCORES if of_thresholds[name] is not None]
     tensors |= {name: torch.from_numpy(of_thresholds.pop(name)) for name in given}
+    alignment = view.alignment
+    if alignment is not None:
+        tensors[TEMPLATE] = alignment.template.cpu()
     settings = {
         "format": FORMAT,
         **settings,
+        "preprocessing": view.preprocessing._asdict(),
+        "alignment": None if alignment is None else alignment.describe(),
         "grids": gaussians.grids,
         "eps": gaussians.eps,
+        "shrinkage": gaussians.shrinkage,
         "smoothing_sigma": SMOOTHING_SIGMA,
         "thresholds": of_thresholds,
         "thresholds_from": "training images, each scored by the Gaussians of all others",
@@ -94,8 +106,11 @@ def write_model(
         temporary.chmod(mode)
 
 
-def read_model(path: Path, device: torch.device) -> tuple[dict[str, Any], Gaussians, Thresholds]:
-    """The settings, Gaussians and thresholds of a file; nothing in it is run.
+Parts = tuple[dict[str, Any], View, Gaussians, Thresholds]
+
+
+def read_model(path: Path, device: torch.device) -> Parts:
+    """The settings, view, Gaussians and thresholds of a file; nothing in it is run.
 
     Args:
         path: of the file.
@@ -131,16 +146,19 @@ def _sha256(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _convert(
-    settings: dict[str, Any], tensors: dict[str, Tensor], device: torch.device
-) -> tuple[dict[str, Any], Gaussians, Thresholds]:
+def _convert(settings: dict[str, Any], tensors: dict[str, Tensor], device: torch.device) -> Parts:
     """What is read, in the suite's types; refuse what does not fit the network."""
     scores = {name: tensors.pop(name).numpy() for name in SCORES if name in tensors}
     thresholds = Thresholds(**(settings["thresholds"] | scores))
     on_device = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
     gaussians = _to_gaussians(on_device, settings)
-    settings["preprocessing"] = Preprocessing(**settings["preprocessing"])
-    settings["image_size"] = tuple(settings["image_size"])
+    alignment = settings["alignment"]
+    if alignment is not None:
+        alignment = Alignment.restore(alignment, on_device[TEMPLATE])
+    view = View(Preprocessing(**settings["preprocessing"]), alignment)
+    for name in ("image_size", "window_size"):
+        settings[name] = tuple(settings[name])
+    settings["image_kinds"] = [Header(tuple(s), m, f) for s, m, f in settings["image_kinds"]]
     network = settings["network"]
     for name, accepted in (("arch", BACKBONES), ("precision", PRECISIONS)):
         if network[name] not in accepted:
@@ -148,9 +166,9 @@ def _convert(
     of_layers = tuple(map(tuple, network["channels"]["of_layers"]))
     network["channels"] = channels = Channels(of_layers, network["channels"]["sha256"])
     found = gaussians.grids, [mean.shape[2] for mean in gaussians.means]
-    if found != (channels.grids(settings["image_size"]), channels.counts):
+    if found != (channels.grids(settings["window_size"]), channels.counts):
         raise UserError("its Gaussians do not fit its channels and its image size")
-    return settings, gaussians, thresholds
+    return settings, view, gaussians, thresholds
 
 
 def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
@@ -168,6 +186,7 @@ def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) ->
     return Gaussians(
         layout=Layout(tuple(map(tuple, settings["grids"]))),
         eps=settings["eps"],
+        shrinkage=settings["shrinkage"],
         **{name: tensors[name] for name in MATRICES},
         **lists,
     )

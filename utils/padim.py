@@ -3,65 +3,83 @@
 Reference: Defard et al., arXiv 2011.08785, section III; upstream's main.py.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from datasets.headers import Header
 from datasets.preprocessing import Preprocessing
+from utils.alignment import Poses
 from utils.features import FeatureExtractor, load_extractor
 from utils.gaussian import Gaussians, fit_gaussians
 from utils.held_out import HeldOut
-from utils.maps import enlarge
 from utils.model_file import read_model, write_model
 from utils.system.device import choose_device
 from utils.system.errors import UserError
-from utils.thresholds import Thresholds, find_thresholds
+from utils.thresholds import PIXEL_FPR, Thresholds, find_thresholds, score_maps
+from utils.view import View
 
 
 class PaDiM:
-    """The model of a class: network, Gaussians of all patch positions, thresholds.
+    """The model of a class: view, network, Gaussians of all patch positions, thresholds.
 
-    Images are batches (B, 3, H, W) uint8 RGB, all of one size.
+    Images are batches (B, 3, H, W) uint8 RGB, all of one size: the view's window, or larger. Maps
+    and masks are of the crop.
 
     Args:
         extractor: of the images' features.
-        preprocessing: by which the images were made; it is kept for those who make others.
+        view: what of the images the network sees.
         class_name: what the images show.
+        image_score: how images are scored, one of thresholds.IMAGE_SCORES.
 
     Attributes:
-        image_size: H and W of the images, after fit.
+        image_size, window_size: H and W of the maps, and of what the network sees, after fit.
         n_train, training_sha256: the number of images that it was fitted to, and of their pixels.
         gaussians: of every patch position, after fit.
         held_out: the images that thresholds are found with, after fit; not kept in a file.
         thresholds: None before find_thresholds, and if there are too few images for them.
+        image_kinds: the different headers of the training images' files; empty if unknown.
     """
 
     image_size: tuple[int, int]
+    window_size: tuple[int, int]
     n_train: int
     training_sha256: str
     gaussians: Gaussians
     held_out: HeldOut
     thresholds: Thresholds | None = None
+    image_kinds: Collection[Header] = ()
 
     def __init__(
-        self, extractor: FeatureExtractor, preprocessing: Preprocessing, class_name: str
+        self, extractor: FeatureExtractor, view: View, class_name: str, image_score: str = "max"
     ) -> None:
         self.extractor = extractor
-        self.preprocessing = preprocessing
+        self.view = view
         self.class_name = class_name
+        self.image_score = image_score
 
     @property
     def arch(self) -> str:
         """The network's name, a key of BACKBONES."""
         return self.extractor.arch
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How the images are made that the model takes."""
+        return self.view.preprocessing
+
     @torch.inference_mode()
     def fit(
-        self, batches: Iterable[np.ndarray], n_train: int, copy_of: Sequence[int] | None = None
+        self,
+        batches: Iterable[np.ndarray],
+        n_train: int,
+        copy_of: Sequence[int] | None = None,
+        shrinkage: float | str | None = None,
     ) -> "PaDiM":
         """Learn the Gaussian of every patch position from good images (section III-B).
 
@@ -69,25 +87,31 @@ class PaDiM:
             batches: yields some images at a time.
             n_train: images in all batches together, 2 or more.
             copy_of: as in choose_held_out; copies are held out together.
+            shrinkage: as in fit_gaussians.
         """
         self.n_train = n_train
         self.held_out = HeldOut(n_train, copy_of)
+        self._poses: list[Poses] = []  # of the training images
         features = self.held_out.watch(self._extract(batches))
-        self.gaussians = fit_gaussians(features, n_train)
+        self.gaussians = fit_gaussians(features, n_train, shrinkage=shrinkage)
         return self
 
     def _extract(self, batches: Iterable[np.ndarray]) -> Iterator[list[Tensor]]:
         """The features of training images."""
         digest = sha256()
         for images in batches:
-            self.image_size = images.shape[2:]
             digest.update(np.ascontiguousarray(images))
-            yield self.extractor(images)
+            seen, poses = self.view.see(images)
+            self.image_size = self.view.crop(images).shape[2:]
+            self.window_size = tuple(seen.shape[2:])
+            self._poses += [] if poses is None else [poses]
+            yield self.extractor(seen)
         self.training_sha256 = digest.hexdigest()
 
-    def find_thresholds(self, target_fpr: float) -> Thresholds | None:
+    def find_thresholds(self, target_fpr: float, pixel_fpr: float = PIXEL_FPR) -> Thresholds | None:
         """Set and return the thresholds from the held-out images, once after a fit."""
-        self.thresholds = find_thresholds(self.held_out_maps(), target_fpr)
+        maps = self.held_out_maps()
+        self.thresholds = find_thresholds(maps, target_fpr, pixel_fpr, self.image_score)
         return self.thresholds
 
     @torch.inference_mode()
@@ -99,38 +123,52 @@ class PaDiM:
         Returns:
             (n, H, W) float32, as anomaly_maps.
         """
-        if not self.held_out.chosen:
+        chosen, poses = self.held_out.chosen, None
+        if not chosen:
             return np.empty((0, *self.image_size), dtype=np.float32)
+        if self._poses:
+            poses = Poses(*(torch.cat(values)[chosen] for values in zip(*self._poses, strict=True)))
         distances = self.held_out.distances(self.gaussians)
-        return enlarge(distances, self.image_size).numpy(force=True)
+        return self.view.lay_back(distances, poses, self.window_size)
 
-    @torch.inference_mode()
     def anomaly_maps(self, images: np.ndarray) -> np.ndarray:
         """Raw anomaly maps of images (section III-C): distances, enlarged and smoothed.
 
         Returns:
             (B, H, W) float32 Mahalanobis distances, higher = more anomalous.
         """
-        distances = self.gaussians.distances(self.extractor(images))
-        return enlarge(distances, self.image_size).numpy(force=True)
+        return self.score(images)[0]
+
+    @torch.inference_mode()
+    def score(self, images: np.ndarray) -> tuple[np.ndarray, Poses | None]:
+        """The anomaly maps of images, and how their parts lie if the view is aligned."""
+        seen, poses = self.view.see(images)
+        distances = self.gaussians.distances(self.extractor(seen))
+        return self.view.lay_back(distances, poses, self.window_size), poses
+
+    def image_scores(self, anomaly_maps: np.ndarray) -> np.ndarray:
+        """The scores (B,) of images from their maps."""
+        return score_maps(anomaly_maps, self.image_score)
 
     def save(self, path: Path, dtype: str = "float32") -> None:
         """Write the fitted model with its thresholds, but not the network's weights.
 
         Args:
             path: of the file, by custom <class>.safetensors.
-            dtype: a key of model_file.DTYPES, in which the numbers are kept.
+            dtype: a key of model_file.DTYPES, in which the Gaussians are kept.
         """
         settings = {
             "class_name": self.class_name,
-            "preprocessing": self.preprocessing._asdict(),
             "image_size": self.image_size,
+            "window_size": self.window_size,
+            "image_score": self.image_score,
+            "image_kinds": list(self.image_kinds),
             "n_train": self.n_train,
             "training_sha256": self.training_sha256,
             "weights_sha256": self.extractor.weights_sha256,
             "network": self.extractor.settings(),
         }
-        write_model(path, settings, self.gaussians, self.thresholds, dtype)
+        write_model(path, settings, self.view, self.gaussians, self.thresholds, dtype)
 
     @classmethod
     def load(cls, path: Path, weights: Path | str | None = None, device: str = "auto") -> "PaDiM":
@@ -141,7 +179,7 @@ class PaDiM:
             weights: the state dict file that it was fitted with; None takes the published weights.
             device: as in choose_device.
         """
-        settings, gaussians, thresholds = read_model(path, choose_device(device))
+        settings, view, gaussians, thresholds = read_model(path, choose_device(device))
         extractor = load_extractor(weights=weights, device=device, **settings["network"])
         if extractor.weights_sha256 != settings["weights_sha256"]:
             given = "the published weights" if weights is None else weights
@@ -150,8 +188,17 @@ class PaDiM:
                 f"{settings['weights_sha256'][:12]}…, not {extractor.weights_sha256[:12]}…); give "
                 "--weights (weights=) the file that it was made with, none for the published ones"
             )
-        model = cls(extractor, settings["preprocessing"], settings["class_name"])
-        model.image_size = settings["image_size"]
-        model.n_train, model.training_sha256 = settings["n_train"], settings["training_sha256"]
+        model = cls(extractor, view, settings["class_name"], settings["image_score"])
+        for name in ("image_size", "window_size", "n_train", "training_sha256", "image_kinds"):
+            setattr(model, name, settings[name])
         model.gaussians, model.thresholds = gaussians, thresholds
         return model
+
+    def describe(self) -> dict[str, Any]:
+        """What was learnt beside the Gaussians, as metrics.json and the page show it."""
+        alignment = self.view.alignment
+        return {
+            "eps": self.gaussians.eps,
+            "shrinkage": self.gaussians.shrinkage,
+            "alignment": None if alignment is None else alignment.describe(),
+        }

@@ -123,8 +123,9 @@ def plot_overlay(
 
     Args:
         path: of the .jpg file.
-        image, anomaly_map, mask: of the same size; pixels without a score, NaN, are drawn as they
-            are.
+        image: of any size; anomaly_map and mask have the same.
+        anomaly_map: pixels without a score, NaN, are drawn as they are.
+        mask: outlined.
         highest: score of the last colour; that of the first is 0.
     """
     scores, mask = (_shrink(pixels, LONGEST_OVERLAY) for pixels in (anomaly_map, mask))

@@ -15,7 +15,16 @@ from datasets.preprocessing import BIT_DEPTHS, DEFAULT, Preprocessing
 from utils import backbone
 from utils.system.errors import UserError
 from utils.system.processes import count_workers
-from utils.thresholds import TARGET_FPR
+from utils.thresholds import IMAGE_SCORES, PIXEL_FPR, TARGET_FPR
+
+PRESETS = {
+    "reproduction": {},
+    "recommended": {
+        **{"n_features": backbone.ALL, "neighbourhood": 3, "shrinkage": "auto", "align": "auto"},
+        **{"context": 16, "image_score": "top", "save_dtype": "float16"},
+    },
+}
+ALIGN = ("off", "on", "auto")
 
 
 def option(
@@ -69,6 +78,16 @@ def odd(text: str) -> int:
 def number_or_all(text: str) -> int | str:
     """A type of option: "all", or a whole number from 1 on."""
     return text if text == backbone.ALL else at_least(1)(text)
+
+
+def number_or_auto(text: str) -> float | str:
+    """A type of option: "auto", or a number above 0 and at most 1."""
+    try:
+        if text == "auto" or 0 < float(text) <= 1:
+            return text if text == "auto" else float(text)
+    except ValueError:
+        pass
+    raise UserError(f"{text!r} is not a number above 0 and at most 1, or auto")
 
 
 def finite(text: str) -> float:
@@ -209,9 +228,51 @@ class MethodSettings(NetworkSettings, DataSettings):
     neighbourhood: int = option(
         1, "average each layer's output over K x K positions, K odd", parse=odd, metavar="K"
     )
+    context: int = option(
+        0,
+        "pixels around the crop that the network sees as well, as far as the image goes",
+        parse=at_least(0),
+        metavar="N",
+    )
+    align: str = option(
+        "off",
+        "turn and move each image onto a template of the training images, so that the part lies "
+        "still; auto: if these are alike then",
+        choices=ALIGN,
+    )
+    shrinkage: float | str | None = option(
+        None,
+        "add R times the mean variance of all features to the covariances' diagonals instead of "
+        "0.01; auto: R by Ledoit and Wolf's formula (default: 0.01 is added)",
+        parse=number_or_auto,
+        metavar="R|auto",
+    )
+    image_score: str = option(
+        "max",
+        "score of an image: the maximum of its map, or top, the mean of the highest 1 %",
+        choices=IMAGE_SCORES,
+    )
+    preset: str = option(
+        "reproduction",
+        "what the other options are unless they are given; recommended: "
+        + " ".join(f"--{name} {value}" for name, value in PRESETS["recommended"].items()),
+        choices=tuple(PRESETS),
+        affects_results=False,
+    )
     precision: str = option(
         "float32", "number format of the network; all else is float32", choices=backbone.PRECISIONS
     )
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared: whole if they may be aligned."""
+        unaligned = self.unaligned
+        return unaligned if self.align == "off" else unaligned.whole()
+
+    @property
+    def unaligned(self) -> Preprocessing:
+        """How images are prepared for a model that does not align them."""
+        return super().preprocessing._replace(context=self.context)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,6 +291,12 @@ class Experiment(MethodSettings):
     )
     target_fpr: float = option(
         TARGET_FPR, "rate of false alarms at which the thresholds are set", parse=rate, metavar="X"
+    )
+    pixel_fpr: float = option(
+        PIXEL_FPR,
+        "rate of good pixels that may reach the pixel threshold",
+        parse=rate,
+        metavar="X",
     )
     save_models: str = option(
         "auto", "which models to save; auto: those up to 500 MB", choices=("auto", "all", "none")

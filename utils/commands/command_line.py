@@ -7,7 +7,7 @@ from importlib import import_module
 from time import sleep
 from typing import Any, NamedTuple, NoReturn
 
-from utils.settings import Experiment
+from utils.settings import PRESETS, Experiment
 from utils.system.errors import UserError
 from utils.system.processes import Processes
 from utils.system.program import MISTAKE
@@ -82,8 +82,11 @@ class OneLineParser(argparse.ArgumentParser):
             self._add(field)
 
     def parse(self, words: list[str]) -> Any:
-        """The settings that the words ask for."""
-        return self.settings(**vars(self.parse_args(words)))
+        """The settings that the words ask for; what is not given is that of the preset."""
+        given = vars(self.parse_args(words))
+        preset = PRESETS[given["preset"]] if "preset" in given else {}
+        names = {field.name for field in fields(self.settings)}
+        return self.settings(**{k: v for k, v in preset.items() if k in names} | given)
 
     def error(self, message: str) -> NoReturn:
         """Print the message without the usage and exit with status MISTAKE."""
@@ -99,21 +102,24 @@ class OneLineParser(argparse.ArgumentParser):
         default = field.default if field.default is not MISSING else field.default_factory()
         flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
         if default is False:
-            self.add_argument(*flags, help=how["help"], action="store_true")
+            self.add_argument(
+                *flags, help=how["help"], action="store_true", default=argparse.SUPPRESS
+            )
             return
         keywords = {
             "type": _refusing(how["parse"]),
             "metavar": how["metavar"],
             "choices": how["choices"],
             "nargs": "+" if how["several"] else None,
+            "default": argparse.SUPPRESS,
         }
         if how["positional"]:
             self.add_argument(name, help=how["help"], **keywords)
             return
-        help = how["help"]
+        help = how["help"].replace("%", "%%")
         if default is not None and "(default" not in help:
-            help += " (default: %(default)s)"
-        self.add_argument(*flags, help=help, default=default, required=how["required"], **keywords)
+            help += f" (default: {default})"
+        self.add_argument(*flags, help=help, required=how["required"], **keywords)
 
 
 def _refusing(parse: Callable[[str], Any]) -> Callable[[str], Any]:

@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from utils.maps import enlarge, image_scores
+from utils.maps import enlarge
 from utils.model_file import model_bytes
 from utils.padim import PaDiM
 from utils.settings import option
 from utils.system.errors import UserError
 from utils.system.files import make_folder, replacing
+from utils.thresholds import score_maps
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FORMAT = 1  # of the metadata
@@ -199,6 +200,6 @@ def compare(path: Path, model: PaDiM) -> float:
         maps = model.anomaly_maps(images)
         normalised = (images.astype(np.float32) / 255 - mean) / std
         found = session.run(["scores", "anomaly_maps"], {"images": normalised})
-        for values, expected in zip(found, (image_scores(maps), maps), strict=True):
+        for values, expected in zip(found, (score_maps(maps), maps), strict=True):
             differences.append(np.abs(values / expected - 1).max())
     return float(np.max(differences))

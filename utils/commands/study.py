@@ -109,7 +109,7 @@ class Settings(MethodSettings):
     )
     arch: str = option(
         "resnet18",
-        "network (default: %(default)s, the one that the paper's tables I and II study)",
+        "network (default: resnet18, the one that the paper's tables I and II study)",
         choices=backbone.BACKBONES,
     )
     seeds: int = option(

@@ -26,11 +26,12 @@ from utils.features import (
     select_channels,
 )
 from utils.gaussian import Gaussians, fit_gaussians
-from utils.maps import enlarge, image_scores
+from utils.maps import enlarge
 from utils.metrics import METRICS
 from utils.report.tables import COMPARED
 from utils.settings import MethodSettings
 from utils.system.device import device_name
+from utils.thresholds import score_maps
 
 DIMENSIONS = (100, 200)  # paper, table II
 NEIGHBOURHOODS = (1, 3, 5)
@@ -206,7 +207,7 @@ def study_layers(images: ClassFeatures) -> Iterator[Row]:
 
 def replace_maps(scored: ScoredImages, anomaly_maps: np.ndarray) -> ScoredImages:
     """The images with other maps; the image score is the maximum of its map."""
-    return scored._replace(anomaly_maps=anomaly_maps, image_scores=image_scores(anomaly_maps))
+    return scored._replace(anomaly_maps=anomaly_maps, image_scores=score_maps(anomaly_maps))
 
 
 def study_dimensions(images: ClassFeatures) -> Iterator[Row]:

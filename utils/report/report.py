@@ -59,6 +59,8 @@ class ClassReport:
     show_progress: bool = True
     _files: list[str] = field(default_factory=list, init=False)
     _notes: list[str] = field(default_factory=list, init=False)
+    _sentences: list[str] = field(default_factory=list, init=False)
+    _learnt: Mapping[str, Any] | None = field(default=None, init=False)
     _seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(STAGES, 0.0), init=False
     )
@@ -75,8 +77,13 @@ class ClassReport:
             self._seconds[self._stage] += now - self._began
         self._stage, self._began = stage, now
 
+    def note(self, sentence: str) -> None:
+        """Print a sentence about the class at its end, and keep it with its notes."""
+        self._sentences.append(sentence)
+
     def save_model(self, model: PaDiM) -> None:
         """Save the fitted class as models/<class>.safetensors, if the arguments ask for it."""
+        self._learnt = model.describe()
         when, dtype = self.settings.save_models, self.settings.save_dtype
         refusal = explain_no_model(model, when, dtype)
         if when == "none" or refusal:
@@ -113,7 +120,8 @@ class ClassReport:
     ) -> ClassRecord:
         near_copies = NEAR_COPIES.what in self.test.notes.counts()
         warning = deployed and explain_false_alarms(deployed, scored, near_copies)
-        notes = [*evaluation.notes, *self.test.notes.sentences(), figures.problem, warning]
+        notes = [*evaluation.notes, *self.test.notes.sentences(), *self._sentences]
+        notes += [figures.problem, warning]
         return ClassRecord(
             fingerprint=self.fingerprint,
             settings_sha256=self.settings_sha256,
@@ -125,6 +133,7 @@ class ClassReport:
                 metrics=evaluation.metrics,
                 seconds=dict(self._seconds),
                 notes=[*filter(None, notes)],
+                learnt=self._learnt,
             ),
             deployed=deployed,
             oracle_image=evaluation.oracle_image,

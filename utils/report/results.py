@@ -24,6 +24,7 @@ class ClassResult:
         metrics: in [0, 1] by the keys of METRICS; None where one is undefined, and notes says why.
         seconds: wall time by STAGES; fit and score include loading images and the network.
         notes: sentences for the reader of the table.
+        learnt: what PaDiM.describe returns.
     """
 
     class_name: str
@@ -33,6 +34,7 @@ class ClassResult:
     metrics: Mapping[str, float | None]
     seconds: Mapping[str, float]
     notes: Sequence[str]
+    learnt: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,91 @@
+"""What the network sees of an image: a window around the crop, in the frame of the part.
+
+Images come as they were resized, or cut already; maps go back to the crop of the image as it was
+given, so that scores, thresholds, masks and figures speak of the same pixels with and without
+context and alignment.
+"""
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.preprocessing import Place, Preprocessing, crop_place, window_place
+from utils.alignment import RESEMBLING, Alignment, Poses, learn_alignment, to_image, to_part
+from utils.maps import enlarge
+
+AT_ONCE = 32  # maps that are laid back. Memory only
+
+
+class View(NamedTuple):
+    """How the network sees images.
+
+    Attributes:
+        preprocessing: how images are made; its context is the window around the crop.
+        alignment: by which images are turned and moved onto a template; None leaves them.
+    """
+
+    preprocessing: Preprocessing
+    alignment: Alignment | None = None
+
+    def see(self, images: np.ndarray) -> tuple[Tensor, Poses | None]:
+        """The window of images (B, 3, H, W) uint8, aligned, and the poses of the parts."""
+        top, left, height, width = window_place(images.shape[2:], self.preprocessing)
+        seen = torch.as_tensor(images[:, :, top : top + height, left : left + width])
+        if self.alignment is None:
+            return seen, None
+        seen = seen.to(self.alignment.template.device)
+        poses = self.alignment.find_poses(seen)
+        return to_part(seen, poses), poses
+
+    def crop(self, images: np.ndarray) -> np.ndarray:
+        """The crop of images (..., H, W)."""
+        top, left, height, width = self._place(images.shape[-2:])
+        return images[..., top : top + height, left : left + width]
+
+    @torch.inference_mode()
+    def lay_back(
+        self, distances: Tensor, poses: Poses | None, window_size: tuple[int, int]
+    ) -> np.ndarray:
+        """Smooth maps (B, H, W) of the crop from the distances (B, h, w) of a window's patches.
+
+        A pixel that the aligned window does not show is 0.
+        """
+        if poses is None:
+            return self.crop(enlarge(distances, window_size)).numpy(force=True)
+        maps = []
+        for first in range(0, len(distances), AT_ONCE):
+            part = slice(first, first + AT_ONCE)
+            in_frame = enlarge(distances[part], window_size)
+            of_images = to_image(in_frame, Poses(*(values[part] for values in poses)))
+            maps.append(self.crop(of_images).numpy(force=True))
+        return np.concatenate(maps)
+
+    def _place(self, size: tuple[int, int]) -> Place:
+        """Where the crop lies in an image of H x W = size, resized already."""
+        return crop_place((size[1], size[0]), self.preprocessing._replace(resize=0))
+
+
+def learn_view(
+    batches: Iterable[np.ndarray], preprocessing: Preprocessing, align: str
+) -> tuple[View, str]:
+    """The view of a class, and a sentence on whether it is aligned and why.
+
+    Args:
+        batches: yields some training images at a time, whole as they were resized.
+        preprocessing: of a view that is not aligned.
+        align: "on", or "auto" to align if the training images, once aligned, are alike.
+    """
+    alignment = learn_alignment(map(torch.as_tensor, batches))
+    likeness = (
+        f"correlation of training images with their template {alignment.before:.2f} before, "
+        f"{alignment.after:.2f} after it"
+    )
+    if align == "auto" and not alignment.resembles:
+        return View(preprocessing), f"not aligned: {likeness}, less than {RESEMBLING}"
+    sentence = f"aligned: {likeness}"
+    if not alignment.resembles:
+        sentence += f"; below {RESEMBLING} the parts may have no common pose: try --align off"
+    return View(preprocessing.whole(), alignment), sentence
