@@ -2,6 +2,7 @@ import csv
 import os
 import shutil
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, crop_box
 from tests.conftest import write_image
 from tests.helpers import SMALL, defective, good_images
+from tests.test_page import Page
+from utils.commands.predict_page import list_regions
 from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
@@ -75,7 +78,8 @@ def test_rows_have_the_detectors_scores(run, command, detector, new):
         assert float(row["good_below"]) == thresholds.fraction_below(score)
         assert row["error"] == ""
     assert (rows[1]["anomalous"], rows[1]["good_below"]) == ("1", "1.0")
-    assert sorted(os.listdir("predictions")) == ["overlays", "predictions.csv", "regions.csv"]
+    files = ["index.html", "overlays", "predictions.csv", "regions.csv"]
+    assert sorted(os.listdir("predictions")) == files
     n = sum(int(row["anomalous"]) for row in rows)
     first, *lines = done.stdout.splitlines()
     assert first.startswith("bolt, resnet18 on cpu (")
@@ -170,13 +174,47 @@ def test_earlier_files_are_removed_but_nobody_elses(run, refused, command, new):
     Path("predictions/notes.txt").touch()
     Path("predictions/maps/city.png").touch()
     assert run(*command, new, "--masks").returncode == 0
-    assert run(*command, new / "good.png").returncode == 0
+    assert run(*command, new / "good.png", "--page", "no").returncode == 0
     left = {str(path) for path in Path("predictions").rglob("*") if path.is_file()}
     names = ("maps/city.png", "notes.txt", f"overlays/{MARKER}", "overlays/good.jpg")
     assert left == {f"predictions/{name}" for name in (*names, "predictions.csv", "regions.csv")}
     line = refused(*command, new, "--maps", "png")
     assert "predictions/maps holds files but no .padim, so they may be yours; move them" in line
     assert len(read_rows()) == 1
+    Path("run").mkdir()
+    Path("run/index.html").touch()
+    line = refused(*command, new, "--output", "run")
+    assert "run/index.html is not a page of predict; choose another --output, or --page no" in line
+
+
+def test_page_shows_all_images_highest_score_first(run, command, new):
+    (new / "damaged.png").write_text("no image")
+    run(*command, new, "--overlays", "anomalous", "--threshold", 20, "--pixel_threshold", 10)
+    page = Page(Path("predictions"))
+    rows = {Path(row["path"]).name: row for row in read_rows()}
+    names = ["größe.png", "good.png", "damaged.png"]
+    assert page.texts("a", class_="name") == [rows[name]["path"] for name in names]
+    links = [e.attributes["href"] for e in page.all("a", class_="name")]
+    assert [(Path("predictions") / unquote(link)).resolve().name for link in links] == names
+    assert page.texts("span", class_="verdict") == ["anomalous", "good", "could not be scored"]
+    scores = [f"{float(rows[name]['score']):.2f}" for name in names[:2]]
+    assert page.texts("span", class_="score") == [*scores, "–"]
+    assert page.values("img", "src") == ["overlays/line%201/gr%C3%B6%C3%9Fe.jpg"]
+    assert len(page.all("ul", class_="lines")) == 1
+    region = read_rows("regions.csv")[0]
+    (text,) = [text for text in page.texts("li") if text.startswith("region 1: ")]
+    assert f"score {float(region['score']):.2f}, {region['width']} x {region['height']}" in text
+    summary = " ".join(page.texts("li"))
+    for words in ("bolt.safetensors, resnet18, fitted to 5 good images", "Threshold: 20, given"):
+        assert words in summary
+    assert rows["damaged.png"]["error"] in " ".join(page.texts("figcaption"))
+
+
+def test_page_lists_the_first_regions():
+    regions = [Region(9.0 - i, 1.0, 1, 2, 3, 4, 12, 2, 1) for i in range(12)]
+    first, *_, last = list_regions(regions)
+    assert first == "region 1: score 9.00, 3 x 4 pixels at (1, 2), area 12"
+    assert last == "2 more are in regions.csv"
 
 
 def test_png_maps_are_the_exact_ones_in_hundredths(run, command, new, tmp_path):
@@ -314,6 +352,7 @@ def test_rows_are_on_disk_when_an_image_is_scored_and_an_interrupt_keeps_them(
     assert (done.returncode, done.stderr) == (130, "interrupted; the rows so far are written\n")
     assert [Path(row["path"]).name for row in rows] == ["a.png"]
     assert read_rows() == rows
+    assert Path("predictions/index.html").exists()
 
 
 def test_batch_is_lowered_to_what_fits_into_memory(run, refused, command, new, monkeypatch):

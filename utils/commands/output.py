@@ -11,6 +11,7 @@ from shutil import rmtree
 from typing import Any
 
 from datasets.folders import MARKER, mark_results
+from utils.commands.predict_page import PAGE
 from utils.commands.prediction import COLUMNS, Prediction
 from utils.commands.sources import FOLDERS
 from utils.regions import Region
@@ -21,8 +22,12 @@ TABLE, REGIONS = "predictions.csv", "regions.csv"
 Sink = Callable[[Prediction], None]
 
 
-def refuse_foreign(output: Path, kinds: Iterable[str]) -> None:
-    """Refuse to write among files that may be the user's: those of an unmarked folder."""
+def refuse_foreign(output: Path, kinds: Iterable[str], page: bool = False) -> None:
+    """Refuse to write among files of an unmarked folder, or over a page that is not of predict."""
+    if page and (output / PAGE).exists() and not (output / TABLE).exists():
+        raise UserError(
+            f"{output / PAGE} is not a page of predict; choose another --output, or --page no"
+        )
     for folder in (output / kind for kind in kinds):
         if folder.is_dir() and os.listdir(folder) and not (folder / MARKER).exists():
             raise UserError(
@@ -37,7 +42,7 @@ def prepare_folders(output: Path, kinds: Iterable[str], clear: bool = True) -> N
         for folder in (output / name for name in FOLDERS):
             if (folder / MARKER).exists():
                 rmtree(folder)
-        for name in (TABLE, REGIONS):
+        for name in (PAGE, TABLE, REGIONS) if (output / TABLE).exists() else (REGIONS,):
             (output / name).unlink(missing_ok=True)
     for kind in kinds:
         (output / kind).mkdir(exist_ok=True)

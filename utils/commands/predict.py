@@ -4,8 +4,8 @@
     ls new_images/*.png | python main.py predict --model bottle.safetensors -
 
 In the output folder, predictions.csv has a row per image, regions.csv one per region of a map from
-the pixel threshold on, and overlays/ mirrors the given folders. With - each path on stdin gets its
-row on stdout as soon as it is scored.
+the pixel threshold on, overlays/ mirrors the given folders, and index.html shows them all. With -
+each path on stdin gets its row on stdout as soon as it is scored.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from datasets.images import IMAGE_SUFFIXES, read_size
 from datasets.loading import Loader
 from datasets.notes import NESTED, Notes
 from utils.commands.output import prepare_folders, printed, refuse_foreign, tables
+from utils.commands.predict_page import write_predictions_page
 from utils.commands.prediction import Loaded, Prediction, Predictor, kinds_of_files
 from utils.commands.sources import Source, find_images, split_paths, to_source
 from utils.settings import NetworkSettings, at_least, finite, option, rate
@@ -89,6 +90,9 @@ class Settings(NetworkSettings):
         "write anomaly maps too: npy (float32) or png (16 bits, hundredths)",
         choices=("none", "png", "npy"),
     )
+    page: str = option(
+        "yes", "write index.html, the images by score with regions", choices=("yes", "no")
+    )
     batch_size: int = option(
         BATCH_SIZE, "images in a batch, fewer if memory is short", parse=at_least(1), metavar="N"
     )
@@ -124,7 +128,7 @@ def score_folders(settings: Settings) -> Counter[str]:
     settings = replace(settings, output=settings.output or FOLDER)
     kinds, files = kinds_of_files(settings), Notes()
     sources = find_images(settings.images, settings.output, files)
-    refuse_foreign(settings.output, kinds)
+    refuse_foreign(settings.output, kinds, settings.page == "yes")
     make_folder(settings.output, "--output")
     predictor = Predictor(settings, sys.stdout)
     batch_size = choose_batch_size(predictor, sources)
@@ -136,12 +140,19 @@ def score_folders(settings: Settings) -> Counter[str]:
         ThreadPoolExecutor(settings.num_workers or 1) as pool,
         tqdm(total=len(images), desc="predict", unit="image", disable=None) as progress,
     ):
-        for answer in predictor.answer(loader.items(images), batch_size, pool.map):
-            write(answer)
-            count(answer, counts)
-            if answer.row["error"]:
-                progress.write(answer.row["error"], file=sys.stderr)
-            progress.update()
+        answers: list[Prediction] = []
+        try:
+            for answer in predictor.answer(loader.items(images), batch_size, pool.map):
+                write(answer)
+                count(answer, counts)
+                if settings.page == "yes":
+                    answers.append(answer)
+                if answer.row["error"]:
+                    progress.write(answer.row["error"], file=sys.stderr)
+                progress.update()
+        finally:  # if it is stopped, a page of the images so far
+            if answers:
+                write_predictions_page(predictor, answers)
     summarise(predictor, counts, [*files.sentences(), *images.notes.sentences()])
     return counts
 

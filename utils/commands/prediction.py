@@ -42,10 +42,21 @@ class Loaded(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The answer about an image: its row, by COLUMNS, and its regions, highest score first."""
+    """The answer about an image.
 
+    Attributes:
+        source: the image.
+        row: by COLUMNS.
+        regions: highest score first.
+        kinds: the folders in which files about it were written.
+        size: width and height of the image.
+    """
+
+    source: Source
     row: dict[str, Any]
-    regions: list[Region]
+    regions: Sequence[Region] = ()
+    kinds: Sequence[str] = ()
+    size: tuple[int, int] = (0, 0)
 
 
 class Predictor:
@@ -55,6 +66,8 @@ class Predictor:
         detector: of the model.
         settings: of the command, with the thresholds that are used; without an output no file is
             written.
+        thresholds: the model's, at the rate of false alarms that is asked for.
+        given: whether the settings give the threshold of images, and that of pixels.
         caveat: of the image threshold, if it is the model's.
 
     Args:
@@ -73,8 +86,9 @@ class Predictor:
         thresholds = model.thresholds
         if settings.target_fpr is not None:
             thresholds = thresholds.at(settings.target_fpr)
-        self.caveat = thresholds.caveat if settings.threshold is None else None
         image, pixel = settings.threshold, settings.pixel_threshold
+        self.thresholds, self.given = thresholds, (image is not None, pixel is not None)
+        self.caveat = None if self.given[0] else thresholds.caveat
         self.settings = replace(
             settings,
             threshold=thresholds.image if image is None else image,
@@ -123,7 +137,7 @@ class Predictor:
             "error": loaded.error,
         }
         if anomaly_map is None:
-            return Prediction(row, [])
+            return Prediction(loaded.source, row)
         model, size = self.detector.model, loaded.image.size
         score = float(anomaly_map.max())
         anomalous = score >= settings.threshold
@@ -146,7 +160,7 @@ class Predictor:
             "area": sum(region.area for region in regions),
             "files": printable(loaded.source.name) if kinds else None,
         }
-        return Prediction(row, regions)
+        return Prediction(loaded.source, row, regions, kinds, size)
 
     def write_files(
         self,

@@ -1,7 +1,8 @@
-"""Pages of scored images, rendered with jinja2: index.html of a run.
+"""Pages of scored images, rendered with jinja2: index.html of a run or of predictions.
 
 A page is static and loads nothing but the pictures beside it. base.html has the style and the
-script of every page, parts.html the parts that pages share; run.html is the page of a run.
+script of every page, parts.html the parts that pages share; run.html is the page of a run,
+predictions.html that of predict.
 """
 
 import os
@@ -53,7 +54,11 @@ class Picture(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An image as a page shows it: label is a key of VERDICTS, alt the picture in words."""
+    """An image as a page shows it.
+
+    The label is a key of VERDICTS, alt the picture in words, link the image file; details stand
+    beside the name, lines below it.
+    """
 
     name: str
     label: str
@@ -62,6 +67,8 @@ class Shown(NamedTuple):
     alt: str
     defect_type: str = ""
     details: Sequence[str] = ()
+    link: str = ""
+    lines: Sequence[str] = ()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,92 @@
+"""The page of predictions: index.html in the folder of predict, highest score first."""
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from utils.commands.prediction import Prediction, Predictor
+from utils.commands.sources import OVERLAYS
+from utils.regions import Region
+from utils.system.files import printable
+
+if TYPE_CHECKING:
+    from utils.report.page import Shown
+
+PAGE = "index.html"
+MOST_REGIONS = 10  # of an image that the page lists
+
+
+def write_predictions_page(predictor: Predictor, answers: Sequence[Prediction]) -> None:
+    """Write the page of these answers."""
+    from utils.report.page import Section, write_page  # jinja2 takes 0.1 s to import
+
+    settings, ranked = predictor.settings, sorted(answers, key=_rank)
+    notes = [predictor.caveat] if predictor.caveat else []
+    images = [describe(answer, settings.output) for answer in ranked]
+    write_page(
+        settings.output / PAGE,
+        "predictions.html",
+        title=f"Predictions of {predictor.detector.model.class_name}",
+        summary=summarise_model(predictor),
+        section=Section("Images", images, settings.threshold, notes=notes),
+    )
+
+
+def _rank(answer: Prediction) -> float:
+    """The images with the highest score come first, those that could not be scored last."""
+    score = answer.row["score"]
+    return float("inf") if score is None else -score
+
+
+def summarise_model(predictor: Predictor) -> list[str]:
+    """Lines on the model and on the thresholds that are used."""
+    model, settings = predictor.detector.model, predictor.settings
+    resize, crop = model.preprocessing.resize, model.preprocessing.crop
+    rate = predictor.thresholds.target_fpr
+    by_rate = f"from the model's good images, at a rate of false alarms of {rate:g}"
+    return [
+        f"Model: {printable(settings.model)}, {model.arch}, fitted to {model.n_train} good images",
+        f"Images: resize {resize or 'none'}, crop {crop or 'none'}",
+        f"Threshold: {settings.threshold:g}, {'given' if predictor.given[0] else by_rate}",
+        f"Regions: pixels from {settings.pixel_threshold:g} on, "
+        f"{'given' if predictor.given[1] else by_rate}",
+    ]
+
+
+def describe(answer: Prediction, folder: Path) -> "Shown":
+    """An image as the page shows it."""
+    from utils.report.page import Picture, Shown
+
+    row, name = answer.row, printable(answer.source.path)
+    picture = None
+    if OVERLAYS in answer.kinds:
+        picture = Picture(f"{OVERLAYS}/{answer.source.name}.jpg", answer.size)
+    below = [] if row["error"] else [f"{row['good_below']:.0%} of good images score lower"]
+    return Shown(
+        name=name,
+        label="image",
+        score=row["score"],
+        picture=picture,
+        alt=f"{name} under the colours of its anomaly map, regions outlined",
+        details=[row["error"]] if row["error"] else below,
+        link=link(answer.source.path, folder),
+        lines=list_regions(answer.regions),
+    )
+
+
+def link(path: Path, folder: Path) -> str:
+    """An image as a page in the folder refers to it."""
+    return quote(os.fsencode(os.path.relpath(os.path.realpath(path), os.path.realpath(folder))))
+
+
+def list_regions(regions: Sequence[Region]) -> Iterable[str]:
+    """A line for each of the first regions, which have the highest scores."""
+    lines = [
+        f"region {number}: score {region.score:.2f}, {region.width} x {region.height} pixels at "
+        f"({region.left}, {region.top}), area {region.area}"
+        for number, region in enumerate(regions[:MOST_REGIONS], start=1)
+    ]
+    left = len(regions) - MOST_REGIONS
+    return [*lines, f"{left} more are in regions.csv"] if left > 0 else lines
