@@ -20,12 +20,12 @@ from datasets.headers import Header
 from datasets.preprocessing import Preprocessing
 from utils.alignment import Alignment
 from utils.backbone import BACKBONES, PRECISIONS, Channels
-from utils.gaussian import Gaussians, count_numbers, is_primal
+from utils.gaussian import Gaussians, count_numbers
 from utils.maps import SMOOTHING_SIGMA
 from utils.patches import Layout
 from utils.system.errors import UserError
 from utils.system.files import replacing
-from utils.thresholds import Thresholds, choose_held_out
+from utils.thresholds import Thresholds
 from utils.view import View
 
 FORMAT = 6
@@ -45,14 +45,16 @@ def model_bytes(gaussians: Gaussians, dtype: str = "float32") -> int:
     return numbers * DTYPES[dtype].itemsize
 
 
-def class_bytes(channels: Channels, window_size: tuple[int, int], n_train: int) -> int:
-    """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
-    grids, counts = channels.grids(window_size), channels.counts
-    n_numbers = count_numbers(Layout(grids), counts, n_train)
-    if is_primal(n_train, counts):
-        of_image = sum(h * w * d for (h, w), d in zip(grids, counts, strict=True))
-        n_numbers += len(choose_held_out(n_train)) * of_image
-    return n_numbers * DTYPES["float32"].itemsize
+def gaussians_bytes(channels: Channels, window_size: tuple[int, int], n_train: int) -> int:
+    """Bytes of the Gaussians of a fit."""
+    numbers = count_numbers(Layout(channels.grids(window_size)), channels.counts, n_train)
+    return numbers * DTYPES["float32"].itemsize
+
+
+def features_bytes(channels: Channels, window_size: tuple[int, int]) -> int:
+    """Bytes of the features of an image."""
+    sizes = zip(channels.grids(window_size), channels.counts, strict=True)
+    return DTYPES["float32"].itemsize * sum(h * w * d for (h, w), d in sizes)
 
 
 def write_model(
