@@ -12,7 +12,7 @@ from datasets.images import read_size
 from datasets.loading import bytes_ahead
 from utils import backbone
 from utils.gaussian import is_primal
-from utils.model_file import features_bytes, gaussians_bytes
+from utils.model_file import DTYPES, class_bytes, features_bytes, gaussians_bytes
 from utils.settings import AUTO_BYTES, Experiment
 from utils.system.errors import UserError
 from utils.system.memory import Work, find_shortage, needed_bytes
@@ -49,7 +49,7 @@ def check_memory(
                     needed = n_processes * sum(needed_bytes(work, device.type == "cuda"))
                     fitting.append(f"{_to_options(changed)} would need {needed / 1e9:.1f} GB")
                     break
-        if fitting:
+        if len(fitting) > 1:
             break
     place, wanted, free = shortage
     advice = "; ".join(fitting) or "end other programs, or give a small --resize"
@@ -73,23 +73,10 @@ def estimate_work(
     channels, size = backbone.draw_channels(*names), train.window_size
     n_drawn = len(test) if settings.figures is None else min(settings.figures, len(test))
     n_images, n_held_out = len(train) + len(test), len(choose_held_out(len(train)))
-    gaussians = gaussians_bytes(channels, size, len(train))
-    of_image = features_bytes(channels, size)
-    model_bytes, copied = gaussians, 0
-    if is_primal(len(train), channels.counts):
-        model_bytes += n_held_out * of_image
-        # with near copies, those of the held-out images are fitted too
-        copied = gaussians if n_held_out < len(train) else 0
-    if settings.save_models != "none" and (
-        settings.save_dtype == "float16" or device.type != "cpu"
-    ):
-        size_of_file = gaussians // (2 if settings.save_dtype == "float16" else 1)
-        if settings.save_models == "all" or size_of_file <= AUTO_BYTES:
-            copied = max(copied, size_of_file)
     return Work(
-        model_bytes=model_bytes,
-        copied_bytes=copied,
-        feature_bytes=of_image,
+        model_bytes=class_bytes(channels, size, len(train)),
+        copied_bytes=count_copied(settings, channels, size, len(train), device),
+        feature_bytes=features_bytes(channels, size),
         seen=prod(size),
         pixels=prod(test.image_size),
         original=original,
@@ -103,6 +90,25 @@ def estimate_work(
     )
 
 
+def count_copied(
+    settings: Experiment,
+    channels: backbone.Channels,
+    size: tuple[int, int],
+    n_train: int,
+    device: torch.device,
+) -> int:
+    """Bytes of what is made beside the model: the tensors to save, or other Gaussians."""
+    gaussians, dtype = gaussians_bytes(channels, size, n_train), DTYPES[settings.save_dtype]
+    in_file = gaussians * dtype.itemsize // DTYPES["float32"].itemsize
+    is_saved = {"none": False, "all": True, "auto": in_file <= AUTO_BYTES}[settings.save_models]
+    # float32 tensors on the CPU are written as they are
+    saved = in_file if is_saved and (dtype != torch.float32 or device.type != "cpu") else 0
+    # with near copies, the Gaussians of the held-out images are fitted as well
+    n_held_out = len(choose_held_out(n_train))
+    refitted = n_held_out < n_train and is_primal(n_train, channels.counts)
+    return max(saved, gaussians if refitted else 0)
+
+
 Changed = dict[str, Any]
 
 
@@ -114,23 +120,23 @@ def list_lighter(settings: Experiment, side: int) -> Iterator[tuple[Changed, lis
         side: the shorter one of an image.
     """
     batch = {"batch_size": 1} if settings.batch_size > 1 else {}
-    coarse = {"layers": backbone.LAYERS[1:]} if settings.layers[0] == backbone.LAYERS[0] else {}
-    if len(settings.layers) == 1:
-        coarse = {}
-    side = settings.resize or side
-    sides, fewer = [], [{"n_features": n} for n in FEWER_FEATURES if _is_fewer(n, settings)]
+    coarse: Changed = {}
+    if tuple(settings.layers) == backbone.LAYERS:
+        coarse = {"layers": list(backbone.LAYERS[1:])}
+        most = sum(backbone.BACKBONES[settings.arch].layer_channels[1:])
+        if settings.n_features not in (None, backbone.ALL) and settings.n_features > most:
+            coarse["n_features"] = backbone.ALL
+    side = whole = settings.resize or side
+    names = settings.arch, settings.seed, settings.n_features, settings.layers
+    n_features = len(backbone.draw_channels(*names))
+    sides, fewer = [], [{"n_features": n} for n in FEWER_FEATURES if n < n_features]
     while (side := int(side * RESIZE_STEP)) >= SMALLEST_RESIZE:
         side -= side % (100 if side > 1000 else 10)
-        crop = settings.crop * side // (settings.resize or side)
+        crop = settings.crop * side // whole
         sides.append({"resize": side} | ({"crop": crop} if settings.crop else {}))
     yield {}, [[step] for step in (batch, coarse) if step] + [fewer, sides]
     yield batch | coarse, [fewer, sides]
     yield batch | coarse | (fewer[-1] if fewer else {}), [sides]
-
-
-def _is_fewer(n: int, settings: Experiment) -> bool:
-    names = settings.arch, settings.seed, settings.n_features, settings.layers
-    return n < len(backbone.draw_channels(*names))
 
 
 def _to_options(changed: Changed) -> str:
