@@ -161,7 +161,11 @@ def _draw(
 
 def _draw_good(photo: Image.Image, class_name: str, rng: np.random.Generator) -> np.ndarray:
     """A defect-free image (SIZE, SIZE) or (SIZE, SIZE, 3) float64."""
-    image = _crop(photo, TEXTURE_TRAVEL, rng) if class_name in TEXTURES else _pose(photo, class_name, rng)
+    image = (
+        _crop(photo, TEXTURE_TRAVEL, rng)
+        if class_name in TEXTURES
+        else _pose(photo, class_name, rng)
+    )
     image = 128 + rng.normal(1, GAIN_SD) * (image - 128) + rng.normal(0, OFFSET_SD)
     return image + rng.normal(0, NOISE_SD, image.shape)
 

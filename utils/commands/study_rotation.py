@@ -32,7 +32,7 @@ def study_rotation(images: ClassFeatures) -> Iterator[Row]:
     yield images.row_of("aligned", channels)
     for seed in images.setup.draws:
         train, test = RotatedDataset(images.train, seed), RotatedDataset(images.test, seed)
-        rotated = ClassFeatures(images.setup, train, test, channels)
+        rotated = ClassFeatures(images.setup, train, test)
         yield rotated.row_of("rotated", channels, seed)
 
 
@@ -60,7 +60,7 @@ class RotatedDataset:
 
     def __init__(self, dataset: ImageDataset, seed: int) -> None:
         self.class_name, self.split = dataset.class_name, dataset.split
-        self.has_masks = dataset.has_masks
+        self.has_masks, self.preprocessing = dataset.has_masks, dataset.preprocessing
         self.seed = seed
         preprocessing = dataset.preprocessing._replace(resize=RESIZE, crop=RESIZE)
         self._squares = replace(dataset, preprocessing=preprocessing)

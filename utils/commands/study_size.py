@@ -19,7 +19,6 @@ from utils.commands.study_methods import (
     ClassFeatures,
     Features,
     Transform,
-    make_maps,
     principal_axes,
     project,
 )
@@ -35,7 +34,8 @@ def study_cost(images: ClassFeatures) -> Iterator[Row]:
     """Seconds of inference and bytes of the tensors that are kept.
 
     As the paper's tables VII and VIII. Time: medians over single images, after warm-up, without
-    reading the file; the map is distances, enlarging and smoothing. Memory: the tensors that
+    reading the file; the network with the alignment, if there is one; the map is distances,
+    enlarging and smoothing. Memory: the tensors that
     inference needs, float32, 1 MB = 10⁶ bytes.
 
     The coarser layers' factor is kept once for all patches that share it; the finest layer's
@@ -46,7 +46,7 @@ def study_cost(images: ClassFeatures) -> Iterator[Row]:
     network_bytes = sum(tensor.nbytes for tensor in images.setup.extractor.state_dict().values())
     for method, _, channels in images.setup.choices():
         transform = images.selecting(channels)
-        gaussians = images.fit(transform)
+        gaussians = images.fit(transform, images.setup.settings.shrinkage)
         network_seconds, map_seconds = time_inference(images, gaussians, transform)
         yield {
             "class_name": images.test.class_name,
@@ -72,21 +72,21 @@ def time_inference(
         gaussians: fitted to transformed features.
         transform: of features of all channels.
     """
-    extractor = images.setup.extractor
+    device = images.setup.extractor.device
     pixels = np.concatenate([batch for _, batch, *_ in images.unseen])
     timed = []
     for i in range(WARM_UP + REPEATS):
         image = pixels[i % len(pixels), None]
-        start = _synchronised_time(extractor.device)
-        layers = extractor(image)
-        between = _synchronised_time(extractor.device)
-        make_maps(gaussians, transform(layers), image.shape[2:])
-        timed.append((between - start, _synchronised_time(extractor.device) - between))
+        start = synchronised_time(device)
+        seen = images.see(image)
+        between = synchronised_time(device)
+        images.make_maps(gaussians, transform, seen)
+        timed.append((between - start, synchronised_time(device) - between))
     network_seconds, map_seconds = zip(*timed[WARM_UP:], strict=True)
     return median(network_seconds), median(map_seconds)
 
 
-def _synchronised_time(device: torch.device) -> float:
+def synchronised_time(device: torch.device) -> float:
     """The time after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -121,7 +121,7 @@ def size_row(
     images: ClassFeatures, method: str, transform: Transform, dtype: str = "float16"
 ) -> Row:
     """The row of a method, of a model that is rounded to a dtype of DTYPES."""
-    gaussians = rounded(images.fit(transform), DTYPES[dtype])
+    gaussians = rounded(images.fit(transform, images.setup.settings.shrinkage), DTYPES[dtype])
     n_features = sum(mean.shape[2] for mean in gaussians.means)
     metrics = images.evaluate(images.score(transform, gaussians))
     _, map_seconds = time_inference(images, gaussians, transform)

@@ -40,11 +40,16 @@ def form(of_seeds: Sequence[Row], _: Sequence[Row]) -> str:
 
 
 def efficient(of_seeds: Sequence[Row], of_methods: Sequence[Row]) -> str:
-    """A cell that says whether no other method has a higher image ROCAUC in as few megabytes."""
-    row = of_seeds[0]
-    if row["image_auroc"] is None:
+    """A cell that says whether no other method has a higher image ROCAUC in as few megabytes.
+
+    Nor the same in fewer.
+    """
+    accuracy, size = (of_seeds[0][name] for name in ("image_auroc", "model_bytes"))
+    if accuracy is None:
         return DASH
-    return "yes" if is_efficient(row, of_methods, "image_auroc") else ""
+    others = [(row["image_auroc"], row["model_bytes"]) for row in of_methods]
+    better = [o for o in others if o[0] >= accuracy and o[1] <= size and o != (accuracy, size)]
+    return "" if better else "yes"
 
 
 milliseconds = partial(number, unit=MILLISECOND, decimals=1)
@@ -69,6 +74,17 @@ SIZE: Columns = {
     "map, ms": milliseconds("map_seconds"),
     **ACCURACY,
     "efficient": efficient,
+}
+SHRINKAGE: Columns = {
+    "shrinkage": number("shrinkage"),
+    "eps": number("eps", decimals=5),
+    **ACCURACY,
+}
+ALIGNMENT: Columns = {
+    "image ROCAUC, max": number("image_auroc"),
+    "image ROCAUC, top": number("image_auroc_top"),
+    METRICS["aupro"]: number("aupro"),
+    "search, ms": milliseconds("search_seconds"),
 }
 
 
@@ -107,50 +123,6 @@ def mean_row(rows: Sequence[Row]) -> Row:
         else:
             means[name] = fmean(values)
     return means
-
-
-def is_efficient(row: Row, rows: Sequence[Row], metric: str, cost: str = "model_bytes") -> bool:
-    """Whether no other row costs at most as much and has a higher metric, or the same for less."""
-
-    def beats(other: Row) -> bool:
-        not_worse = other[metric] >= row[metric] and other[cost] <= row[cost]
-        return not_worse and (other[metric], other[cost]) != (row[metric], row[cost])
-
-    return not any(map(beats, rows))
-
-
-def plot_sizes(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Draw image ROCAUC and AUPRO against megabytes and milliseconds, means over classes.
-
-    The efficient methods are joined by a line.
-    """
-    from matplotlib.figure import Figure
-
-    of_methods = [of_seeds[0] for of_seeds in list(group_rows(rows).values())[-1].values()]
-    figure = Figure(figsize=(14, 10), layout="constrained")
-    costs = {"model_bytes": ("model, MB", MEGABYTE), "map_seconds": ("map of an image, ms", 1e-3)}
-    panels = [(metric, cost) for metric in ("image_auroc", "aupro") for cost in costs]
-    for axes, (metric, cost) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        label, unit = costs[cost]
-        shown = sorted(
-            (row for row in of_methods if row[metric] is not None), key=lambda row: row[cost]
-        )
-        best = [row for row in shown if is_efficient(row, shown, metric, cost)]
-        axes.plot([row[cost] / unit for row in best], [row[metric] for row in best], "o-")
-        for number, row in enumerate(shown):
-            place = row[cost] / unit, row[metric]
-            axes.plot(*place, "o", color="C0" if row in best else "0.6")
-            # in turn above and below, as neighbours may be close
-            offset = (4, 4) if number % 2 else (4, -11)
-            axes.annotate(
-                row["method"], place, xytext=offset, textcoords="offset points", fontsize=8
-            )
-        axes.set(xscale="log", xlabel=label, ylabel=METRICS[metric])
-        axes.grid(color="0.9")
-        axes.margins(x=0.35, y=0.1)
-    figure.suptitle(f"{title}: size and time against accuracy; the efficient ones are joined")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
 
 
 def plot_studies(path: Path, rows: Mapping[str, Sequence[Row]], title: str) -> None:
