@@ -52,7 +52,7 @@ def alignment_row(images: ClassFeatures, method: str) -> Row:
     everything = images.setup.all_channels
     scored = images.score(images.selecting(everything, BEST_NEIGHBOURHOOD))
     return {
-        **images.row(method, len(everything), images.evaluate(scored)),
+        **images.row(method, len(everything), scored),
         "image_auroc": image_auroc(scored, "max"),
         "image_auroc_top": image_auroc(scored, "top"),
         "search_seconds": time_search(images),

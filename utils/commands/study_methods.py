@@ -27,8 +27,6 @@ from utils.features import (
     select_channels,
 )
 from utils.gaussian import Gaussians, fit_gaussians
-from utils.metrics import METRICS
-from utils.report.tables import COMPARED
 from utils.settings import MethodSettings
 from utils.shrinkage import AUTO
 from utils.system.device import device_name
@@ -42,7 +40,6 @@ SHRINKAGES = (0.03, 0.1, 0.2, 0.3, 1.0, AUTO, None)
 
 Features = list[Tensor]  # of each layer, finest first
 Transform = Callable[[Features], Features]
-Metrics = Mapping[str, float | None]
 Axes = Sequence[Tensor | None]  # (C_l, d_l) to project each layer onto; None leaves it out
 
 
@@ -120,7 +117,7 @@ class ClassFeatures:
     def __init__(self, setup: Setup, train: Any, test: Any, view: View | None = None) -> None:
         self.setup, self.train, self.test = setup, train, test
         self._view = view
-        self._metrics: dict[tuple, Metrics] = {}
+        self._rows: dict[tuple, Row] = {}
 
     @cached_property
     def view(self) -> View:
@@ -154,8 +151,9 @@ class ClassFeatures:
         return lambda layers: average(select_channels(layers, channels), size)
 
     @torch.inference_mode()
-    def fit(self, transform: Transform, shrinkage: float | str | None) -> Gaussians:
+    def fit(self, transform: Transform) -> Gaussians:
         """The Gaussians of the transformed features of the training images."""
+        shrinkage = self.setup.settings.shrinkage
         return fit_gaussians(map(transform, self.good), len(self.train), shrinkage=shrinkage)
 
     @torch.inference_mode()
@@ -168,14 +166,10 @@ class ClassFeatures:
     def score(self, transform: Transform, gaussians: Gaussians | None = None) -> ScoredImages:
         """The test images, scored on transformed features; None fits Gaussians to them."""
         settings = self.setup.settings
-        gaussians = gaussians or self.fit(transform, settings.shrinkage)
+        gaussians = gaussians or self.fit(transform)
         maps = ((self.make_maps(gaussians, transform, seen), *rest) for seen, *rest in self.unseen)
         size, keep_maps = self.test.image_size, True
         return score_images(maps, len(self.test), size, keep_maps, image_score=settings.image_score)
-
-    def evaluate(self, scored: ScoredImages) -> Metrics:
-        """The metrics of the scored test images; None where one is undefined."""
-        return evaluate(scored, self.test.has_masks).metrics
 
     def row_of(
         self,
@@ -183,26 +177,18 @@ class ClassFeatures:
         channels: Channels,
         seed: int | None = None,
         neighbourhood: int | None = None,
-        columns: Iterable[str] = COMPARED,
     ) -> Row:
         """The row of PaDiM on what selecting selects; the same is evaluated only once."""
         key = channels.of_layers, neighbourhood or self.setup.settings.neighbourhood
-        if key not in self._metrics:
-            transform = self.selecting(channels, neighbourhood)
-            self._metrics[key] = self.evaluate(self.score(transform))
-        return self.row(method, len(channels), self._metrics[key], seed, columns)
+        if key not in self._rows:
+            scored = self.score(self.selecting(channels, neighbourhood))
+            self._rows[key] = self.row(method, len(channels), scored)
+        return self._rows[key] | {"method": method, "seed": seed}
 
-    def row(
-        self,
-        method: str,
-        n_features: int,
-        metrics: Metrics,
-        seed: int | None = None,
-        columns: Iterable[str] = COMPARED,
-    ) -> Row:
-        """A row with the metrics that columns names."""
+    def row(self, method: str, n_features: int, scored: ScoredImages) -> Row:
+        """The row of scored test images."""
         named = {"class_name": self.test.class_name, "method": method, "n_features": n_features}
-        return named | {"seed": seed} | {metric: metrics[metric] for metric in columns}
+        return {**named, "seed": None, **evaluate(scored, self.test.has_masks).metrics}
 
 
 def average(layers: Features, neighbourhood: int) -> Features:
@@ -221,11 +207,11 @@ def study_layers(images: ClassFeatures) -> Iterator[Row]:
     for number, layer in enumerate(LAYERS, start=1):
         of_layer = draw_channels(images.setup.arch, n_features=ALL, layers=[layer])
         scored = images.score(images.selecting(of_layer))
-        yield images.row(f"layer {number}", len(of_layer), images.evaluate(scored))
+        yield images.row(f"layer {number}", len(of_layer), scored)
         total = total + scored.anomaly_maps
     scores = score_maps(total, images.setup.settings.image_score)
     summed = scored._replace(anomaly_maps=total, image_scores=scores)
-    yield images.row("layers 1+2+3", len(everything), images.evaluate(summed))
+    yield images.row("layers 1+2+3", len(everything), summed)
     yield images.row_of("concatenation", everything)
     seed, channels = images.setup.first_draw
     if len(channels) < len(everything):
@@ -255,8 +241,7 @@ def study_dimensions(images: ClassFeatures) -> Iterator[Row]:
         def transform(layers: Features, axes: Tensor = axes[:, :n_features]) -> Features:
             return project([concatenate(averaged(layers))], [axes])
 
-        scored = images.score(transform)
-        yield images.row(f"PCA{n_features}", n_features, images.evaluate(scored))
+        yield images.row(f"PCA{n_features}", n_features, images.score(transform))
 
 
 @torch.inference_mode()
@@ -295,7 +280,7 @@ def study_draws(images: ClassFeatures) -> Iterator[Row]:
     the main run's.
     """
     for seed, channels in images.setup.draws.items():
-        yield images.row_of(f"Rd{len(channels)}", channels, seed, columns=METRICS)
+        yield images.row_of(f"Rd{len(channels)}", channels, seed)
 
 
 def study_neighbourhood(images: ClassFeatures) -> Iterator[Row]:
@@ -336,10 +321,11 @@ def study_shrinkage(images: ClassFeatures) -> Iterator[Row]:
     everything = images.setup.all_channels
     transform = images.selecting(everything, BEST_NEIGHBOURHOOD)
     for shrinkage in SHRINKAGES:
-        gaussians = images.fit(transform, shrinkage)
-        metrics = images.evaluate(images.score(transform, gaussians))
+        with torch.inference_mode():
+            features = map(transform, images.good)
+            gaussians = fit_gaussians(features, len(images.train), shrinkage=shrinkage)
         method = "eps" if shrinkage is None else f"R = {shrinkage}"
-        row = images.row(method, len(everything), metrics)
+        row = images.row(method, len(everything), images.score(transform, gaussians))
         yield row | {"shrinkage": gaussians.shrinkage, "eps": gaussians.eps}
 
 

@@ -47,13 +47,8 @@ class Move(NamedTuple):
 class RotatedDataset:
     """The images of a class, each turned and cropped at random with its mask, as in Rd-MVTec AD.
 
-    The paper gives the angle (up to 10 degrees) and the crop (from 256 to 224 pixels), not what
-    fills the corners. Here the image is reflected at its border, because black corners would be
-    one more thing to detect.
-
-    Args:
-        dataset: whose images and masks are turned.
-        seed: of this version; together with class, split and name it fixes an image's move.
+    The image is reflected at its border: black corners would be one more thing to detect. Seed,
+    class, split and name fix an image's move.
     """
 
     image_size = (CROP, CROP)
@@ -86,13 +81,7 @@ def draw_move(key: str) -> Move:
 
 
 def turn_and_crop(square: np.ndarray, move: Move, resample: Image.Resampling) -> np.ndarray:
-    """A square of side RESIZE turned about its centre, then its crop of side CROP.
-
-    Args:
-        square: (RESIZE, RESIZE, 3) or (RESIZE, RESIZE) uint8.
-        move: angle and corner of the crop.
-        resample: how the turned pixels are interpolated.
-    """
+    """A square of side RESIZE, with or without colours, turned about its centre and cropped."""
     pad = [(MARGIN, MARGIN)] * 2 + [(0, 0)] * (square.ndim - 2)
     padded = Image.fromarray(np.pad(square, pad, mode="reflect"))
     left, top = MARGIN + move.left, MARGIN + move.top

@@ -46,7 +46,7 @@ def study_cost(images: ClassFeatures) -> Iterator[Row]:
     network_bytes = sum(tensor.nbytes for tensor in images.setup.extractor.state_dict().values())
     for method, _, channels in images.setup.choices():
         transform = images.selecting(channels)
-        gaussians = images.fit(transform, images.setup.settings.shrinkage)
+        gaussians = images.fit(transform)
         network_seconds, map_seconds = time_inference(images, gaussians, transform)
         yield {
             "class_name": images.test.class_name,
@@ -65,13 +65,7 @@ def study_cost(images: ClassFeatures) -> Iterator[Row]:
 def time_inference(
     images: ClassFeatures, gaussians: Gaussians, transform: Transform
 ) -> tuple[float, float]:
-    """Median seconds of the network and of the anomaly map for one image at a time.
-
-    Args:
-        images: of the class; its test images are taken in turn, the first WARM_UP untimed.
-        gaussians: fitted to transformed features.
-        transform: of features of all channels.
-    """
+    """Median seconds of the network and of the anomaly map for one test image at a time."""
     device = images.setup.extractor.device
     pixels = np.concatenate([batch for _, batch, *_ in images.unseen])
     timed = []
@@ -105,8 +99,8 @@ def study_size(images: ClassFeatures) -> Iterator[Row]:
     seed, channels = images.setup.first_draw
     average = images.selecting(images.setup.all_channels, BEST_NEIGHBOURHOOD)
     if len(channels) < len(images.setup.all_channels):
-        transform = images.selecting(channels, BEST_NEIGHBOURHOOD)
-        yield size_row(images, f"Rd{len(channels)}", transform)
+        drawn = images.selecting(channels, BEST_NEIGHBOURHOOD)
+        yield size_row(images, f"Rd{len(channels)}", drawn)
     yield size_row(images, "all channels, float32", average, "float32")
     yield size_row(images, "all channels", average)
     for method, axes in projections(images, seed).items():
@@ -121,12 +115,12 @@ def size_row(
     images: ClassFeatures, method: str, transform: Transform, dtype: str = "float16"
 ) -> Row:
     """The row of a method, of a model that is rounded to a dtype of DTYPES."""
-    gaussians = rounded(images.fit(transform, images.setup.settings.shrinkage), DTYPES[dtype])
+    gaussians = rounded(images.fit(transform), DTYPES[dtype])
     n_features = sum(mean.shape[2] for mean in gaussians.means)
-    metrics = images.evaluate(images.score(transform, gaussians))
+    scored = images.score(transform, gaussians)
     _, map_seconds = time_inference(images, gaussians, transform)
     return {
-        **images.row(method, n_features, metrics),
+        **images.row(method, n_features, scored),
         "model_bytes": model_bytes(gaussians, dtype),
         "map_seconds": map_seconds,
     }
