@@ -346,7 +346,7 @@ NUMBERS = [f"resnet18/{name}.csv" for name in ("metrics", "scores", "thresholds"
 NUMBERS += ["resnet18/metrics.json", "resnet18/tables.md"]
 SMALL_FILES = [
     (65536, "run --save_models=all", "resnet18/models/bolt.safetensors", [MARKED]),
-    (8192, "run --figures=1", "resnet18/roc_curve.png", [MARKED, RECORD, *NUMBERS]),
+    (9600, "run --figures=1", "resnet18/roc_curve.png", [MARKED, RECORD, *NUMBERS]),
     (1000, "run", RECORD, [MARKED]),
     (500, "predict", OVERLAY, [*MARKS[:1], *TABLES]),
     (12000, "predict --maps=npy", "maps/good.npy", [OVERLAY, *MARKS, *TABLES]),

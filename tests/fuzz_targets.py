@@ -173,11 +173,11 @@ def _damage_safetensors(rng: Random, valid: list[bytes]) -> bytes:
 
 
 def _read_model(path: Path) -> None:
-    settings, gaussians, thresholds = read_model(path, torch.device("cpu"))
+    settings, _, gaussians, thresholds = read_model(path, torch.device("cpu"))
     assert isinstance(settings["class_name"], str)
     numbers = thresholds.image, thresholds.pixel, *thresholds.good_scores
     assert np.isfinite(np.array(numbers, dtype=float)).all(), "thresholds"
-    size, channels = settings["image_size"], settings["network"]["channels"]
+    size, channels = settings["window_size"], settings["network"]["channels"]
     chosen = zip(channels.counts, channels.grids(size), strict=True)
     maps = enlarge(gaussians.distances([torch.zeros(1, d, *grid) for d, grid in chosen]), size)
     assert maps.shape == (1, *size)

@@ -21,6 +21,7 @@ from utils.padim import PaDiM
 from utils.system import memory
 from utils.system.device import choose_device
 from utils.system.memory import Work, device_bytes
+from utils.view import View
 
 SIZE = (64, 48)
 
@@ -58,10 +59,10 @@ def test_features_maps_and_held_out_maps_agree(random_weights, n):
         network = load_network("resnet18", random_weights("resnet18"))
         channels = draw_channels("resnet18")
         extractor = FeatureExtractor(network, choose_device(name), channels=channels)
-        model = PaDiM(extractor, Preprocessing(0, 0), "noise")
+        model = PaDiM(extractor, View(Preprocessing(0, 0)), "noise")
         model.fit((part.numpy() for part in images[:n].split(20)), n)
         layers.append(extractor(images[n:]))
-        maps.append((model.anomaly_maps(images[n:]), model.held_out_maps()))
+        maps.append((model.anomaly_maps(images[n:].numpy()), model.held_out_maps()))
     for on_cpu, on_gpu in zip(*layers, strict=True):
         # TF32 would be a hundred times as far away
         error = (on_gpu.cpu() - on_cpu).norm() / on_cpu.norm()

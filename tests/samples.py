@@ -34,8 +34,8 @@ class Lookup:
     def __init__(self, layers: Sequence[Tensor]) -> None:
         self.layers = layers
 
-    def __call__(self, images: np.ndarray) -> list[Tensor]:
-        numbers = torch.from_numpy(images[:, 0, 0, 0]).long()
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        numbers = images[:, 0, 0, 0].long()
         return [layer[numbers] for layer in self.layers]
 
 

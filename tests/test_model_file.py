@@ -14,6 +14,7 @@ from utils.gaussian import Gaussians, fit_gaussians
 from utils.maps import enlarge
 from utils.model_file import FORMAT, KEY, class_bytes, model_bytes, read_model, write_model
 from utils.thresholds import find_thresholds
+from utils.view import View
 
 CPU = torch.device("cpu")
 CHANNELS = Channels(((3, 12), (0, 6), (8, 208)), "ab")
@@ -25,9 +26,9 @@ NETWORK = {
 SETTINGS = {
     "class_name": "bolt",
     "network": NETWORK,
-    "preprocessing": Preprocessing(0, 0)._asdict(),
-    "image_size": SIZE,
+    **{"image_size": SIZE, "window_size": SIZE, "image_kinds": []},
 }
+VIEW = View(Preprocessing(0, 0))
 THRESHOLDS = find_thresholds(np.random.default_rng(0).random((4, *SIZE), dtype=np.float32), 0.01)
 
 
@@ -47,7 +48,7 @@ def gaussians(request) -> Gaussians:
 @pytest.fixture
 def path(gaussians, tmp_path):
     path = tmp_path / "größe 1" / "bolt.safetensors"
-    write_model(path, SETTINGS, gaussians, THRESHOLDS)
+    write_model(path, SETTINGS, VIEW, gaussians, THRESHOLDS)
     return path
 
 
@@ -73,15 +74,15 @@ def rewrite(path, change):
 )
 def test_settings_that_do_not_fit_the_network_are_refused(gaussians, tmp_path, change, reason):
     settings = SETTINGS | {"network": NETWORK | change}
-    write_model(tmp_path / "bolt.safetensors", settings, gaussians, THRESHOLDS)
+    write_model(tmp_path / "bolt.safetensors", settings, VIEW, gaussians, THRESHOLDS)
     assert_refused(tmp_path / "bolt.safetensors", reason)
 
 
 def test_what_is_read_is_what_was_written(gaussians, path):
-    settings, found, thresholds = read_model(path, CPU)
+    settings, view, found, thresholds = read_model(path, CPU)
     assert settings["class_name"] == "bolt"
-    assert settings["preprocessing"] == Preprocessing(0, 0)
-    assert settings["image_size"] == SIZE
+    assert view == VIEW
+    assert settings["image_size"] == settings["window_size"] == SIZE
     assert settings["network"] == NETWORK | {"channels": CHANNELS}
     assert vars(thresholds).keys() == vars(THRESHOLDS).keys()
     for name, value in vars(THRESHOLDS).items():
@@ -93,13 +94,13 @@ def test_what_is_read_is_what_was_written(gaussians, path):
 
 def test_half_precision_halves_the_file_and_keeps_the_maps(gaussians, path, tmp_path):
     half = tmp_path / "half.safetensors"
-    write_model(half, SETTINGS, gaussians, THRESHOLDS, "float16")
+    write_model(half, SETTINGS, VIEW, gaussians, THRESHOLDS, "float16")
     sizes = [model_bytes(gaussians, dtype) for dtype in ("float32", "float16")]
     assert sizes[0] == 2 * sizes[1]
     for file, size in ((path, sizes[0]), (half, sizes[1])):
         assert size < file.stat().st_size < size + 6000
     unseen = features(3, seed=1)
-    read = (gaussians, read_model(half, CPU)[1])
+    read = (gaussians, read_model(half, CPU)[2])
     expected, found = (enlarge(one.distances(unseen), SIZE) for one in read)
     np.testing.assert_allclose(found, expected, rtol=1e-2)
 
@@ -162,20 +163,20 @@ def test_model_of_a_single_layer_is_the_one_saved(tmp_path):
     layer, channels = features(5)[:1], replace(CHANNELS, of_layers=((3, 12), (), ()))
     settings = SETTINGS | {"network": NETWORK | {"channels": asdict(channels)}}
     gaussians = fit_gaussians([layer], 5)
-    write_model(tmp_path / "x.safetensors", settings, gaussians, THRESHOLDS)
-    found = read_model(tmp_path / "x.safetensors", CPU)[1]
+    write_model(tmp_path / "x.safetensors", settings, VIEW, gaussians, THRESHOLDS)
+    found = read_model(tmp_path / "x.safetensors", CPU)[2]
     assert torch.equal(found.distances(layer), gaussians.distances(layer))
 
 
 def test_unknown_dtype_is_refused(gaussians, tmp_path):
     with pytest.raises(ValueError, match="unknown dtype 'int8'; choose from float32, float16"):
-        write_model(tmp_path / "x.safetensors", SETTINGS, gaussians, THRESHOLDS, "int8")
+        write_model(tmp_path / "x.safetensors", SETTINGS, VIEW, gaussians, THRESHOLDS, "int8")
 
 
 def test_failed_write_leaves_the_old_file(gaussians, path, monkeypatch):
     before = path.read_bytes()
     monkeypatch.setattr("pathlib.Path.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
     with pytest.raises(ValueError, match="full"):
-        write_model(path, SETTINGS, gaussians, THRESHOLDS)
+        write_model(path, SETTINGS, VIEW, gaussians, THRESHOLDS)
     assert path.read_bytes() == before
     assert [p.name for p in path.parent.iterdir()] == [path.name]

@@ -12,6 +12,7 @@ from tests.tolerances import EPSILON, distance_error, left_out_distances
 from utils.maps import enlarge
 from utils.padim import PaDiM
 from utils.thresholds import score_maps
+from utils.view import View
 
 GRIDS, SIZE = [(8, 12), (4, 6), (2, 3)], (64, 96)
 # the dual form is for up to 11 images, as the coarser layers have 5 + 6 channels
@@ -22,7 +23,7 @@ def fit(layers: list[Tensor], sizes: list[int], copy_of: list[int] | None = None
     """A model of all images, given in batches of these sizes."""
     ends = list(accumulate(sizes))
     batches = (numbered(end - n, end, SIZE) for end, n in zip(ends, sizes, strict=True))
-    model = PaDiM(Lookup(layers), Preprocessing(0, 0), "bolt")
+    model = PaDiM(Lookup(layers), View(Preprocessing(0, 0)), "bolt")
     return model.fit(batches, len(layers[0]), copy_of)
 
 

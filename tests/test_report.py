@@ -60,7 +60,8 @@ def test_a_finished_class_leaves_its_record_and_all_files(
         path.parent.mkdir()
         path.touch()
 
-    class_report.save_model(Namespace(thresholds=thresholds, gaussians=None, save=save))
+    model = Namespace(thresholds=thresholds, gaussians=None, save=save, describe=lambda: {"a": 1})
+    class_report.save_model(model)
     assert calls == [(path, "float16")]
     record = finish(class_report, scored, evaluation, None)
     figures = ["figures/bolt/crack_000.jpg", "figures/bolt/good_003.jpg"]

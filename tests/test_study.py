@@ -185,7 +185,8 @@ def test_each_layer_is_a_model_of_its_own_and_maps_are_summed(images):
     row = rows["layers 1+2+3"]
     assert row["pixel_auroc"] == pytest.approx(naive_auroc(masks, total), abs=1e-6)
     # of the maps of the last model, and of twice these
-    scored = images.score(images.selecting(range(192, 448)))
+    last = draw_channels("resnet18", n_features="all", layers=["layer3"])
+    scored = images.score(images.selecting(last))
     np.testing.assert_array_equal(scored.image_scores, maps.max(axis=(1, 2)))
     doubled = replace_maps(scored, 2 * maps)
     np.testing.assert_array_equal(doubled.image_scores, 2 * scored.image_scores)

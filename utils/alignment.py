@@ -139,7 +139,8 @@ def learn_alignment(batches: Iterable[Tensor]) -> Alignment:
         image_size = tuple(images.shape[2:])
         greys.append(to_grey(images))
     grey = torch.cat(greys)
-    before = _Level(grey.median(dim=0).values).correlations(grey)
+    of_median = _Level(grey.median(dim=0).values)
+    before = of_median.correlations(of_median.centre(grey))
     height, width = (MOST_SHIFTED * side for side in grey.shape[1:])
     everywhere = PoseRange(-180, 360, -height, height, -width, width)
     # an image of usual contrast, lest it is one without a part
@@ -285,7 +286,7 @@ class _Search:
         grey = _resize(grey, level.size)
         best, best_correlation = poses, grey.new_full((len(grey),), -1)
         for _ in range(REFINED_STEPS):
-            aligned = _warp(grey, _scaled(poses, 1 / scale))
+            aligned = level.centre(_warp(grey, _scaled(poses, 1 / scale)))
             correlation = level.correlations(aligned)
             better = correlation > best_correlation
             best = torch.where(better[:, None], poses, best)
@@ -316,24 +317,27 @@ class _Level:
         self.window = window / window.sum()
         y, x = _coordinates(*self.size, template.device)
         by_row, by_column = torch.gradient(template)
-        basis = torch.stack([template, by_column * y - by_row * x, by_row, by_column]).flatten(1)
-        basis -= (basis @ self.window)[:, None]
+        derivatives = by_column * y - by_row * x, by_row, by_column
+        basis = self.centre(torch.stack([template, *derivatives]))
         weighted = basis * self.window
         # a round part has no angle, an empty template nothing: their steps are 0
         inverse = torch.linalg.pinv((weighted @ basis.T).cpu().double(), hermitian=True)
         self.solver = weighted.T @ inverse.float().to(template.device)
         self.weighted_template = weighted[0] / (weighted[0] @ basis[0]).sqrt().clamp(min=FLAT)
 
-    def correlations(self, grey: Tensor) -> Tensor:
-        """Of grey images (B, h, w) with the template, in the window."""
+    def centre(self, grey: Tensor) -> Tensor:
+        """Grey images (B, h, w) minus their mean in the window: (B, h w)."""
         pixels = grey.flatten(1)
-        variances = (pixels - (pixels @ self.window)[:, None]).square_() @ self.window
-        correlations = pixels @ self.weighted_template / variances.sqrt().clamp(min=FLAT)
-        return correlations.clamp(-1, 1)
+        return pixels - (pixels @ self.window)[:, None]
 
-    def steps(self, grey: Tensor) -> Tensor:
-        """Steps (B, 3) by which grey images (B, h, w) are away from the template."""
-        gain, steps = (grey.flatten(1) @ self.solver).split([1, 3], dim=1)
+    def correlations(self, centred: Tensor) -> Tensor:
+        """Of centred images (B, h w) with the template, in the window."""
+        norms = (centred.square() @ self.window).sqrt()
+        return (centred @ self.weighted_template / norms.clamp(min=FLAT)).clamp(-1, 1)
+
+    def steps(self, centred: Tensor) -> Tensor:
+        """Steps (B, 3) by which centred images (B, h w) are away from the template."""
+        gain, steps = (centred @ self.solver).split([1, 3], dim=1)
         most = steps.new_tensor([radians(ANGLE_STEP), MOST_MOVED, MOST_MOVED])
         return (steps / gain.clamp(min=LEAST_GAIN)).clamp(-most, most)
 

@@ -121,12 +121,8 @@ def plot_overlay(
 ) -> None:
     """Write the image (RGB) blended with its heat map, with the mask (h, w) outlined.
 
-    Args:
-        path: of the .jpg file.
-        image: of any size; anomaly_map and mask have the same.
-        anomaly_map: pixels without a score, NaN, are drawn as they are.
-        mask: outlined.
-        highest: score of the last colour; that of the first is 0.
+    The colours go from 0 to the highest score; pixels where the map (h, w) is NaN are drawn as they
+    are.
     """
     scores, mask = (_shrink(pixels, LONGEST_OVERLAY) for pixels in (anomaly_map, mask))
     drawn = image.reduce(ceil(max(image.size) / LONGEST_OVERLAY))
