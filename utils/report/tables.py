@@ -175,6 +175,11 @@ def describe_method(settings: Mapping[str, Any]) -> str:
         parts.append(" + ".join(layers))
     if arguments.get("neighbourhood", 1) > 1:
         parts.append("{0} × {0} neighbourhood".format(arguments["neighbourhood"]))
+    if arguments.get("context"):
+        parts.append(f"{arguments['context']} pixels of context")
+    for name, default in (("align", "off"), ("shrinkage", None), ("image_score", "max")):
+        if arguments.get(name, default) != default:
+            parts.append(f"{name} {arguments[name]}")
     return ", ".join(parts)
 
 
