@@ -100,8 +100,7 @@ class Predictor:
 
     def make_notes(self) -> Notes:
         """Notes on images, which are compared with the training images if the model knows these."""
-        kinds = getattr(self.detector.model, "image_kinds", None)
-        return Notes(kinds) if kinds else Notes()
+        return Notes(self.detector.model.image_kinds)
 
     def note_pose(self, answer: Prediction, notes: Notes) -> None:
         """Note an image that has no pose, or that may show another part."""
