@@ -138,13 +138,12 @@ def fit_and_score(
 
 
 def score_all(model: PaDiM, test: ImageDataset, loader: Loader) -> Iterator[Batch]:
-    """The test images with their maps, a batch at a time; notes those of an unusual pose."""
-    first = 0
+    """The test images with their maps, a batch at a time; notes those of another part."""
+    samples = iter(test.samples)
     for images, *truth in loader.batches(test):
         maps, poses = model.score(images)
-        if poses is not None:
-            test.note_poses(first, poses.correlation.tolist(), model.view.alignment.lowest)
-        first += len(images)
+        for correlation in [] if poses is None else poses.correlation.tolist():
+            test.notes.add_pose(next(samples).path, correlation, model.view.alignment.lowest)
         yield maps, model.view.crop(images), *truth
 
 

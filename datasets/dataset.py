@@ -109,17 +109,6 @@ class ImageDataset:
         for number in numbers:
             self.notes.add(NEAR_COPIES, self.samples[number].path)
 
-    def note_poses(self, first: int, correlations: Iterable[float], lowest: float) -> None:
-        """Note those of the images from the first on that have no pose, or may show another part.
-
-        Args:
-            first: number of the first image.
-            correlations: of the images with the template.
-            lowest: of the training images.
-        """
-        for sample, correlation in zip(self.samples[first:], correlations, strict=False):
-            self.notes.add_pose(sample.path, correlation, lowest)
-
 
 Splits = tuple[ImageDataset, ImageDataset]
 

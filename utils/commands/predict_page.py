@@ -46,17 +46,16 @@ def summarise_model(predictor: Predictor) -> list[str]:
 
     model, settings = predictor.detector.model, predictor.settings
     resize, crop = model.preprocessing.resize, model.preprocessing.crop
-    used = predictor.thresholds
-    by_rate = "from the model's good images, at a rate of {} of {:g}"
-    by_image = by_rate.format("false alarms", used.target_fpr)
-    by_pixel = by_rate.format("pixels", used.pixel_fpr)
+    of_good = "from the model's good images, at a rate of"
+    by_rate = f"{of_good} false alarms of {predictor.thresholds.target_fpr:g}"
+    by_pixels = f"{of_good} pixels of {predictor.thresholds.pixel_fpr:g}"
     return [
         f"Model: {printable(settings.model)}, {model.arch}, fitted to {model.n_train} good images",
         f"Images: resize {resize or 'none'}, crop {crop or 'none'}",
         *describe_learnt(model.describe()),
-        f"Threshold: {settings.threshold:g}, {'given' if predictor.given[0] else by_image}",
+        f"Threshold: {settings.threshold:g}, {'given' if predictor.given[0] else by_rate}",
         f"Regions, in anomalous images: pixels from {settings.pixel_threshold:g} on, "
-        f"{'given' if predictor.given[1] else by_pixel}, where one reaches {predictor.peak:g}",
+        f"{'given' if predictor.given[1] else by_pixels}, where one reaches {predictor.peak:g}",
     ]
 
 

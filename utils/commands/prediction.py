@@ -34,6 +34,9 @@ PNG_STEPS = 100  # of 16 bits per unit of distance
 SCALE = 2  # the overlays' colours go from 0 to so many of the model's pixel thresholds
 
 
+Scored = tuple[np.ndarray, Sequence[float]]  # a map (H, W), and the pose if the model aligns
+
+
 class Loaded(NamedTuple):
     """An image in RGB, and what the network sees of it, (3, H, W); or the error instead."""
 
@@ -139,15 +142,8 @@ class Predictor:
             scored = zip(maps, rows or [()] * len(maps), strict=True)
             yield from run(self.judge, batch, [None if x.error else next(scored) for x in batch])
 
-    def judge(
-        self, loaded: Loaded, scored: tuple[np.ndarray, Sequence[float]] | None
-    ) -> Prediction:
-        """Judge an image, and write the files about it.
-
-        Args:
-            loaded: the image.
-            scored: its map (H, W), and its pose if the model aligns; None after an error.
-        """
+    def judge(self, loaded: Loaded, scored: Scored | None) -> Prediction:
+        """Judge an image, unless it could not be scored, and write the files about it."""
         settings = self.settings
         row = dict.fromkeys(COLUMNS) | {
             "path": loaded.source.given,

@@ -86,12 +86,9 @@ def draw_alignment(folder: Path, train: ImageDataset, view: View) -> dict[str, t
     # (2, n, 3, H, W) -> (2 H, n W, 3)
     rows = np.stack([images, aligned.numpy(force=True)]).transpose(0, 3, 1, 4, 2)
     examples = Image.fromarray(np.ascontiguousarray(rows).reshape(2 * height, -1, 3))
-    pictures = {
-        f"{TEMPLATES}/{shorten(train.class_name)}.png": template,
-        f"{TEMPLATES}/{shorten(train.class_name)}.examples.jpg": examples.reduce(
-            ceil(max(height, width) / LONGEST_EXAMPLE)
-        ),
-    }
+    examples = examples.reduce(ceil(max(height, width) / LONGEST_EXAMPLE))
+    name = f"{TEMPLATES}/{shorten(train.class_name)}"
+    pictures = {f"{name}.png": template, f"{name}.examples.jpg": examples}
     for path, picture in pictures.items():
         save_image(folder / path, picture)
     return {path: picture.size for path, picture in pictures.items()}

@@ -220,12 +220,12 @@ def describe_learnt(learnt: Mapping[str, Any] | None) -> list[str]:
         start, extent, *sides = alignment["range"].values()
         top, bottom, left, right = (f"{side:.1f}" for side in sides)
         arc = f"from {start:.1f}° to {start + extent:.1f}° counter-clockwise"
+        before, after, lowest = (f"{alignment[k]:.2f}" for k in ("before", "after", "lowest"))
         lines += [
             f"Alignment: parts are sought {arc if extent < 360 else 'at all angles'}, moved by "
             f"{top} to {bottom} pixels down and {left} to {right} to the right",
-            f"Correlation of training images: {alignment['before']:.2f} with their median as they "
-            f"are, {alignment['after']:.2f} with the template once aligned, the lowest "
-            f"{alignment['lowest']:.2f}",
+            f"Correlation of training images: {before} with their median as they are, {after} with "
+            f"the template once aligned, the lowest {lowest}",
         ]
     if learnt and learnt["shrinkage"] is not None:
         lines.append(
