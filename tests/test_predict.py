@@ -159,6 +159,51 @@ def test_pixel_threshold_and_least_area_choose_the_regions(run, command, new):
     assert not pixels("predictions/masks/größe.png").any()
 
 
+def test_image_below_the_threshold_has_no_region(run, command, new):
+    run(*command, new, "--pixel_threshold", 0, "--masks", "--min_area", 2)
+    good, defect = read_rows()
+    assert (good["anomalous"], good["n_regions"], good["area"]) == ("0", "0", "0")
+    assert not pixels("predictions/masks/good.png").any()
+    assert defect["n_regions"] == "1"
+    assert pixels("predictions/masks/line 1/größe.png").any()
+    run(*command, new, "--pixel_threshold", 0, "--threshold", 2 * float(defect["score"]), "--masks")
+    assert read_rows("regions.csv") == []
+    assert not pixels("predictions/masks/line 1/größe.png").any()
+    assert "region 1" not in Path("predictions/index.html").read_text()
+
+
+def test_region_counts_if_its_peak_reaches_the_image_threshold(run, command, new):
+    image = good_images(1)[0]
+    image[20:40, 20:36], image[56:76, 84:100] = 250, 170
+    write_image(new / "two.png", image)
+    run(*command, new / "two.png", "--threshold", 0, "--maps", "npy")
+    anomaly_map = np.load("predictions/maps/two.npy")
+    high, low = (np.nanmax(part) for part in np.hsplit(anomaly_map, 2))
+    between = np.nanmax(anomaly_map[:, 55:65])
+    assert between < 0.9 * low < 0.8 * high
+    lowest = (between + low) / 2
+    options = ("--pixel_threshold", lowest, "--masks")
+    for threshold, n in ((0.99 * low, 2), (1.01 * low, 1)):
+        run(*command, new / "two.png", "--threshold", threshold, *options)
+        regions, (row,) = read_rows("regions.csv"), read_rows()
+        assert int(row["n_regions"]) == len(regions) == n
+        mask, columns = pixels("predictions/masks/two.png") > 0, np.arange(120)
+        expected = (np.nan_to_num(anomaly_map) >= lowest) & ((n == 2) | (columns < 60))
+        np.testing.assert_array_equal(mask, expected)
+
+
+def test_rate_of_pixels_moves_the_regions_and_nothing_else(run, command, detector, new):
+    image = Image.open(new / "line 1/größe.png")
+    lowest = detector.model.thresholds.at(pixel_fpr=0.3).pixel
+    (expected,) = detector.find_regions(detector.score(image)[1], image.size, lowest)
+    rows = []
+    for options in ((), ("--pixel_fpr", 0.3)):
+        run(*command, new / "line 1/größe.png", *options)
+        rows += read_rows()
+    assert int(rows[1]["area"]) == expected.area > int(rows[0]["area"])
+    assert rows[0] | {"area": rows[1]["area"]} == rows[1]
+
+
 def test_overlays_are_of_the_images_asked_for_and_earlier_ones_go(run, command, new):
     # the first run writes both
     for options, names in (((), ["good", "größe"]), (("anomalous",), ["größe"]), (("none",), [])):
@@ -339,17 +384,17 @@ def test_rows_are_on_disk_when_an_image_is_scored_and_an_interrupt_keeps_them(
 ):
     judge, rows = Predictor.judge, []
 
-    def interrupted(self, loaded, anomaly_map):
+    def interrupted(self, loaded, scored):
         if loaded.source.name == "b":
             rows.extend(read_rows())
             assert len(read_rows("regions.csv")) == 1
             raise KeyboardInterrupt
-        return judge(self, loaded, anomaly_map)
+        return judge(self, loaded, scored)
 
     monkeypatch.setattr(Predictor, "judge", interrupted)
     for name in "abc":
         shutil.copy(new / "good.png", new / f"{name}.png")
-    done = run(*command, new, "--batch_size", 1, "--pixel_threshold", 0)
+    done = run(*command, new, "--batch_size", 1, "--threshold", 0, "--pixel_threshold", 0)
     assert (done.returncode, done.stderr) == (130, "interrupted; the rows so far are written\n")
     assert [Path(row["path"]).name for row in rows] == ["a.png"]
     assert read_rows() == rows
@@ -357,13 +402,13 @@ def test_rows_are_on_disk_when_an_image_is_scored_and_an_interrupt_keeps_them(
 
 
 def test_batch_is_lowered_to_what_fits_into_memory(run, refused, command, new, monkeypatch):
-    scored, score_batch = [], Detector.score_batch
+    scored, score = [], PaDiM.score
 
     def spy(self, images):
         scored.append(len(images))
-        return score_batch(self, images)
+        return score(self, images)
 
-    monkeypatch.setattr(Detector, "score_batch", spy)
+    monkeypatch.setattr(PaDiM, "score", spy)
     for number in range(3):
         shutil.copy(new / "good.png", new / f"{number}.png")
     image = memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 127 * 151

@@ -30,7 +30,9 @@ from utils.system.errors import UserError
 
 Settings = DataSettings
 
-MOST_ALIGNED = 32  # training images; more change no advice on the sets of LEAST_GAIN
+MOST_ALIGNED = 32  # training images that are tried
+# correlation: bottle gains .01, pill .00, screw .52, transistor .11, the demo's photographs .06 and
+# .07. Of four other sets, three gained .13 to .16 or .06 and got better, one .05 and did not
 LEAST_GAIN = 0.1
 
 
@@ -99,8 +101,9 @@ def advise_alignment(train: ImageDataset) -> list[str]:
     if found.after < RESEMBLING or found.after - found.before < LEAST_GAIN:
         return []
     return [
-        f"{train.class_name} lies turned or shifted, --align auto would help: its training images "
-        f"correlate {found.before:.2f} with their median, {found.after:.2f} once aligned"
+        f"{train.class_name} may lie turned or shifted, which --align auto mends if it is a single "
+        f"part: its training images correlate {found.before:.2f} with their median, "
+        f"{found.after:.2f} once aligned"
     ]
 
 
