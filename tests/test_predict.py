@@ -21,6 +21,7 @@ from utils.commands.predict_page import list_regions
 from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
+from utils.padim import PaDiM
 from utils.regions import Region
 from utils.system import memory
 
@@ -172,35 +173,40 @@ def test_image_below_the_threshold_has_no_region(run, command, new):
     assert "region 1" not in Path("predictions/index.html").read_text()
 
 
-def test_region_counts_if_its_peak_reaches_the_image_threshold(run, command, new):
-    image = good_images(1)[0]
-    image[20:40, 20:36], image[56:76, 84:100] = 250, 170
-    write_image(new / "two.png", image)
-    run(*command, new / "two.png", "--threshold", 0, "--maps", "npy")
-    anomaly_map = np.load("predictions/maps/two.npy")
-    high, low = (np.nanmax(part) for part in np.hsplit(anomaly_map, 2))
-    between = np.nanmax(anomaly_map[:, 55:65])
-    assert between < 0.9 * low < 0.8 * high
-    lowest = (between + low) / 2
-    options = ("--pixel_threshold", lowest, "--masks")
-    for threshold, n in ((0.99 * low, 2), (1.01 * low, 1)):
-        run(*command, new / "two.png", "--threshold", threshold, *options)
+@pytest.fixture
+def give(monkeypatch):
+    """A function that makes any image's map a given one."""
+    return lambda *maps: monkeypatch.setattr(PaDiM, "score", lambda *_: (np.stack(maps), None))
+
+
+def test_region_counts_if_its_peak_reaches_the_image_threshold(run, command, new, give):
+    anomaly_map = np.full((80, 80), 3, np.float32)
+    anomaly_map[10:20, 10:20], anomaly_map[50:60, 60:70] = 25, 22
+    anomaly_map[14, 14], anomaly_map[55, 65] = 100, 60
+    give(anomaly_map)
+    options = ("--pixel_threshold", 20, "--masks", "--maps", "npy")
+    for threshold, peaks in ((50, [100, 60]), (70, [100]), (110, [])):
+        run(*command, new / "good.png", "--threshold", threshold, *options)
         regions, (row,) = read_rows("regions.csv"), read_rows()
-        assert int(row["n_regions"]) == len(regions) == n
-        mask, columns = pixels("predictions/masks/two.png") > 0, np.arange(120)
-        expected = (np.nan_to_num(anomaly_map) >= lowest) & ((n == 2) | (columns < 60))
-        np.testing.assert_array_equal(mask, expected)
+        assert [float(region["score"]) for region in regions] == peaks
+        expected = np.nan_to_num(np.load("predictions/maps/good.npy")) >= 20
+        expected[:, :60] &= len(peaks) > 0
+        expected[:, 60:] &= len(peaks) > 1
+        np.testing.assert_array_equal(pixels("predictions/masks/good.png") > 0, expected)
+        assert int(row["area"]) == np.count_nonzero(expected)
 
 
-def test_rate_of_pixels_moves_the_regions_and_nothing_else(run, command, detector, new):
-    image = Image.open(new / "line 1/größe.png")
-    lowest = detector.model.thresholds.at(pixel_fpr=0.3).pixel
-    (expected,) = detector.find_regions(detector.score(image)[1], image.size, lowest)
-    rows = []
-    for options in ((), ("--pixel_fpr", 0.3)):
-        run(*command, new / "line 1/größe.png", *options)
+def test_rate_of_pixels_moves_the_regions_and_nothing_else(run, command, detector, new, give):
+    thresholds, rows = detector.model.thresholds, []
+    ramp = np.linspace(0, 2 * thresholds.image, 6400, dtype=np.float32).reshape(80, 80)
+    give(ramp)
+    for pixel_fpr in (0.01, 0.3):
+        run(*command, new / "good.png", "--pixel_fpr", pixel_fpr)
         rows += read_rows()
-    assert int(rows[1]["area"]) == expected.area > int(rows[0]["area"])
+        lowest = thresholds.at(pixel_fpr=pixel_fpr).pixel
+        (expected,) = detector.find_regions(ramp, (120, 96), lowest)
+        assert int(rows[-1]["area"]) == expected.area
+    assert int(rows[1]["area"]) > int(rows[0]["area"])
     assert rows[0] | {"area": rows[1]["area"]} == rows[1]
 
 
