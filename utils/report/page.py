@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -206,11 +207,8 @@ def describe_class(record: ClassRecord) -> Section:
         if oracle is not None:
             notes.append(f"Oracle {oracle:.2f}, {of_oracle}: {_describe_counts(images, oracle)}")
     notes += describe_learnt(record.result.learnt)
-    pictures = [
-        (Picture(path, size), caption)
-        for (path, size), caption in zip(record.pictures.items(), CAPTIONS, strict=False)
-    ]
-    return Section(record.result.class_name, images, threshold, oracle, notes, pictures)
+    pictures = zip(starmap(Picture, record.pictures.items()), CAPTIONS, strict=False)
+    return Section(record.result.class_name, images, threshold, oracle, notes, [*pictures])
 
 
 def describe_learnt(learnt: Mapping[str, Any] | None) -> list[str]:
