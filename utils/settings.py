@@ -315,6 +315,12 @@ class Experiment(MethodSettings):
     )
 
 
+def describe_preset(settings: MethodSettings) -> str:
+    """The preset and what it stands for, as options; what was given beside it wins."""
+    values = [f"--{name} {getattr(settings, name)}" for name in PRESETS[settings.preset]]
+    return f"{settings.preset}: {' '.join(values)}"
+
+
 def affecting_results(settings: Any) -> dict[str, Any]:
     """The settings on which the results of a class depend, by name."""
     return {
