@@ -15,7 +15,7 @@ from tests import large_images
 from tests.helpers import MAIN
 from utils import features
 from utils.memory_check import check_memory, estimate_work
-from utils.settings import Experiment
+from utils.settings import Experiment, number_or_all
 from utils.system import memory
 from utils.system.memory import (
     HIERARCHIES,
@@ -195,7 +195,7 @@ def test_refusal_names_settings_that_fit(tree, monkeypatch, share, options, name
         parsed = {}
         for option in words.removeprefix("--").split(" --"):
             name, *values = option.split()
-            parsed[name] = values if name == "layers" else int(values[0])
+            parsed[name] = values if name == "layers" else number_or_all(values[0])
         check_memory(replace(settings, **parsed), train, test, CPU)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.preprocessing import Place, Preprocessing, crop_place, window_place
+from datasets.preprocessing import Preprocessing, window_place
 from utils.alignment import RESEMBLING, Alignment, Poses, learn_alignment, to_image, to_part
 from utils.maps import enlarge
 from utils.system.memory import PIXELS_AT_ONCE
@@ -43,8 +43,9 @@ class View(NamedTuple):
         return to_part(seen, poses), poses
 
     def crop(self, images: np.ndarray) -> np.ndarray:
-        """The crop of images (..., H, W)."""
-        top, left, height, width = self._place(images.shape[-2:])
+        """The crop of images or maps (..., H, W), of the whole resized image or of the window."""
+        without_context = self.preprocessing._replace(context=0)
+        top, left, height, width = window_place(images.shape[-2:], without_context)
         return images[..., top : top + height, left : left + width]
 
     @torch.inference_mode()
@@ -65,10 +66,6 @@ class View(NamedTuple):
             of_images = to_image(in_frame, Poses(*(values[part] for values in poses)))
             maps.append(self.crop(of_images).numpy(force=True))
         return np.concatenate(maps)
-
-    def _place(self, size: tuple[int, int]) -> Place:
-        """Where the crop lies in an image of H x W = size, resized already."""
-        return crop_place((size[1], size[0]), self.preprocessing._replace(resize=0))
 
 
 def learn_view(
