@@ -21,6 +21,7 @@ from utils.commands.predict_page import list_regions
 from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
+from utils.model_file import features_bytes
 from utils.padim import PaDiM
 from utils.regions import Region
 from utils.system import memory
@@ -412,7 +413,9 @@ def test_rows_are_on_disk_when_an_image_is_scored_and_an_interrupt_keeps_them(
     assert Path("predictions/index.html").exists()
 
 
-def test_batch_is_lowered_to_what_fits_into_memory(run, refused, command, new, monkeypatch):
+def test_batch_is_lowered_to_what_fits_into_memory(
+    run, refused, command, detector, new, monkeypatch
+):
     scored, score = [], PaDiM.score
 
     def spy(self, images):
@@ -422,14 +425,16 @@ def test_batch_is_lowered_to_what_fits_into_memory(run, refused, command, new, m
     monkeypatch.setattr(PaDiM, "score", spy)
     for number in range(3):
         shutil.copy(new / "good.png", new / f"{number}.png")
-    image = memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 127 * 151
-    monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES + 2 * image)
+    of_image = features_bytes(detector.model.extractor.channels, (80, 80))
+    pair = memory.network_bytes(2, 80 * 80, of_image, aligned=False, on_gpu=False)
+    pair += 2 * (memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 127 * 151)
+    monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES + pair)
     done = run(*command, new)
     assert done.returncode == 0
     assert "--batch_size 8 is lowered to 2, which fits into the free memory" in done.stdout
     assert scored == [2, 2, 1]
     monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES)
-    message = "of this model would take about 0.0 GB of memory, 0.0 GB are free: end other programs"
+    message = "megapixels would take about 0.0 GB of memory, 0.0 GB are free: end other programs"
     assert message in refused(*command, new)
     assert message in run(*command, "-").stderr
 

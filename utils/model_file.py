@@ -47,12 +47,22 @@ def model_bytes(gaussians: Gaussians, dtype: str = "float32") -> int:
 
 def class_bytes(channels: Channels, window_size: tuple[int, int], n_train: int) -> int:
     """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
-    grids, counts = channels.grids(window_size), channels.counts
-    n_numbers = count_numbers(Layout(grids), counts, n_train)
-    if is_primal(n_train, counts):
-        of_image = sum(h * w * d for (h, w), d in zip(grids, counts, strict=True))
-        n_numbers += len(choose_held_out(n_train)) * of_image
-    return n_numbers * DTYPES["float32"].itemsize
+    kept = gaussians_bytes(channels, window_size, n_train)
+    if is_primal(n_train, channels.counts):
+        kept += len(choose_held_out(n_train)) * features_bytes(channels, window_size)
+    return kept
+
+
+def gaussians_bytes(channels: Channels, window_size: tuple[int, int], n_train: int) -> int:
+    """Bytes of the Gaussians of a fit."""
+    numbers = count_numbers(Layout(channels.grids(window_size)), channels.counts, n_train)
+    return numbers * DTYPES["float32"].itemsize
+
+
+def features_bytes(channels: Channels, window_size: tuple[int, int]) -> int:
+    """Bytes of the features of an image."""
+    sizes = zip(channels.grids(window_size), channels.counts, strict=True)
+    return DTYPES["float32"].itemsize * sum(h * w * d for (h, w), d in sizes)
 
 
 def write_model(

@@ -6,6 +6,7 @@ context and alignment.
 """
 
 from collections.abc import Iterable
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 from datasets.preprocessing import Preprocessing, window_place
 from utils.alignment import RESEMBLING, Alignment, Poses, learn_alignment, to_image, to_part
 from utils.maps import enlarge
+from utils.system.memory import PIXELS_AT_ONCE
 
 AT_ONCE = 32  # maps that are laid back. Memory only
 
@@ -57,8 +59,9 @@ class View(NamedTuple):
         if poses is None:
             return self.crop(enlarge(distances, window_size)).numpy(force=True)
         maps = []
-        for first in range(0, len(distances), AT_ONCE):
-            part = slice(first, first + AT_ONCE)
+        step = min(AT_ONCE, max(PIXELS_AT_ONCE // prod(window_size), 1))
+        for first in range(0, len(distances), step):
+            part = slice(first, first + step)
             in_frame = enlarge(distances[part], window_size)
             of_images = to_image(in_frame, Poses(*(values[part] for values in poses)))
             maps.append(self.crop(of_images).numpy(force=True))
