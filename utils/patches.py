@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Grids = tuple[tuple[int, int], ...]  # height and width of each layer, finest first
@@ -30,12 +31,16 @@ class Layout(NamedTuple):
 
 
 def make_layout(grids: Grids, region: np.ndarray | None) -> Layout:
-    """The layout of the patches inside a region (h, w) bool of the finest grid; None is all."""
+    """The layout of the patches that have a pixel in a region (H, W) bool; None keeps all."""
     if region is None:
         return Layout(grids)
-    assert (region.shape, region.dtype) == (grids[0], bool)
     assert region.any()
-    return Layout(grids, region.tobytes())
+    return Layout(grids, patches_in(torch.from_numpy(region), grids[0]).numpy().tobytes())
+
+
+def patches_in(region: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Whether each patch of a grid (h, w) has a pixel in a region (H, W) bool: (h, w) bool."""
+    return F.adaptive_max_pool2d(region[None].float(), grid)[0].bool()
 
 
 def grids_of(layers: Sequence[Tensor]) -> Grids:

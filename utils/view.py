@@ -5,7 +5,7 @@ given, so that scores, thresholds, masks and figures speak of the same pixels wi
 context and alignment.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,8 +15,10 @@ from torch import Tensor
 from datasets.preprocessing import Place, Preprocessing, crop_place, window_place
 from utils.alignment import RESEMBLING, Alignment, Poses, learn_alignment, to_image, to_part
 from utils.maps import enlarge
+from utils.patches import patches_in
 
 AT_ONCE = 32  # maps that are laid back. Memory only
+TINY = torch.finfo(torch.float32).tiny  # the lowest score of a pixel in a region
 
 
 class View(NamedTuple):
@@ -25,10 +27,13 @@ class View(NamedTuple):
     Attributes:
         preprocessing: how images are made; its context is the window around the crop.
         alignment: by which images are turned and moved onto a template; None leaves them.
+        region: (H, W) bool of the window, aligned if images are; the pixels outside score 0, all
+            others more. None is all of it.
     """
 
     preprocessing: Preprocessing
     alignment: Alignment | None = None
+    region: np.ndarray | None = None
 
     def see(self, images: np.ndarray) -> tuple[Tensor, Poses | None]:
         """The window of images (B, 3, H, W) uint8, aligned, and the poses of the parts."""
@@ -51,21 +56,52 @@ class View(NamedTuple):
     ) -> np.ndarray:
         """Smooth maps (B, H, W) of the crop from the distances (B, h, w) of a window's patches.
 
-        A pixel that the aligned window does not show is 0.
+        A pixel is 0 that the aligned window does not show, or that is outside the region.
         """
+        inside = None
+        if self.region is not None:
+            inside = torch.from_numpy(self.region).to(distances.device)
         if poses is None:
-            return self.crop(enlarge(distances, window_size)).numpy(force=True)
+            maps = keep_region(enlarge_region(distances, window_size, inside), inside)
+            return self.crop(maps).numpy(force=True)
         maps = []
         for first in range(0, len(distances), AT_ONCE):
             part = slice(first, first + AT_ONCE)
-            in_frame = enlarge(distances[part], window_size)
-            of_images = to_image(in_frame, Poses(*(values[part] for values in poses)))
+            in_frame = enlarge_region(distances[part], window_size, inside)
+            lie = Poses(*(values[part] for values in poses))
+            moved = inside
+            if inside is not None:
+                moved = to_image(inside.float().expand_as(in_frame), lie) >= 0.5
+            of_images = keep_region(to_image(in_frame, lie), moved)
             maps.append(self.crop(of_images).numpy(force=True))
         return np.concatenate(maps)
+
+    def seen(self, anomaly_maps: np.ndarray) -> np.ndarray | None:
+        """Where maps of lay_back are in the region, of their shape; None if all are."""
+        return None if self.region is None else anomaly_maps > 0
 
     def _place(self, size: tuple[int, int]) -> Place:
         """Where the crop lies in an image of H x W = size, resized already."""
         return crop_place((size[1], size[0]), self.preprocessing._replace(resize=0))
+
+
+def enlarge_region(distances: Tensor, size: Sequence[int], inside: Tensor | None) -> Tensor:
+    """Smooth maps (B, H, W) of distances (B, h, w), of the patches that a region has alone.
+
+    The weights of the others are taken away before enlarging and smoothing, and the rest is divided
+    by the weight that is left (normalised convolution). So near its border the score is a mean of
+    patches of the region; a map without border within reach stays as it is.
+    """
+    maps = enlarge(distances, size)
+    if inside is None:
+        return maps
+    weight = enlarge(patches_in(inside, distances.shape[1:])[None].float(), size)
+    return maps / weight.clamp(min=TINY)
+
+
+def keep_region(maps: Tensor, inside: Tensor | None) -> Tensor:
+    """Maps with 0 outside the region, and more than 0 inside; None changes nothing."""
+    return maps if inside is None else maps.clamp(min=TINY).where(inside, 0)
 
 
 def learn_view(
