@@ -113,7 +113,7 @@ def fit_and_score(
         report.note(alignment)
     region = train.read_region(view.preprocessing, "off" if view.alignment is None else "on")
     if region is not None:
-        report.note(f"region: {region.mean():.1%} of the image")
+        report.note(f"region: {region.mean():.1%} of the pixels that the network sees")
 
     # features of good images -> a Gaussian for each patch position
     good = (images for images, _, _ in loader.batches(train))

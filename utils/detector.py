@@ -24,6 +24,7 @@ from datasets.preprocessing import (
     resized_size,
     uncrop,
 )
+from datasets.region import place_region
 from utils.backbone import BACKBONES, BATCH_SIZE, LAYERS, PRECISIONS, SEED, draw_channels
 from utils.features import load_extractor
 from utils.padim import PaDiM
@@ -60,6 +61,7 @@ class Detector:
         target_fpr: float = TARGET_FPR,
         device: str = "auto",
         name: str = "images",
+        region: np.ndarray | None = None,
     ) -> "Detector":
         """Fit PaDiM to good images, and find thresholds from them.
 
@@ -77,22 +79,24 @@ class Detector:
             target_fpr: the rate of good images above the image threshold, in (0, 1).
             device: "auto", "cpu", "cuda" or "cuda:N".
             name: of the class, in errors and in the file.
+            region: (h, w) bool of these images, True where defects matter; None is everywhere.
 
         Raises:
             OSError: if the weights cannot be read or downloaded.
             ValueError: if an argument or an image is not acceptable.
         """
         _check_settings(arch, preprocessing, precision, target_fpr)
+        of_window = None if region is None else _place_region(region, preprocessing)
         channels = draw_channels(arch, seed, n_features, layers)
         extractor = load_extractor(arch, weights, device, precision, channels, neighbourhood)
-        prepared = _prepare_all(images, preprocessing, name)
+        prepared = _prepare_all(images, preprocessing, name, region)
         copy_of = first_copies(hashlib.sha256(image.tobytes()).digest() for image in prepared)
         if not any(copy_of):
             raise UserError(
                 f"{name} has {len(prepared)} images, all of the same content; give at least "
                 f"{FEWEST} that differ"
             )
-        model = PaDiM(extractor, View(preprocessing), name)
+        model = PaDiM(extractor, View(preprocessing, region=of_window), name)
         model.fit(_batches(prepared), len(prepared), copy_of)
         model.find_thresholds(target_fpr)
         return cls(model)
@@ -202,14 +206,30 @@ def _check_settings(
     check_preprocessing(preprocessing)
 
 
+def _place_region(region: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
+    """The region of what the network sees; refuse what is no region."""
+    if getattr(region, "dtype", None) != np.bool_ or region.ndim != 2 or not region.any():
+        raise UserError("region is no array (h, w) of bool that is True where defects matter")
+    return place_region(region, preprocessing, "of the images")
+
+
 def _prepare_all(
-    images: Iterable[Image.Image | np.ndarray], preprocessing: Preprocessing, name: str
+    images: Iterable[Image.Image | np.ndarray],
+    preprocessing: Preprocessing,
+    name: str,
+    region: np.ndarray | None,
 ) -> list[np.ndarray]:
-    """The preprocessed images; refuse too few, and images of several sizes."""
+    """The preprocessed images; refuse too few, and images of several sizes or not the region's."""
     prepared = []
     for i, given in enumerate(images):
         title = f"image {i} of {name}"
         image = to_rgb(_to_image(given, title), title, preprocessing)
+        if region is not None and region.shape != image.size[::-1]:
+            height, width = region.shape
+            raise UserError(
+                f"{title} has {image.width}x{image.height} pixels, the region {width}x{height}; "
+                "they must be equal"
+            )
         preprocessed_size(title, image.size, preprocessing)
         prepared.append(prepare(image, preprocessing, title))
         if prepared[i].shape != prepared[0].shape:

@@ -132,7 +132,8 @@ def plot_overlay(
     colours.putpalette(_palette())
     blend = Image.blend(drawn, colours.convert("RGB"), HEAT_MAP_ALPHA)
     drawn.paste(blend, mask=Image.fromarray(scores > 0))
-    drawn.paste(REGION_COLOUR, mask=Image.fromarray(_find_boundaries(scores == 0)))
+    if (scores == 0).any():
+        drawn.paste(REGION_COLOUR, mask=Image.fromarray(_find_boundaries(scores > 0)))
     drawn.paste(BOUNDARY_COLOUR, mask=Image.fromarray(_find_boundaries(mask) & mask))
     _save(path, drawn)
 
