@@ -21,7 +21,6 @@ from utils.commands.predict_page import list_regions
 from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
-from utils.padim import PaDiM
 from utils.regions import Region
 from utils.system import memory
 
@@ -152,6 +151,8 @@ def test_pixel_threshold_and_least_area_choose_the_regions(run, command, new):
     (row,) = read_rows()
     assert int(row["area"]) == sum(areas) == np.count_nonzero(pixels("predictions/masks/größe.png"))
     assert 0 < sum(areas) < 105 * 105
+    run(*command, image, "--min_area", 105 * 105, "--pixel_threshold", 0)
+    assert len(read_rows("regions.csv")) == 1
     run(*command, image, "--min_area", 105 * 105 + 1, "--pixel_threshold", 0, "--masks")
     assert read_rows("regions.csv") == []
     assert (read_rows()[0]["n_regions"], read_rows()[0]["area"]) == ("0", "0")
@@ -320,10 +321,10 @@ def test_what_is_not_read_or_not_used_is_noted(run, refused, command, new):
 
 
 def test_image_unlike_the_training_images_or_mostly_cut_off_is_noted(
-    run, command, new, monkeypatch
+    run, command, detector, new, monkeypatch
 ):
-    seen = [Header((120, 96), "RGB", "PNG")]
-    monkeypatch.setattr(PaDiM, "image_kinds", seen, raising=False)
+    monkeypatch.setattr(detector.model, "image_kinds", [Header((120, 96), "RGB", "PNG")])
+    detector.save("bolt.safetensors")
     write_image(new / "wide.png", good_images(1, (96, 480))[0])
     write_image(new / "grey.bmp", good_images(1)[0][..., 0])
     notes = run(*command, new).stdout.splitlines()[2:-2]

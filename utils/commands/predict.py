@@ -228,7 +228,7 @@ def choose_batch_size(predictor: Predictor, sources: Sequence[Source] = ()) -> i
         with suppress(UserError):  # what cannot be read gets its row
             sizes.append(read_size(source.path))
     most, device = predictor.settings.batch_size, model.extractor.device
-    fitting = fit_batch(most, prod(model.image_size), max(map(prod, sizes)), device)
+    fitting = fit_batch(most, prod(model.window_size), max(map(prod, sizes)), device)
     if sources and fitting < most:
         print(f"--batch_size {most} is lowered to {fitting}, which fits into the free memory")
     return fitting

@@ -97,8 +97,7 @@ class Predictor:
 
     def make_notes(self) -> Notes:
         """Notes on images, which are compared with the training images if the model knows these."""
-        kinds = getattr(self.detector.model, "image_kinds", None)
-        return Notes(kinds) if kinds else Notes()
+        return Notes(self.detector.model.image_kinds)
 
     def load(self, source: Source, notes: Notes) -> Loaded:
         """Read an image and prepare it for the network; note what of it is not used."""
@@ -146,8 +145,8 @@ class Predictor:
         # most good images have no region; then the map in the size of the image is not needed
         if kinds or score >= settings.pixel_threshold:
             whole = self.detector.uncrop(anomaly_map, size)
-            threshold = settings.pixel_threshold
-            regions = find_regions(whole, threshold, threshold, settings.min_area)
+            lowest = settings.pixel_threshold
+            regions = find_regions(whole, lowest, lowest, settings.min_area)
             self.write_files(kinds, loaded, whole, regions)
         peak_row, peak_column = find_peak(anomaly_map, crop_box(size, model.preprocessing))
         row |= {
