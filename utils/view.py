@@ -5,7 +5,7 @@ given, so that scores, thresholds, masks and figures speak of the same pixels wi
 context and alignment.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
@@ -58,23 +58,31 @@ class View(NamedTuple):
 
         A pixel is 0 that the aligned window does not show, or that is outside the region.
         """
-        inside = None
-        if self.region is not None:
-            inside = torch.from_numpy(self.region).to(distances.device)
         if poses is None:
-            maps = keep_region(enlarge_region(distances, window_size, inside), inside)
-            return self.crop(maps).numpy(force=True)
+            return self.to_crop(distances, None, window_size).numpy(force=True)
         maps = []
         for first in range(0, len(distances), AT_ONCE):
             part = slice(first, first + AT_ONCE)
-            in_frame = enlarge_region(distances[part], window_size, inside)
-            lie = Poses(*(values[part] for values in poses))
-            moved = inside
-            if inside is not None:
-                moved = to_image(inside.float().expand_as(in_frame), lie) >= 0.5
-            of_images = keep_region(to_image(in_frame, lie), moved)
-            maps.append(self.crop(of_images).numpy(force=True))
+            of_part = Poses(*(values[part] for values in poses))
+            of_images = self.to_crop(distances[part], of_part, window_size)
+            maps.append(of_images.numpy(force=True))
         return np.concatenate(maps)
+
+    def to_crop(
+        self, distances: Tensor, poses: Poses | None, window_size: tuple[int, int]
+    ) -> Tensor:
+        """The same as lay_back of all images at once, as a tensor."""
+        maps, inside = enlarge(distances, window_size), None
+        if self.region is not None:
+            inside = torch.from_numpy(self.region).to(distances.device)
+            maps = normalise(maps, patches_in(inside, distances.shape[1:]))
+        if poses is not None:
+            if inside is not None:
+                inside = to_image(inside.float().expand_as(maps), poses) >= 0.5
+            maps = to_image(maps, poses)
+        if inside is not None:
+            maps = maps.clamp(min=TINY).where(inside, 0)
+        return self.crop(maps)
 
     def seen(self, anomaly_maps: np.ndarray) -> np.ndarray | None:
         """Where maps of lay_back are in the region, of their shape; None if all are."""
@@ -85,23 +93,15 @@ class View(NamedTuple):
         return crop_place((size[1], size[0]), self.preprocessing._replace(resize=0))
 
 
-def enlarge_region(distances: Tensor, size: Sequence[int], inside: Tensor | None) -> Tensor:
-    """Smooth maps (B, H, W) of distances (B, h, w), of the patches that a region has alone.
+def normalise(anomaly_maps: Tensor, kept: Tensor) -> Tensor:
+    """Maps (B, H, W) of distances that are 0 at patches that are not kept (h, w), without these.
 
-    The weights of the others are taken away before enlarging and smoothing, and the rest is divided
-    by the weight that is left (normalised convolution). So near its border the score is a mean of
-    patches of the region; a map without border within reach stays as it is.
+    A map is divided by the weight of the kept patches in each pixel, which they have by enlarging
+    and smoothing (normalised convolution). So near the border of a region a score is a mean over
+    patches of the region; where all patches within reach are kept, nothing changes.
     """
-    maps = enlarge(distances, size)
-    if inside is None:
-        return maps
-    weight = enlarge(patches_in(inside, distances.shape[1:])[None].float(), size)
-    return maps / weight.clamp(min=TINY)
-
-
-def keep_region(maps: Tensor, inside: Tensor | None) -> Tensor:
-    """Maps with 0 outside the region, and more than 0 inside; None changes nothing."""
-    return maps if inside is None else maps.clamp(min=TINY).where(inside, 0)
+    weight = enlarge(kept[None].float(), anomaly_maps.shape[1:])
+    return anomaly_maps / weight.clamp(min=TINY)
 
 
 def learn_view(
