@@ -156,14 +156,14 @@ def test_scores_and_thresholds_are_of_the_pixels_in_the_region():
 
 def test_pixels_outside_take_no_part_in_metrics():
     rng = np.random.default_rng(0)
-    labels, masks = np.array([0, 0, 1, 1]), np.zeros((4, 32, 40), dtype=bool)
-    masks[2:, 4:20, 15:30] = True
-    maps = rng.random(masks.shape, dtype=np.float32) + masks
-    maps[..., 20:] = 0
+    labels, masks = np.array([0, 0, 1, 1]), np.zeros((4, 128, 160), dtype=bool)
+    masks[2:, 16:80, 60:120] = True
+    maps = rng.random(masks.shape, dtype=np.float32) + np.float32(0.5) * masks
+    maps[..., 80:] = 0
     scores = score_maps(maps)
     found, expected = (
         evaluate(ScoredImages(labels, scores, (0, 2), *arrays, {}), True, has_region=outside)
-        for arrays, outside in (((maps, masks), True), ((maps[..., :20], masks[..., :20]), False))
+        for arrays, outside in (((maps, masks), True), ((maps[..., :80], masks[..., :80]), False))
     )
     assert None not in found.metrics.values()
     assert found.metrics == expected.metrics
