@@ -36,14 +36,14 @@ from utils.system.files import replacing
 WHOLE = Preprocessing(crop=0)
 N_IMAGES = 200  # of a class, at most
 MOST_MOVED = 12  # pixels of 256, along either axis
-THREADS, BATCH, REPEATS = 2, 32, 7
+THREADS, BATCH, REPEATS = 2, 8, 5
 NAMES = ("ANGLE_STEP", "COARSE_SIDE", "REFINED_SIDES", "REFINED_STEPS", "FAR_ANGLE")
 AS_THEY_ARE = {name: getattr(alignment, name) for name in NAMES}
 SETTINGS: list[dict[str, Any]] = [
     AS_THEY_ARE,
-    *(AS_THEY_ARE | {"ANGLE_STEP": step} for step in (2.5, 10.0, 15.0)),
-    *(AS_THEY_ARE | {"COARSE_SIDE": side} for side in (32, 48, 96)),
-    *(AS_THEY_ARE | {"REFINED_SIDES": sides} for sides in ((64, 128), (128, 256), (256,))),
+    *(AS_THEY_ARE | {"ANGLE_STEP": step} for step in (2.5, 10.0)),
+    *(AS_THEY_ARE | {"COARSE_SIDE": side} for side in (32, 96)),
+    *(AS_THEY_ARE | {"REFINED_SIDES": sides} for sides in ((64, 128), (256,))),
     *(AS_THEY_ARE | {"REFINED_STEPS": steps} for steps in (2, 4)),
     AS_THEY_ARE | {"FAR_ANGLE": 361.0},  # no second angle is tried
 ]
@@ -130,6 +130,7 @@ def measure(
             cells += [f"{np.median(errors):.2f}", f"{errors.max():.2f}"]
         cells += [f"{of_pose / BATCH:.1f}", f"{of_pose / of_network:.2f}"]
         rows.append([name, *cells])
+        print(*rows[-1], sep=" | ", flush=True)
     return rows
 
 

@@ -64,6 +64,17 @@ def test_parts_turned_and_moved_by_known_amounts_are_found(size):
     assert shift_off.max() < 0.5 * max(1, min(size) / 256)
 
 
+def test_a_part_that_looks_almost_the_same_upside_down_is_found_the_right_way_up():
+    part = Image.new("RGB", (256, 256), (40, 40, 40))
+    draw = ImageDraw.Draw(part)
+    draw.rounded_rectangle([60, 90, 195, 165], 20, (200, 200, 200))
+    draw.line([80, 105, 92, 117], (150, 150, 150), 2)
+    angles = np.arange(3, 363, 26.0)
+    images = stack([move(part, angle, 3 - 2j) for angle in angles])
+    turns = learn_alignment([images]).find_poses(images).angle.numpy() - angles
+    assert np.abs((turns - turns[0] + 180) % 360 - 180).max() < 1
+
+
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "rocket"])
 def test_photographs_of_any_shape_are_found(name):
     from skimage import data

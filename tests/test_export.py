@@ -115,7 +115,7 @@ def test_metadata_describe_the_model(file, detectors):
         **{"format": 1, "class_name": "bolt", "arch": "resnet18"},
         **{"weights_sha256": model.extractor.weights_sha256, "neighbourhood": 1},
         "layers": model.extractor.channels.layers,
-        **{"exif": False, "bit_depth": 16},
+        **{"exif": False, "bit_depth": 16, "context": 0},
         **{"resize": 0, "crop": 0, "image_size": list(SIZE), "interpolation": "lanczos"},
         **{"image_threshold": thresholds.image, "pixel_threshold": thresholds.pixel},
         **{"target_fpr": 0.01, "image_fpr": 0.1, "n_good_images": 9},

@@ -11,11 +11,19 @@ from tests.benchmark import __main__ as benchmark
 from utils.commands.command_line import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / name for name in ("README.md", "results/README.md", "tests/README.md")]
+NAMES = (
+    "README.md",
+    "datasets/README.md",
+    "utils/README.md",
+    "results/README.md",
+    "tests/README.md",
+)
+PAGES = [ROOT / name for name in NAMES]
 README = PAGES[0].read_text()
 COMMANDS = [
     command
-    for block in re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    for page in PAGES
+    for block in re.findall(r"```sh\n(.*?)```", page.read_text(), re.DOTALL)
     for line in block.splitlines()
     for command in line.split(" && ")
 ]

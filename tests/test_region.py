@@ -159,6 +159,7 @@ def test_pixels_outside_take_no_part_in_metrics():
     labels, masks = np.array([0, 0, 1, 1]), np.zeros((4, 128, 160), dtype=bool)
     masks[2:, 16:80, 60:120] = True
     maps = rng.random(masks.shape, dtype=np.float32) + np.float32(0.5) * masks
+    maps[0, 0, :5] = np.linspace(1.1, 1.45, 5)  # false positives, which AUPIMO counts
     maps[..., 80:] = 0
     scores = score_maps(maps)
     found, expected = (

@@ -142,7 +142,8 @@ def learn_alignment(batches: Iterable[Tensor]) -> Alignment:
     of_median = _Level(grey.median(dim=0).values)
     before = of_median.correlations(of_median.centre(grey))
     height, width = (MOST_SHIFTED * side for side in grey.shape[1:])
-    everywhere = PoseRange(-180, 360, -height, height, -width, width)
+    # all around, so that parts which are not turned are among the first tried
+    everywhere = PoseRange(-180 - ANGLE_STEP / 2, 360, -height, height, -width, width)
     # an image of usual contrast, lest it is one without a part
     template = grey[grey.flatten(1).std(dim=1).median(dim=0).indices]
     for _ in range(PASSES):
@@ -348,9 +349,9 @@ def _ratio(size: Sequence[int], other: Sequence[int]) -> float:
 
 
 def _scaled_size(size: Sequence[int], side: int) -> tuple[int, int]:
-    """A size shrunk to the area of a square."""
-    scale = min(1, side / sqrt(size[0] * size[1]))
-    return max(2, round(size[0] * scale)), max(2, round(size[1] * scale))
+    """A size shrunk to the area of a square, and to twice its side."""
+    scale = min(1, side / sqrt(size[0] * size[1]), 2 * side / max(size))
+    return max(8, round(size[0] * scale)), max(8, round(size[1] * scale))
 
 
 def _resize(grey: Tensor, size: Sequence[int]) -> Tensor:

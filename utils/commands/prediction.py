@@ -145,8 +145,8 @@ class Predictor:
         # most good images have no region; then the map in the size of the image is not needed
         if kinds or score >= settings.pixel_threshold:
             whole = self.detector.uncrop(anomaly_map, size)
-            lowest = settings.pixel_threshold
-            regions = find_regions(whole, lowest, lowest, settings.min_area)
+            threshold = settings.pixel_threshold
+            regions = find_regions(whole, threshold, threshold, settings.min_area)
             self.write_files(kinds, loaded, whole, regions)
         peak_row, peak_column = find_peak(anomaly_map, crop_box(size, model.preprocessing))
         row |= {
