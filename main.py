@@ -20,7 +20,7 @@ from datasets.loading import Loader
 from utils import backbone
 from utils.commands.command_line import parse_command_line
 from utils.report.run import RunReport
-from utils.settings import Experiment
+from utils.settings import PRESETS, Experiment, describe_preset
 from utils.system.device import device_name
 from utils.system.errors import UserError
 from utils.system.processes import Processes
@@ -29,8 +29,9 @@ from utils.system.program import prepare_process, run_program
 if TYPE_CHECKING:
     import torch
 
-    from utils.evaluation import ScoredImages
+    from utils.evaluation import Batch, ScoredImages
     from utils.features import FeatureExtractor
+    from utils.padim import PaDiM
     from utils.report.report import ClassReport
     from utils.thresholds import Thresholds
 
@@ -69,6 +70,8 @@ def run_experiment(settings: Experiment) -> None:
                 *names, channels, settings.neighbourhood, local_rank=processes.local_rank
             )
             if processes.leads:
+                if PRESETS[settings.preset]:
+                    print(describe_preset(settings))
                 on_device = f"{settings.arch} on {device_name(extractor.device)}"
                 print(f"{on_device}, {len(channels)} channels", flush=True)
             check_memory_of(settings, run.unfinished, channels, extractor.device, processes)
@@ -124,19 +127,27 @@ def fit_and_score(
 
     # good images, each left out in turn with its copies -> thresholds to deploy
     model.find_thresholds(settings.target_fpr, settings.pixel_fpr)
+    report.show_learnt(model)
     report.save_model(model)
 
     # features of test images -> distances -> an anomaly map for each image
     report.begin("score")
-    unseen = (
-        (model.anomaly_maps(images), view.crop(images), *truth)
-        for images, *truth in loader.batches(test)
-    )
+    unseen = score_all(model, test, loader)
     drawn = choose_drawn(len(test), settings.figures)
     scored = score_images(
         unseen, len(test), test.image_size, test.has_masks, drawn, model.image_scores
     )
     return scored, model.thresholds
+
+
+def score_all(model: PaDiM, test: ImageDataset, loader: Loader) -> Iterator[Batch]:
+    """The test images with their maps, a batch at a time; notes those of another part."""
+    samples = iter(test.samples)
+    for images, *truth in loader.batches(test):
+        maps, poses = model.score(images)
+        for correlation in [] if poses is None else poses.correlation.tolist():
+            test.notes.add_pose(next(samples).path, correlation, model.view.alignment.lowest)
+        yield maps, model.view.crop(images), *truth
 
 
 def in_order(datasets: Sequence[Splits], settings: Experiment) -> Iterator[ImageDataset]:

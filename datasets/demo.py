@@ -16,10 +16,10 @@ from tqdm import tqdm
 from utils.system.errors import UserError
 
 # any change of the images needs a new version: users may have the old ones in their cache
-VERSION = "demo-v1"
+VERSION = "demo-v2"
 ADVICE = "set XDG_CACHE_HOME to a folder that can be written"
 TEXTURES = ("brick", "grass", "gravel")
-OBJECTS = ("coffee", "rocket")
+OBJECTS = ("coffee", "rocket", "cup")
 CLASS_NAMES = TEXTURES + OBJECTS
 COUNTS = {"train/good": 40, "test/good": 10, "test/patch": 6, "test/scratch": 6, "test/stain": 6}
 SIZE = 256
@@ -27,12 +27,17 @@ SIZE = 256
 BORDER = 16
 # where the centre of a defect may be: top, left, bottom, right; anywhere on textures
 OBJECT_AREAS = {"coffee": (50, 60, 200, 200), "rocket": (90, 120, 225, 145)}
+OBJECT_AREAS |= {"cup": (95, 95, 161, 161)}
+# the cup of coffee, cut out along the saucer and the rim (left, top, right, bottom), on a table
+CUP_OUTLINE = ((80, 62, 476, 385), (177, 21, 404, 205))
+TABLE_SIDE, TABLE_COLOUR = 680, (196, 200, 206)
 # an object's photograph is this many pixels wider on each side, so that no shift shows its edge
 POSE_MARGIN = 8
 # textures are not aligned; this far, because 40 images could not represent a wider range
 TEXTURE_TRAVEL = 32
-MAX_SHIFT = 3.0
-MAX_ROTATION = 1.0
+# how far objects lie off, in pixels and degrees
+MAX_SHIFT = {"coffee": 3.0, "rocket": 3.0, "cup": 16.0}
+MAX_ROTATION = {"coffee": 1.0, "rocket": 1.0, "cup": 180.0}
 GAIN_SD = 0.04
 OFFSET_SD = 3.0
 NOISE_SD = 2.5
@@ -48,19 +53,21 @@ PATCH_RADIUS = (9, 26)
 STAIN_RADIUS = (9, 28)
 STAIN_CONTRAST = (15, 60)
 # factors on the contrast of scratches and stains: the rougher the photograph, the more it hides
-CONTRAST_FACTORS = {"brick": 1.0, "grass": 2.5, "gravel": 2.5, "coffee": 1.0, "rocket": 0.3}
+CONTRAST_FACTORS = {"brick": 1.0, "grass": 2.5, "gravel": 2.5}
+CONTRAST_FACTORS |= {"coffee": 1.0, "rocket": 0.3, "cup": 1.0}
 # patches come from another photograph from this strength on; 0 is hardest to see, 1 easiest
 FOREIGN_STRENGTH = 0.5
 DONORS = {"brick": "grass", "grass": "brick", "gravel": "brick"}
-DONORS |= {"coffee": "rocket", "rocket": "coffee"}
+DONORS |= {"coffee": "rocket", "rocket": "coffee", "cup": "rocket"}
 
 
 def make_demo(cache: Path | None = None) -> Path:
     """The folder of the demo set, in MVTec AD's layout; the first call draws it (about 6 s).
 
-    TEXTURES are grey, OBJECTS are RGB. The higher a defect's number, the easier it is to see. The
-    files are the same at every call on one machine. An interrupted call leaves nothing behind, and
-    of two calls at the same time the first to end wins.
+    TEXTURES are grey, OBJECTS are RGB; the cup lies turned and shifted at random. The higher a
+    defect's number, the easier it is to see. The files are the same at every call on one machine.
+    An interrupted call leaves nothing behind, and of two calls at the same time the first to end
+    wins.
 
     Args:
         cache: parent of the folder; by default padim in $XDG_CACHE_HOME or ~/.cache.
@@ -113,7 +120,21 @@ def _write_set(folder: Path) -> None:
 def _load_photo(class_name: str) -> Image.Image:
     from skimage import data
 
+    if class_name == "cup":
+        return _cut_out(Image.fromarray(data.coffee()))
     return Image.fromarray(getattr(data, class_name)())
+
+
+def _cut_out(coffee: Image.Image) -> Image.Image:
+    """The cup of the photograph in the middle of a plain table."""
+    cup = Image.new("L", coffee.size)
+    for ellipse in CUP_OUTLINE:
+        ImageDraw.Draw(cup).ellipse(ellipse, 255)
+    left, top, right, bottom = cup.getbbox()
+    corner = (TABLE_SIDE - left - right) // 2, (TABLE_SIDE - top - bottom) // 2
+    table = Image.new("RGB", (TABLE_SIDE, TABLE_SIDE), TABLE_COLOUR)
+    table.paste(coffee, corner, cup)
+    return table
 
 
 def _write_image(path: Path, pixels: np.ndarray) -> None:
@@ -140,7 +161,11 @@ def _draw(
 
 def _draw_good(photo: Image.Image, class_name: str, rng: np.random.Generator) -> np.ndarray:
     """A defect-free image (SIZE, SIZE) or (SIZE, SIZE, 3) float64."""
-    image = _crop(photo, TEXTURE_TRAVEL, rng) if class_name in TEXTURES else _pose(photo, rng)
+    image = (
+        _crop(photo, TEXTURE_TRAVEL, rng)
+        if class_name in TEXTURES
+        else _pose(photo, class_name, rng)
+    )
     image = 128 + rng.normal(1, GAIN_SD) * (image - 128) + rng.normal(0, OFFSET_SD)
     return image + rng.normal(0, NOISE_SD, image.shape)
 
@@ -151,13 +176,14 @@ def _crop(photo: Image.Image, travel: int, rng: np.random.Generator) -> np.ndarr
     return np.asarray(photo.crop((left, top, left + SIZE, top + SIZE)), dtype=np.float64)
 
 
-def _pose(photo: Image.Image, rng: np.random.Generator) -> np.ndarray:
-    """The photograph's centre at SIZE, slightly shifted and rotated at random."""
+def _pose(photo: Image.Image, class_name: str, rng: np.random.Generator) -> np.ndarray:
+    """The photograph's centre at SIZE, shifted and rotated at random."""
     side = SIZE + 2 * POSE_MARGIN
     square = ImageOps.fit(photo, (side, side), Image.Resampling.LANCZOS)
-    shift = tuple(rng.uniform(-MAX_SHIFT, MAX_SHIFT, 2))
-    angle = rng.uniform(-MAX_ROTATION, MAX_ROTATION)
-    posed = square.rotate(angle, Image.Resampling.BICUBIC, translate=shift)
+    farthest, widest = MAX_SHIFT[class_name], MAX_ROTATION[class_name]
+    shift, angle = tuple(rng.uniform(-farthest, farthest, 2)), rng.uniform(-widest, widest)
+    resample, fill = Image.Resampling.BICUBIC, TABLE_COLOUR
+    posed = square.rotate(angle, resample, translate=shift, fillcolor=fill)
     return np.asarray(ImageOps.crop(posed, POSE_MARGIN), dtype=np.float64)
 
 

@@ -63,6 +63,9 @@ NEAR_COPIES = Kind(
     "these are held out together when thresholds are found; the Gaussians count each",
 )
 TRAINED = Kind("test images with the pixels of a training image", "take them away")
+NO_POSE = Kind(
+    "images of one colour, whose part has no pose", "they are scored as they are, unaligned"
+)
 UNREAD = Kind("folders that are not read", "move their images, or take them away")
 RESULTS = Kind(
     "folders that are not read, as they hold results of this program",
@@ -130,6 +133,14 @@ class Notes:
         with self._lock:
             self._brightest[path] = brightest
             self._bit_depth = bit_depth
+
+    def add_pose(self, path: Path, correlation: float, lowest: float) -> None:
+        """Note an image that resembles the template less than all training images do: lowest."""
+        if correlation == 0:
+            self.add(NO_POSE, path)
+        elif correlation < lowest:
+            what = f"images that correlate less than {lowest:.2f} with the template of the part"
+            self.add(Kind(what, "no training image does; they may show another part"), path)
 
     def find_headers(self, group: str = "train") -> list[Header]:
         """The different headers of the images of a group that were read, sorted."""

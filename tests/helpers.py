@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from efficientnet_lite_pytorch import EfficientNet
-from PIL import Image
+from PIL import Image, ImageDraw
 from torch import nn
 from torchvision import models
 
@@ -136,6 +137,22 @@ def defective(size: tuple[int, int] = (96, 120)) -> np.ndarray:
     pixels = good_images(1, size)[0]
     pixels[20:44, 48:72] = 250
     return pixels
+
+
+def turned_part(angle: float, shift: Sequence[float] = (0, 0), side: int = 96) -> np.ndarray:
+    """A part without symmetry, turned counter-clockwise (degrees) and moved (row, column).
+
+    It is (3, side, side) uint8.
+    """
+    image = Image.new("RGB", (side, side), (40, 50, 60))
+    draw = ImageDraw.Draw(image)
+    corners = [(20, 24), (40, 24), (40, 56), (74, 60), (74, 74), (20, 70)]
+    draw.polygon([(x * side / 96, y * side / 96) for x, y in corners], (200, 180, 200))
+    draw.ellipse([v * side / 96 for v in (24, 52, 36, 64)], (90, 20, 20))
+    turned = image.rotate(
+        angle, Image.Resampling.BICUBIC, translate=tuple(shift[::-1]), fillcolor=(40, 50, 60)
+    )
+    return np.array(turned).transpose(2, 0, 1).copy()
 
 
 def build_network(arch: str) -> nn.Module:

@@ -1,12 +1,13 @@
 """The check command on trees of several classes; bad_inputs.py and oddities.py have its lines."""
 
+import re
 import shutil
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import write_image
+from tests.helpers import turned_part, write_image
 
 
 @pytest.fixture
@@ -80,6 +81,20 @@ def test_a_test_image_with_the_pixels_of_a_training_image_is_noted(report, bolt)
         image.save(tested, compress_level=0)  # other bytes
     line = f"note: test images with the pixels of a training image: {tested}; take them away"
     assert report() == (0, [line])
+
+
+def test_parts_that_lie_turned_are_noted_and_textures_and_odd_sizes_are_not(report, bolt):
+    for i, path in enumerate(sorted((bolt / "train/good").iterdir())):
+        write_image(path, turned_part(10 + 71 * i, side=48).transpose(1, 2, 0))
+    code, (line,) = report()
+    assert code == 0
+    assert re.fullmatch(
+        r"note: bolt may lie turned or shifted, which --align auto mends if it is a single part: "
+        r"its training images correlate 0\.[0-6]\d with their median, (0\.9\d|1\.00) once aligned",
+        line,
+    )
+    write_image(bolt / "train/good/000.png", np.zeros((48, 64, 3), np.uint8))
+    assert not [line for line in report()[1] if "--align" in line]
 
 
 def test_other_counts_than_published_are_noted(report, bolt):

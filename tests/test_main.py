@@ -224,7 +224,7 @@ def test_demo_has_its_data_its_network_and_a_folder_of_its_own(run, tree, tmp_pa
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "results/demo/efficientnet_lite0"
     assert class_names(folder) == ["bolt", "weave"]
-    assert "efficientnet_lite0 on the demo set" in (folder / "tables.md").read_text()
+    assert "efficientnet_lite0, recommended on the demo set" in (folder / "tables.md").read_text()
 
 
 @pytest.mark.parametrize(

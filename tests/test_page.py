@@ -1,4 +1,5 @@
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from os import fsdecode, fsencode
 from pathlib import Path
@@ -8,7 +9,14 @@ from urllib.parse import unquote, unquote_to_bytes
 import pytest
 
 from tests.records import FIGURE_SIZE, make_image, make_record, make_thresholds
-from utils.report.page import Picture, Section, Shown, count_verdicts, write_run_page
+from utils.report.page import (
+    Picture,
+    Section,
+    Shown,
+    count_verdicts,
+    describe_learnt,
+    write_run_page,
+)
 from utils.report.tables import Table
 
 HOSTILE = "50 %20 #1 & \"ü\" 'q' ?<script>alert(1)<{{ 7 * 7 }}"
@@ -172,6 +180,44 @@ def test_images_without_labels_are_anomalous_good_or_could_not_be_scored():
     assert section.kinds == list(counts)
     assert [len(group) for _, group in section.groups] == [2, 2]
     assert count_verdicts(images[:3], 0.5) == {"anomalous": 3, "good": 0}
+
+
+LEARNT = {
+    "eps": 0.0123,
+    "shrinkage": 0.056789,
+    "alignment": {
+        **{"template": None, "image_size": [96, 96], "before": 0.43, "after": 0.96, "lowest": 0.5},
+        "range": dict(start=-3, extent=10.5, top=-2, bottom=1.25, left=0, right=4),
+    },
+}
+
+
+def test_what_was_learnt_is_shown_with_its_pictures(write):
+    record = make_record(pictures={"templates/bolt.png": [96, 90], "templates/b.jpg": [480, 180]})
+    page = write(replace(record, result=replace(record.result, learnt=LEARNT)))
+    threshold, *learnt = page.texts("p", class_="note")
+    assert threshold.startswith("Threshold 5.00")
+    assert learnt == [
+        "Alignment: parts are sought from -3.0° to 7.5° counter-clockwise, moved by -2.0 to 1.2 "
+        "pixels down and 0.0 to 4.0 to the right",
+        "Correlation of training images: 0.43 with their median as they are, 0.96 with the "
+        "template once aligned, the lowest 0.50",
+        "Shrinkage 0.0568 of the mean variance: 0.0123 is added to the diagonals of the "
+        "covariances",
+        "The template: the median of the aligned training images",
+        "Training images as they are, and below as they are aligned",
+    ]
+    assert page.values("img", "src") == ["templates/bolt.png", "templates/b.jpg"]
+    assert [(i.attributes["width"], i.attributes["height"]) for i in page.all("img")] == [
+        ("96", "90"),
+        ("480", "180"),
+    ]
+    everywhere = LEARNT["alignment"]["range"] | {"extent": 360}
+    alignment = LEARNT["alignment"] | {"range": everywhere}
+    (line, *_) = describe_learnt(LEARNT | {"alignment": alignment})
+    assert line.startswith("Alignment: parts are sought at all angles, moved by -2.0 to ")
+    assert describe_learnt(None) == []
+    assert describe_learnt({"eps": 0.01, "shrinkage": None, "alignment": None}) == []
 
 
 def test_hostile_texts_are_shown_as_they_are(write):

@@ -21,6 +21,7 @@ from utils.commands.predict_page import list_regions
 from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
+from utils.padim import PaDiM
 from utils.regions import Region
 from utils.system import memory
 
@@ -157,6 +158,56 @@ def test_pixel_threshold_and_least_area_choose_the_regions(run, command, new):
     assert read_rows("regions.csv") == []
     assert (read_rows()[0]["n_regions"], read_rows()[0]["area"]) == ("0", "0")
     assert not pixels("predictions/masks/größe.png").any()
+
+
+def test_image_below_the_threshold_has_no_region(run, command, new):
+    run(*command, new, "--pixel_threshold", 0, "--masks", "--min_area", 2)
+    good, defect = read_rows()
+    assert (good["anomalous"], good["n_regions"], good["area"]) == ("0", "0", "0")
+    assert not pixels("predictions/masks/good.png").any()
+    assert defect["n_regions"] == "1"
+    assert pixels("predictions/masks/line 1/größe.png").any()
+    run(*command, new, "--pixel_threshold", 0, "--threshold", 2 * float(defect["score"]), "--masks")
+    assert read_rows("regions.csv") == []
+    assert not pixels("predictions/masks/line 1/größe.png").any()
+    assert "region 1" not in Path("predictions/index.html").read_text()
+
+
+@pytest.fixture
+def give(monkeypatch):
+    """A function that makes any image's map a given one."""
+    return lambda *maps: monkeypatch.setattr(PaDiM, "score", lambda *_: (np.stack(maps), None))
+
+
+def test_region_counts_if_its_peak_reaches_the_image_threshold(run, command, new, give):
+    anomaly_map = np.full((80, 80), 3, np.float32)
+    anomaly_map[10:20, 10:20], anomaly_map[50:60, 60:70] = 25, 22
+    anomaly_map[14, 14], anomaly_map[55, 65] = 100, 60
+    give(anomaly_map)
+    options = ("--pixel_threshold", 20, "--masks", "--maps", "npy")
+    for threshold, peaks in ((50, [100, 60]), (70, [100]), (110, [])):
+        run(*command, new / "good.png", "--threshold", threshold, *options)
+        regions, (row,) = read_rows("regions.csv"), read_rows()
+        assert [float(region["score"]) for region in regions] == peaks
+        expected = np.nan_to_num(np.load("predictions/maps/good.npy")) >= 20
+        expected[:, :60] &= len(peaks) > 0
+        expected[:, 60:] &= len(peaks) > 1
+        np.testing.assert_array_equal(pixels("predictions/masks/good.png") > 0, expected)
+        assert int(row["area"]) == np.count_nonzero(expected)
+
+
+def test_rate_of_pixels_moves_the_regions_and_nothing_else(run, command, detector, new, give):
+    thresholds, rows = detector.model.thresholds, []
+    ramp = np.linspace(0, 2 * thresholds.image, 6400, dtype=np.float32).reshape(80, 80)
+    give(ramp)
+    for pixel_fpr in (0.01, 0.3):
+        run(*command, new / "good.png", "--pixel_fpr", pixel_fpr)
+        rows += read_rows()
+        lowest = thresholds.at(pixel_fpr=pixel_fpr).pixel
+        (expected,) = detector.find_regions(ramp, (120, 96), lowest)
+        assert int(rows[-1]["area"]) == expected.area
+    assert int(rows[1]["area"]) > int(rows[0]["area"])
+    assert rows[0] | {"area": rows[1]["area"]} == rows[1]
 
 
 def test_overlays_are_of_the_images_asked_for_and_earlier_ones_go(run, command, new):
@@ -339,17 +390,17 @@ def test_rows_are_on_disk_when_an_image_is_scored_and_an_interrupt_keeps_them(
 ):
     judge, rows = Predictor.judge, []
 
-    def interrupted(self, loaded, anomaly_map):
+    def interrupted(self, loaded, scored):
         if loaded.source.name == "b":
             rows.extend(read_rows())
             assert len(read_rows("regions.csv")) == 1
             raise KeyboardInterrupt
-        return judge(self, loaded, anomaly_map)
+        return judge(self, loaded, scored)
 
     monkeypatch.setattr(Predictor, "judge", interrupted)
     for name in "abc":
         shutil.copy(new / "good.png", new / f"{name}.png")
-    done = run(*command, new, "--batch_size", 1, "--pixel_threshold", 0)
+    done = run(*command, new, "--batch_size", 1, "--threshold", 0, "--pixel_threshold", 0)
     assert (done.returncode, done.stderr) == (130, "interrupted; the rows so far are written\n")
     assert [Path(row["path"]).name for row in rows] == ["a.png"]
     assert read_rows() == rows
@@ -357,13 +408,13 @@ def test_rows_are_on_disk_when_an_image_is_scored_and_an_interrupt_keeps_them(
 
 
 def test_batch_is_lowered_to_what_fits_into_memory(run, refused, command, new, monkeypatch):
-    scored, score_batch = [], Detector.score_batch
+    scored, score = [], PaDiM.score
 
     def spy(self, images):
         scored.append(len(images))
-        return score_batch(self, images)
+        return score(self, images)
 
-    monkeypatch.setattr(Detector, "score_batch", spy)
+    monkeypatch.setattr(PaDiM, "score", spy)
     for number in range(3):
         shutil.copy(new / "good.png", new / f"{number}.png")
     image = memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 127 * 151

@@ -60,7 +60,10 @@ def test_a_finished_class_leaves_its_record_and_all_files(
         path.parent.mkdir()
         path.touch()
 
-    model = Namespace(thresholds=thresholds, gaussians=None, save=save, describe=lambda: {"a": 1})
+    learnt = {"eps": 0.5, "shrinkage": 0.25, "alignment": None}
+    model = Namespace(thresholds=thresholds, gaussians=None, save=save, describe=learnt.copy)
+    model.view = Namespace(alignment=None)
+    class_report.show_learnt(model)
     class_report.save_model(model)
     assert calls == [(path, "float16")]
     record = finish(class_report, scored, evaluation, None)
@@ -71,6 +74,7 @@ def test_a_finished_class_leaves_its_record_and_all_files(
     assert [image.score for image in record.images] == scored.image_scores.tolist()
     assert [image.label for image in record.images] == [1, 1, 0, 0, 0]
     assert [image.image for image in record.images[:2]] == ["000.png", "001.png"]
+    assert (record.result.learnt, record.pictures) == (learnt, {})
     assert record.result.class_name == "bolt"
     assert (record.result.seed, record.result.n_train, record.result.n_test) == (7, 5, 5)
     assert record.result.metrics == evaluation.metrics
@@ -82,7 +86,8 @@ def test_a_finished_class_leaves_its_record_and_all_files(
     (row,) = read_csv(tmp_path / "metrics.csv")
     assert float(row["image_auroc"]) == evaluation.metrics["image_auroc"]
     lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 4  # without thresholds
+    assert len(lines) == 5  # without thresholds
+    assert lines[-2].startswith("Shrinkage 0.25 of the mean variance: 0.5 is added")
     assert lines[-1] == f"model: {tmp_path / 'models/bolt.safetensors'} (3 MB)"
 
 

@@ -1,9 +1,15 @@
 """Models of settings other than the defaults: saved, loaded, predicted with and exported."""
 
+import io
+import json
+import sys
+
 import numpy as np
+import pytest
 from PIL import Image
 
-from tests.helpers import call, read_csv
+from tests.helpers import call, read_csv, turned_part, write_image
+from tests.test_page import Page
 from tests.tolerances import SCORES
 from utils.detector import Detector
 
@@ -35,3 +41,137 @@ def test_model_of_two_layers_averaged_gives_the_runs_scores(drawn_tree, run, tmp
     done = call("export", "--model", model, "--onnx", tmp_path / "bolt.onnx")
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "bolt.onnx").exists()
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A class of parts that lie turned by any angle, and a test image of one colour."""
+    folder = tmp_path_factory.mktemp("parts")
+    angles = {"train/good": range(-170, 180, 35), "test/good": (20, 99), "test/dent": (-60, 140)}
+    for place, several in angles.items():
+        for i, angle in enumerate(several):
+            pixels = turned_part(angle, (i % 5 - 2, i % 3 - 1)).transpose(1, 2, 0)
+            if place == "test/dent":
+                pixels[40:46, 50:56] = 250
+            write_image(folder / f"key/{place}/{i:02}.png", pixels)
+    write_image(folder / "key/test/dent/blank.png", np.full((96, 96, 3), 90, np.uint8))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def recommended(parts, random_weights, tmp_path_factory):
+    """A run with the recommended preset, but for two of its settings; what it printed."""
+    folder = tmp_path_factory.mktemp("recommended")
+    words = ["--data_path", parts, "--arch", ARCH, "--weights", random_weights(ARCH)]
+    words += ["--preset", "recommended", "--save_dtype", "float32", "--context", "8"]
+    done = call(*words, "--resize", "72", "--crop", "56", "--save_path", folder, "--device", "cpu")
+    assert done.returncode == 0, done.stderr
+    return folder / ARCH, done.stdout
+
+
+def read_result(folder):
+    content = json.loads((folder / "metrics.json").read_text())
+    return content["settings"]["arguments"], content["results"][0]["learnt"]
+
+
+def test_settings_of_a_preset_are_printed_and_kept_and_one_that_is_given_wins(recommended):
+    folder, printed = recommended
+    preset = "recommended: --n_features all --neighbourhood 3 --shrinkage auto --align auto "
+    assert preset + "--context 8 --image_score top --save_dtype float32" in printed.splitlines()
+    arguments, learnt = read_result(folder)
+    for name, value in (("n_features", "all"), ("context", 8), ("save_dtype", "float32")):
+        assert arguments[name] == value
+    assert 0 < learnt["shrinkage"] <= 1
+    assert f"Shrinkage {learnt['shrinkage']:.3g} of the mean variance" in printed
+    method = "all channels, 3 × 3 neighbourhood, 8 pixels of context, align auto, shrinkage auto, "
+    assert f"{method}image_score top on " in Page(folder).texts("caption")[0]
+
+
+def test_what_an_alignment_learnt_is_shown(recommended):
+    folder, printed = recommended
+    _, learnt = read_result(folder)
+    alignment, page = learnt["alignment"], Page(folder)
+    correlations = [f"{alignment[name]:.2f}" for name in ("before", "after", "lowest")]
+    assert alignment["before"] < 0.7 < 0.9 < alignment["after"]
+    line = (
+        "Correlation of training images: {} with their median as they are, {} with the template "
+        "once aligned, the lowest {}"
+    ).format(*correlations)
+    found = "Alignment: parts are sought at all angles, moved by "
+    assert line in page.texts("p", class_="note")
+    assert any(note.startswith(found) for note in page.texts("p", class_="note"))
+    assert line in printed
+    assert found in printed
+    with Image.open(folder / "templates/key.png") as template:
+        assert (template.mode, template.size) == ("L", (72, 72))
+    with Image.open(folder / "templates/key.examples.jpg") as examples:
+        assert examples.size == (5 * 72, 2 * 72)
+        pixels = np.asarray(examples.convert("L"), float)
+    given, aligned = pixels.reshape(2, 72, 5, 72).swapaxes(1, 2)
+    middle = np.s_[:, 16:-16, 16:-16]
+    assert aligned[middle].std(axis=0).mean() < 0.3 * given[middle].std(axis=0).mean()
+    shown = [image.attributes for image in page.all("img")]
+    for name, size in (("key.png", ("72", "72")), ("key.examples.jpg", ("360", "144"))):
+        (image,) = [values for values in shown if values["src"] == f"templates/{name}"]
+        assert (image["width"], image["height"]) == size
+    record = json.loads((folder / "classes/key.json").read_text())["record"]
+    assert {"templates/key.png", "templates/key.examples.jpg"} <= set(record["files"])
+    blank = "images of one colour, whose part has no pose"
+    assert any(blank in line and "blank.png" in line for line in printed.splitlines())
+
+
+def test_predictions_of_a_recommended_model_are_the_runs_with_poses(
+    recommended, parts, random_weights, tmp_path, monkeypatch
+):
+    folder, _ = recommended
+    model = ["--model", folder / "models/key.safetensors", "--weights", random_weights(ARCH)]
+    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+    write_image(tmp_path / "noise.png", noise)
+    write_image(tmp_path / "wide.png", np.repeat(noise, 2, axis=1))
+    images = [parts / "key/test", tmp_path / "noise.png", tmp_path / "wide.png"]
+    done = call("predict", *model, *images, "--output", tmp_path / "out")
+    assert done.returncode == 1
+    rows = {
+        row["path"].removeprefix(f"{parts}/key/test/"): row
+        for row in read_csv(tmp_path / "out/predictions.csv")
+    }
+    wide = rows.pop(str(tmp_path / "wide.png"))
+    assert wide["error"].endswith("for the network 144x72; this model takes 72x72")
+    assert wide["angle"] == wide["correlation"] == ""
+    for row in read_csv(folder / "scores.csv"):
+        predicted = rows[f"{row['defect_type']}/{row['image']}"]
+        assert float(predicted["score"]) == pytest.approx(float(row["score"]), rel=SCORES)
+    turned = float(rows["good/01.png"]["angle"]) - float(rows["good/00.png"]["angle"])
+    assert (turned - 79 + 180) % 360 - 180 == pytest.approx(0, abs=2)
+    _, learnt = read_result(folder)
+    lowest = learnt["alignment"]["lowest"]
+    assert float(rows["good/00.png"]["correlation"]) > lowest
+    note = f"images that correlate less than {lowest:.2f} with the template of the part: "
+    assert f"({note}" in done.stdout
+    assert "(images of one colour, whose part has no pose: " in done.stdout
+    page = Page(tmp_path / "out")
+    angle = float(rows["good/01.png"]["angle"])
+    assert any(text.startswith(f"turned by {angle:.1f}°, ") for text in page.texts("span"))
+    assert any(text.startswith("Alignment: parts are sought at all") for text in page.texts("li"))
+
+    lines = io.BytesIO(f"{images[1]}\n{images[1]}\n".encode())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(lines))
+    done = call("predict", *model, "-", "--format", "json")
+    row = json.loads(done.stdout.splitlines()[0])
+    expected = rows[str(images[1])]
+    for name in ("angle", "row_shift", "column_shift", "correlation"):
+        assert row[name] == pytest.approx(float(expected[name]), abs=0.05)
+    assert done.stderr.count(f"note: {note}{images[1]}; no training image does") == 1
+
+
+def test_a_loaded_model_is_the_one_that_was_saved(recommended, random_weights):
+    folder, _ = recommended
+    model = Detector.load(folder / "models/key.safetensors", random_weights(ARCH)).model
+    _, learnt = read_result(folder)
+    described = json.loads(json.dumps(model.describe()))
+    assert described == learnt
+    assert model.image_score == model.thresholds.image_score == "top"
+    assert (model.window_size, model.image_size) == ((72, 72), (56, 56))
+    with Image.open(folder / "templates/key.png") as template:
+        difference = np.abs(np.asarray(template) - model.view.alignment.template.numpy())
+    assert difference.max() <= 0.5

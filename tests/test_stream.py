@@ -20,6 +20,7 @@ from tests.helpers import MAIN, SMALL, defective, good_images, read_csv
 from utils.commands.prediction import COLUMNS
 from utils.commands.sources import split_paths
 from utils.detector import Detector
+from utils.padim import PaDiM
 
 
 @pytest.fixture(scope="module")
@@ -222,11 +223,11 @@ def test_closed_pipe_ends_it(process):
 def test_memory_does_not_grow_with_the_lines(answer, detector, monkeypatch):
     used = []
 
-    def score_batch(self, images):
+    def score(self, images):
         used.append(psutil.Process().memory_info().rss)
-        return np.full((1, 80, 80), 50, np.float32)  # one region, as large as the crop
+        return np.full((1, 80, 80), 50, np.float32), None  # one region, as large as the crop
 
-    monkeypatch.setattr(Detector, "score_batch", score_batch)
+    monkeypatch.setattr(PaDiM, "score", score)
     done = answer(lines=NEW * 1000)
     assert len(done.stdout.splitlines()) == len(used) + 1 == 2001
     assert used[-1] - used[100] < 20e6

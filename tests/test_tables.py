@@ -19,6 +19,7 @@ from utils.commands.tables import (
 from utils.report.results import Run, write_run
 from utils.report.tables import (
     AUPIMO_AUTHORS,
+    PATCHCORE_AUTHORS,
     PEERS,
     PUBLISHED,
     Table,
@@ -29,6 +30,7 @@ from utils.report.tables import (
     to_markdown,
     to_text,
 )
+from utils.settings import PRESETS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -51,15 +53,15 @@ def cells(table):
 
 
 def test_means_of_complete_groups_follow_the_classes():
-    values = dict(zip(demo.TEXTURES + demo.OBJECTS, (0.1, 0.2, 0.6, 0.4, 0.7), strict=True))
+    values = dict(zip(demo.TEXTURES + demo.OBJECTS, (0.1, 0.2, 0.6, 0.4, 0.7, 1.0), strict=True))
     results = [make_result(name, image_auroc=value) for name, value in values.items()]
     table = cells(metrics_table(run_of(*results)))
-    # textures 0.9 / 3, objects 1.1 / 2, all 2.0 / 5
+    # textures 0.9 / 3, objects 2.1 / 3, all 3.0 / 6
     means = {name: row[0] for name, row in table.items() if name not in values}
     assert means == {
         "mean of textures": "0.300",
-        "mean of objects": "0.550",
-        "mean of all": "0.400",
+        "mean of objects": "0.700",
+        "mean of all": "0.500",
     }
 
 
@@ -202,7 +204,7 @@ def root(tmp_path, monkeypatch):
     for name in ("studies/r/a.md", "studies/r/.b.0badcafe-1.md", "benchmark/whole.md"):
         (measured / name).parent.mkdir(parents=True, exist_ok=True)
         (measured / name).write_text(f"text of {name}\n")
-    (measured / "studies/r/size.png").touch()
+    (measured / "studies/r/studies.png").touch()
     for path in (PUBLISHED, PEERS):
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     tables, glance, options = (
@@ -227,7 +229,7 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, 
     # of runs only the measured ones; half-written files of killed processes are left out
     assert all_of_them == (
         f"before\n{START.format('tables')}\n{measured}\ntext of studies/r/a.md\n\n"
-        "![Size and time of smaller models against their accuracy](measured/studies/r/size.png)\n\n"
+        "![Metrics of all studies](measured/studies/r/studies.png)\n\n"
         f"text of benchmark/whole.md\n\n{END.format('tables')}after\n"
     )
     assert "at a glance, written by: python main.py tables -->\n\n**Means over" in at_a_glance
@@ -268,6 +270,15 @@ def test_committed_tables_are_what_the_committed_results_say():
         ({"n_features": None, "layers": ["layer1", "layer2", "layer3"], "neighbourhood": 1}, ""),
         ({"n_features": "all", "neighbourhood": 3}, ", all channels, 3 × 3 neighbourhood"),
         ({"n_features": 50, "layers": ["layer2", "layer3"]}, ", 50 channels, layer2 + layer3"),
+        (
+            {"context": 16, "align": "auto", "shrinkage": 0.1, "image_score": "top"},
+            ", 16 pixels of context, align auto, shrinkage 0.1, image score top",
+        ),
+        (PRESETS["recommended"] | {"layers": ["layer2"]}, ", recommended, layer2"),
+        (
+            PRESETS["recommended"] | {"context": 0, "align": "off"},
+            ", all channels, 3 × 3 neighbourhood, shrinkage auto, image score top",
+        ),
     ],
 )
 def test_settings_other_than_the_published_ones_are_named(arguments, model, published):
@@ -276,3 +287,22 @@ def test_settings_other_than_the_published_ones_are_named(arguments, model, publ
     assert len(run_tables(run)) == (1 if model else 5)
     sources = [row[0].partition(", ")[2] for row in glance_rows(run, published)]
     assert sources == ([] if model else ["published by upstream"]) + [f"{model}, measured here"[2:]]
+
+
+def test_recommended_runs_stand_beside_patchcore(published):
+    results = make_result("pill", image_auroc=0.97), make_result("screw", image_auroc=0.98)
+    run = run_of(*results, arguments=PRESETS["recommended"])
+    assert metrics_table(run).title == "resnet18, recommended on mvtec_ad"
+    _, table = run_tables(run)
+    assert table.title == "resnet18, recommended: image ROCAUC, published and measured here"
+    assert list(table.columns) == ["class", "ours", "PatchCore"]
+    assert cells(table) == {"pill": ["0.970", "0.966"], "screw": ["0.980", "0.981"]}
+    assert PATCHCORE_AUTHORS in table.notes
+    # 1.947 / 2 and 1.95 / 2
+    assert glance_rows(run, published) == [
+        [
+            *("PatchCore with wide_resnet50_2, published by its authors", "0.974", "–", "–"),
+            "pill, screw",
+        ],
+        ["resnet18, recommended, measured here", "0.975", "0.500", "0.500", "pill, screw"],
+    ]

@@ -23,6 +23,7 @@ from datasets.preprocessing import (
     preprocessed_size,
     resized_size,
     uncrop,
+    window_size,
 )
 from datasets.region import place_region
 from utils.backbone import BACKBONES, BATCH_SIZE, LAYERS, PRECISIONS, SEED, draw_channels
@@ -130,14 +131,14 @@ class Detector:
             image: PIL image or (h, w, 3) uint8 RGB.
 
         Returns:
-            The score, which is the maximum of the map, and the map: (H, W) float32 distances over
-            the preprocessed image. uncrop lays it over the original.
+            The score, and the map: (H, W) float32 distances over the crop of the preprocessed
+            image. uncrop lays it over the original.
 
         Raises:
             ValueError: if the model does not accept images of this type or size.
         """
         anomaly_map = self.score_batch(self.prepare(image)[None])[0]
-        return float(anomaly_map.max()), anomaly_map
+        return float(self.model.image_scores(anomaly_map[None])[0]), anomaly_map
 
     def score_batch(self, images: np.ndarray) -> np.ndarray:
         """The anomaly maps (B, H, W) float32 of images (B, 3, H, W) that prepare returned."""
@@ -160,14 +161,20 @@ class Detector:
     ) -> list[Region]:
         """The regions of an anomaly map from a threshold on, highest score first.
 
+        An image below the model's threshold has none, and each reaches the peak that good images
+        seldom reach.
+
         Args:
             anomaly_map: (H, W), as score returns it.
             size: width and height of the original image, in whose pixels the regions are.
             threshold: of the map; None takes the model's pixel threshold.
             min_area: in pixels of the original image; smaller regions are left out.
         """
-        threshold = self.model.thresholds.pixel if threshold is None else threshold
-        return find_regions(self.uncrop(anomaly_map, size), threshold, threshold, min_area)
+        thresholds = self.model.thresholds
+        if self.model.image_scores(anomaly_map[None])[0] < thresholds.image:
+            return []
+        lowest = thresholds.pixel if threshold is None else threshold
+        return find_regions(self.uncrop(anomaly_map, size), lowest, thresholds.peak, min_area)
 
     def prepare(
         self, image: Image.Image | np.ndarray, name: Path | str = "the image"
@@ -183,13 +190,13 @@ class Detector:
         """
         preprocessing = self.model.preprocessing
         image = to_rgb(_to_image(image, name), name, preprocessing)
-        resize, crop = preprocessing.resize, preprocessing.crop
-        width, height = resized_size(image.size, resize)
-        rows, columns = (crop, crop) if crop else self.model.image_size
-        if min(width, height) < crop or (not crop and (height, width) != (rows, columns)):
+        (width, height), crop = resized_size(image.size, preprocessing.resize), preprocessing.crop
+        rows, columns = taken = self.model.window_size
+        if min(width, height) < crop or window_size(image.size, preprocessing) != taken[::-1]:
+            more = " or more" if crop and not preprocessing.context else ""
             raise UserError(
                 f"{name} has {image.width}x{image.height} pixels, for the network "
-                f"{width}x{height}; this model takes {columns}x{rows}{' or more' if crop else ''}"
+                f"{width}x{height}; this model takes {columns}x{rows}{more}"
             )
         return prepare(image, preprocessing, name)
 

@@ -135,7 +135,7 @@ def plot_overlay(
     if (scores == 0).any():
         drawn.paste(REGION_COLOUR, mask=Image.fromarray(_find_boundaries(scores > 0)))
     drawn.paste(BOUNDARY_COLOUR, mask=Image.fromarray(_find_boundaries(mask) & mask))
-    _save(path, drawn)
+    save_image(path, drawn)
 
 
 def _shrink(pixels: np.ndarray, longest: int) -> np.ndarray:
@@ -151,7 +151,7 @@ def _shrink(pixels: np.ndarray, longest: int) -> np.ndarray:
     return np.asarray(Image.fromarray(pixels).reduce(factor))
 
 
-def _save(path: Path, image: Image.Image) -> None:
+def save_image(path: Path, image: Image.Image) -> None:
     """Write an image; in a .jpg file outlines stay sharp."""
     # Pillow writes JPEG to a file without noticing that the disk is full
     content = BytesIO()
@@ -196,7 +196,7 @@ def _write(
     path, title = _find_font(item.title)
     font = ImageFont.truetype(path, FONT_SIZE * DPI / 72)
     ImageDraw.Draw(figure).text((MARGIN, 8), title, fill="black", font=font)
-    _save(item.path, figure)
+    save_image(item.path, figure)
     return item.path
 
 

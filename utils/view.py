@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.preprocessing import Place, Preprocessing, crop_place, window_place
+from datasets.preprocessing import Preprocessing, window_place
 from utils.alignment import RESEMBLING, Alignment, Poses, learn_alignment, to_image, to_part
 from utils.maps import enlarge
 from utils.patches import patches_in
@@ -46,8 +46,9 @@ class View(NamedTuple):
         return to_part(seen, poses), poses
 
     def crop(self, images: np.ndarray) -> np.ndarray:
-        """The crop of images (..., H, W)."""
-        top, left, height, width = self._place(images.shape[-2:])
+        """The crop of images or maps (..., H, W), of the whole resized image or of the window."""
+        without_context = self.preprocessing._replace(context=0)
+        top, left, height, width = window_place(images.shape[-2:], without_context)
         return images[..., top : top + height, left : left + width]
 
     @torch.inference_mode()
@@ -87,10 +88,6 @@ class View(NamedTuple):
     def seen(self, anomaly_maps: np.ndarray) -> np.ndarray | None:
         """Where maps of lay_back are in the region, of their shape; None if all are."""
         return None if self.region is None else anomaly_maps > 0
-
-    def _place(self, size: tuple[int, int]) -> Place:
-        """Where the crop lies in an image of H x W = size, resized already."""
-        return crop_place((size[1], size[0]), self.preprocessing._replace(resize=0))
 
 
 def normalise(anomaly_maps: Tensor, kept: Tensor) -> Tensor:

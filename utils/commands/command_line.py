@@ -7,7 +7,7 @@ from importlib import import_module
 from time import sleep
 from typing import Any, NamedTuple, NoReturn
 
-from utils.settings import PRESETS, Experiment
+from utils.settings import DEMO_PRESET, PRESETS, Experiment
 from utils.system.errors import UserError
 from utils.system.processes import Processes
 from utils.system.program import MISTAKE
@@ -84,6 +84,8 @@ class OneLineParser(argparse.ArgumentParser):
     def parse(self, words: list[str]) -> Any:
         """The settings that the words ask for; what is not given is that of the preset."""
         given = vars(self.parse_args(words))
+        if "demo" in given:
+            given.setdefault("preset", DEMO_PRESET)
         preset = PRESETS[given["preset"]] if "preset" in given else {}
         names = {field.name for field in fields(self.settings)}
         return self.settings(**{k: v for k, v in preset.items() if k in names} | given)

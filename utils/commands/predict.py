@@ -68,6 +68,12 @@ class Settings(NetworkSettings):
         parse=rate,
         metavar="X",
     )
+    pixel_fpr: float | None = option(
+        None,
+        "rate of good pixels that may reach the pixel threshold (default: the model's)",
+        parse=rate,
+        metavar="X",
+    )
     threshold: float | None = option(
         None,
         "an image is anomalous if its score reaches this (default: that of --target_fpr)",
@@ -76,7 +82,8 @@ class Settings(NetworkSettings):
     )
     pixel_threshold: float | None = option(
         None,
-        "regions are the pixels whose score reaches this (default: that of --target_fpr)",
+        "regions are the pixels whose score reaches this, in anomalous images (default: that of "
+        "--pixel_fpr)",
         parse=finite,
         metavar="X",
     )
@@ -145,6 +152,7 @@ def score_folders(settings: Settings) -> Counter[str]:
             for answer in predictor.answer(loader.items(images), batch_size, pool.map):
                 write(answer)
                 count(answer, counts)
+                predictor.note_pose(answer, images.notes)
                 if settings.page == "yes":
                     answers.append(answer)
                 if answer.row["error"]:
@@ -180,19 +188,27 @@ def score_stream(settings: Settings) -> Counter[str]:
     for answer in predictor.answer(load_noting(source, predictor, said) for source in sources):
         write(answer)
         count(answer, counts)
+        notes = Notes()
+        predictor.note_pose(answer, notes)
+        say(notes, answer.source, said)
     return counts
 
 
 def load_noting(source: Source, predictor: Predictor, said: set[str]) -> Loaded:
-    """Read an image; print its notes on stderr, each kind once, as a stream may have no end."""
+    """Read an image and print its notes."""
     notes = predictor.make_notes()
     loaded = predictor.load(source, notes)
+    say(notes, source, said)
+    return loaded
+
+
+def say(notes: Notes, source: Source, said: set[str]) -> None:
+    """Print notes on an image on stderr, each kind once, as a stream may have no end."""
     for sentence in notes.sentences():
         kind = sentence.replace(printable(source.path), "")
         if kind not in said:
             said.add(kind)
             print(f"note: {sentence}", file=sys.stderr)
-    return loaded
 
 
 def count(answer: Prediction, counts: Counter[str]) -> None:

@@ -42,16 +42,20 @@ def _rank(answer: Prediction) -> float:
 
 def summarise_model(predictor: Predictor) -> list[str]:
     """Lines on the model and on the thresholds that are used."""
+    from utils.report.page import describe_learnt
+
     model, settings = predictor.detector.model, predictor.settings
     resize, crop = model.preprocessing.resize, model.preprocessing.crop
-    rate = predictor.thresholds.target_fpr
-    by_rate = f"from the model's good images, at a rate of false alarms of {rate:g}"
+    of_good = "from the model's good images, at a rate of"
+    by_rate = f"{of_good} false alarms of {predictor.thresholds.target_fpr:g}"
+    by_pixels = f"{of_good} pixels of {predictor.thresholds.pixel_fpr:g}"
     return [
         f"Model: {printable(settings.model)}, {model.arch}, fitted to {model.n_train} good images",
         f"Images: resize {resize or 'none'}, crop {crop or 'none'}",
+        *describe_learnt(model.describe()),
         f"Threshold: {settings.threshold:g}, {'given' if predictor.given[0] else by_rate}",
-        f"Regions: pixels from {settings.pixel_threshold:g} on, "
-        f"{'given' if predictor.given[1] else by_rate}",
+        f"Regions, in anomalous images: pixels from {settings.pixel_threshold:g} on, "
+        f"{'given' if predictor.given[1] else by_pixels}, where one reaches {predictor.peak:g}",
     ]
 
 
@@ -64,6 +68,11 @@ def describe(answer: Prediction, folder: Path) -> "Shown":
     if OVERLAYS in answer.kinds:
         picture = Picture(f"{OVERLAYS}/{answer.source.name}.jpg", answer.size)
     below = [] if row["error"] else [f"{row['good_below']:.0%} of good images score lower"]
+    if row["angle"] is not None:
+        below.append(
+            f"turned by {row['angle']:.1f}°, {row['row_shift']:.1f} pixels down and "
+            f"{row['column_shift']:.1f} to the right, correlation {row['correlation']:.2f}"
+        )
     return Shown(
         name=name,
         label="image",

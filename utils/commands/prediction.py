@@ -26,10 +26,15 @@ if TYPE_CHECKING:
 
 COLUMNS = (
     *("path", "score", "threshold", "anomalous", "good_below"),
-    *("peak_row", "peak_column", "n_regions", "area", "files", "error"),
+    *("peak_row", "peak_column", "n_regions", "area"),
+    *(POSE := ("angle", "row_shift", "column_shift", "correlation")),
+    *("files", "error"),
 )
 PNG_STEPS = 100  # of 16 bits per unit of distance
 SCALE = 2  # the overlays' colours go from 0 to so many of the model's pixel thresholds
+
+
+Scored = tuple[np.ndarray, Sequence[float]]  # a map (H, W), and the pose if the model aligns
 
 
 class Loaded(NamedTuple):
@@ -66,7 +71,8 @@ class Predictor:
         detector: of the model.
         settings: of the command, with the thresholds that are used; without an output no file is
             written.
-        thresholds: the model's, at the rate of false alarms that is asked for.
+        thresholds: the model's, at the rates that are asked for.
+        peak: what a region must reach somewhere.
         given: whether the settings give the threshold of images, and that of pixels.
         caveat: of the image threshold, if it is the model's.
 
@@ -83,10 +89,10 @@ class Predictor:
         model = self.detector.model
         on_device = device_name(model.extractor.device)
         print(f"{model.class_name}, {model.arch} on {on_device}", file=stream)
-        thresholds = model.thresholds
-        if settings.target_fpr is not None:
-            thresholds = thresholds.at(settings.target_fpr)
+        thresholds = model.thresholds.at(settings.target_fpr, settings.pixel_fpr)
         image, pixel = settings.threshold, settings.pixel_threshold
+        is_peak = image is not None and model.image_score == "max"
+        self.peak = image if is_peak else thresholds.peak
         self.thresholds, self.given = thresholds, (image is not None, pixel is not None)
         self.caveat = None if self.given[0] else thresholds.caveat
         self.settings = replace(
@@ -98,6 +104,13 @@ class Predictor:
     def make_notes(self) -> Notes:
         """Notes on images, which are compared with the training images if the model knows these."""
         return Notes(self.detector.model.image_kinds)
+
+    def note_pose(self, answer: Prediction, notes: Notes) -> None:
+        """Note an image that has no pose, or that may show another part."""
+        correlation = answer.row["correlation"]
+        if correlation is not None:
+            alignment = self.detector.model.view.alignment
+            notes.add_pose(answer.source.path, correlation, alignment.lowest)
 
     def load(self, source: Source, notes: Notes) -> Loaded:
         """Read an image and prepare it for the network; note what of it is not used."""
@@ -124,29 +137,32 @@ class Predictor:
         """
         while batch := list(islice(loaded, batch_size)):
             valid = [item.prepared for item in batch if not item.error]
-            maps = iter(self.detector.score_batch(np.stack(valid)) if valid else ())
-            yield from run(self.judge, batch, [None if x.error else next(maps) for x in batch])
+            maps, poses = self.detector.model.score(np.stack(valid)) if valid else ((), None)
+            rows = poses and zip(*(values.tolist() for values in poses), strict=True)
+            scored = zip(maps, rows or [()] * len(maps), strict=True)
+            yield from run(self.judge, batch, [None if x.error else next(scored) for x in batch])
 
-    def judge(self, loaded: Loaded, anomaly_map: np.ndarray | None) -> Prediction:
-        """Judge an image by its map (H, W), None after an error, and write the files about it."""
+    def judge(self, loaded: Loaded, scored: Scored | None) -> Prediction:
+        """Judge an image, unless it could not be scored, and write the files about it."""
         settings = self.settings
         row = dict.fromkeys(COLUMNS) | {
             "path": loaded.source.given,
             "threshold": settings.threshold,
             "error": loaded.error,
         }
-        if anomaly_map is None:
+        if scored is None:
             return Prediction(loaded.source, row)
-        model, size = self.detector.model, loaded.image.size
-        score = float(anomaly_map.max())
+        (anomaly_map, pose), model, size = scored, self.detector.model, loaded.image.size
+        (score,) = model.image_scores(anomaly_map[None]).tolist()
         anomalous = score >= settings.threshold
         kinds = kinds_of_files(settings, anomalous)
         regions: list[Region] = []
-        # most good images have no region; then the map in the size of the image is not needed
-        if kinds or score >= settings.pixel_threshold:
+        # without regions the map in the size of the image is seldom needed
+        if kinds or anomalous:
             whole = self.detector.uncrop(anomaly_map, size)
-            threshold = settings.pixel_threshold
-            regions = find_regions(whole, threshold, threshold, settings.min_area)
+            if anomalous:
+                thresholds = settings.pixel_threshold, self.peak
+                regions = find_regions(whole, *thresholds, settings.min_area)
             self.write_files(kinds, loaded, whole, regions)
         peak_row, peak_column = find_peak(anomaly_map, crop_box(size, model.preprocessing))
         row |= {
@@ -158,6 +174,7 @@ class Predictor:
             "n_regions": len(regions),
             "area": sum(region.area for region in regions),
             "files": printable(loaded.source.name) if kinds else None,
+            **dict(zip(POSE, pose, strict=bool(pose))),
         }
         return Prediction(loaded.source, row, regions, kinds, size)
 
@@ -170,9 +187,7 @@ class Predictor:
     ) -> None:
         """Write the files of these kinds about an image with this map (h, w)."""
         settings, name = self.settings, loaded.source.name
-        mask = anomaly_map >= settings.pixel_threshold
-        if settings.min_area > 1:
-            mask = draw_regions(anomaly_map, settings.pixel_threshold, regions)
+        mask = draw_regions(anomaly_map, settings.pixel_threshold, regions)
         if OVERLAYS in kinds:
             from utils.plot import plot_overlay  # imports matplotlib
 

@@ -4,7 +4,7 @@
     python main.py study --study draws --seeds 10 --arch resnet18 --data_path mvtec_ad
 
 Under results/studies/<arch>/ each study leaves its numbers (<study>.csv) and a table (<study>.md).
-studies.png shows the metrics, size.png those of smaller and smaller models.
+studies.png shows the metrics of all.
 
 Reference: Defard et al., arXiv 2011.08785, section V.
 """
@@ -26,17 +26,18 @@ from typing import TYPE_CHECKING, NamedTuple
 from tqdm import tqdm
 
 from datasets.dataset import load_all
-from datasets.preprocessing import DEFAULT, Preprocessing
+from datasets.preprocessing import DEFAULT
 from utils import backbone
 from utils.commands.study_tables import (
     ACCURACY,
+    ALIGNMENT,
     ALL_METRICS,
     COST,
+    SHRINKAGE,
     SIZE,
     Columns,
     Row,
     make_table,
-    plot_sizes,
     plot_studies,
 )
 from utils.report.tables import Table, to_markdown, to_text
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from utils.commands.study_methods import ClassFeatures, Setup
 
 SEEDS = 5  # paper, section V-C: versions of Rd-MVTec AD (and 10 draws of channels, section V-A)
-FIGURE, SIZE_FIGURE = "studies.png", "size.png"
+FIGURE = "studies.png"
 
 
 class Study(NamedTuple):
@@ -62,13 +63,11 @@ class Study(NamedTuple):
             the first are the notes below the table. The module is imported when the study is made:
             it needs torch, which takes 3 seconds.
         columns: of the table.
-        is_drawn: whether studies.png has a row for it.
     """
 
     title: str
     place: str
     columns: Columns = ACCURACY
-    is_drawn: bool = True
 
     @property
     def make_rows(self) -> Callable[[ClassFeatures], Iterator[Row]]:
@@ -90,12 +89,18 @@ STUDIES = {
         "random channels and principal components", "study_methods:study_dimensions"
     ),
     "draws": Study("several draws of channels", "study_methods:study_draws", ALL_METRICS),
-    "cost": Study("time and memory of inference", "study_size:study_cost", COST, is_drawn=False),
+    "cost": Study("time and memory of inference", "study_size:study_cost", COST),
     "neighbourhood": Study(
         "features averaged over neighbouring positions", "study_methods:study_neighbourhood"
     ),
     "networks": Study("the networks at hand", "study_methods:study_networks"),
-    "size": Study("smaller models", "study_size:study_size", SIZE, is_drawn=False),
+    "size": Study("smaller models", "study_size:study_size", SIZE),
+    "shrinkage": Study(
+        "what is added to the covariances", "study_methods:study_shrinkage", SHRINKAGE
+    ),
+    "alignment": Study(
+        "images as they lie and aligned", "study_alignment:study_alignment", ALIGNMENT
+    ),
     "rotation": Study("aligned and randomly rotated images", "study_rotation:study_rotation"),
 }
 
@@ -124,12 +129,11 @@ class Settings(MethodSettings):
 def run(settings: Settings) -> None:
     """Make the studies class by class, and write the rows so far after each class."""
     settings.require_data()
-    preprocessing = settings.preprocessing
     draws = {
         seed: backbone.draw_channels(settings.arch, seed, settings.n_features, settings.layers)
         for seed in range(settings.seed, settings.seed + settings.seeds)
     }
-    names = choose_studies(settings, preprocessing, len(draws[settings.seed]))
+    names = choose_studies(settings, len(draws[settings.seed]))
     datasets = load_all(settings)
     folder = make_folder(settings.save_path / "studies" / settings.arch)
     if not names:
@@ -151,13 +155,18 @@ def run(settings: Settings) -> None:
     print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
 
 
-def choose_studies(settings: Settings, preprocessing: Preprocessing, n_drawn: int) -> list[str]:
+def choose_studies(settings: Settings, n_drawn: int) -> list[str]:
     """The studies to make, each once; draws only if the network draws channels by default."""
     names = list(dict.fromkeys(settings.study))
-    if "rotation" in names and preprocessing[:2] != DEFAULT[:2]:
+    if "rotation" in names and (settings.resize, settings.crop) != DEFAULT[:2]:
         raise UserError(
             f"--study rotation is defined for --resize {DEFAULT.resize} --crop {DEFAULT.crop}; "
             "leave these out or choose other studies"
+        )
+    if "rotation" in names and (settings.align != "off" or settings.context):
+        given = "--context" if settings.align == "off" else "--align"
+        raise UserError(
+            f"--study rotation turns the images itself; leave out {given} or choose other studies"
         )
     if "draws" in names and n_drawn == sum(backbone.BACKBONES[settings.arch].layer_channels):
         print(f"no study of draws: {settings.arch} uses all of its {n_drawn} channels")
@@ -198,9 +207,6 @@ def write_studies(
         with replacing(folder / f"{name}.md") as path:
             path.write_text(to_markdown(tables[-1]), encoding="utf-8", errors="backslashreplace")
     title = f"PaDiM, {settings.arch}, {data}"
-    plot_studies(
-        folder / FIGURE, {name: rows[name] for name in rows if STUDIES[name].is_drawn}, title
-    )
-    if "size" in rows:
-        plot_sizes(folder / SIZE_FIGURE, rows["size"], title)
+    drawn = {name: of_study for name, of_study in rows.items() if "aupro" in of_study[0]}
+    plot_studies(folder / FIGURE, drawn, title)
     return tables

@@ -1,4 +1,4 @@
-"""What the studies share, and those of layers, channels, neighbourhoods and networks.
+"""What the studies share, and those of layers, channels, neighbourhoods, networks and shrinkage.
 
 Each study is a generator that yields the rows of its CSV file.
 
@@ -6,15 +6,16 @@ Reference: Defard et al., arXiv 2011.08785, section V.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import partial
-from typing import Any
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from datasets.loading import load_batches
+from utils.alignment import Poses
 from utils.backbone import ALL, BACKBONES, LAYERS, Channels, draw_channels
 from utils.commands.study_tables import Row
 from utils.evaluation import ScoredImages, evaluate, score_images
@@ -26,20 +27,19 @@ from utils.features import (
     select_channels,
 )
 from utils.gaussian import Gaussians, fit_gaussians
-from utils.maps import enlarge
-from utils.metrics import METRICS
-from utils.report.tables import COMPARED
 from utils.settings import MethodSettings
+from utils.shrinkage import AUTO
 from utils.system.device import device_name
 from utils.thresholds import score_maps
+from utils.view import View, learn_view
 
 DIMENSIONS = (100, 200)  # paper, table II
 NEIGHBOURHOODS = (1, 3, 5)
 BEST_NEIGHBOURHOOD = 3  # on four classes of MVTec AD, by the study of neighbourhoods
+SHRINKAGES = (0.03, 0.1, 0.2, 0.3, 1.0, AUTO, None)
 
 Features = list[Tensor]  # of each layer, finest first
 Transform = Callable[[Features], Features]
-Metrics = Mapping[str, float | None]
 Axes = Sequence[Tensor | None]  # (C_l, d_l) to project each layer onto; None leaves it out
 
 
@@ -48,19 +48,20 @@ class Setup:
     """What the studies of all classes share.
 
     Attributes:
-        arch: a key of BACKBONES.
-        extractor: of all channels of that network, without an average over neighbours.
-        load: yields the batches of a data set.
+        settings: of the method, unless a study varies them.
+        extractor: of all channels of a network, without an average over neighbours.
         draws: of channels, by seed. A study that needs one takes the first. The seeds are also
             those of the random versions of the images.
-        neighbourhood: over which features are averaged, unless a study varies it.
     """
 
-    arch: str
+    settings: MethodSettings
     extractor: FeatureExtractor
-    load: Callable[[Any], Iterable[list[np.ndarray]]]
     draws: Mapping[int, Channels]
-    neighbourhood: int = 1
+
+    @property
+    def arch(self) -> str:
+        """The network's name, a key of BACKBONES."""
+        return self.extractor.arch
 
     @property
     def layer_channels(self) -> tuple[int, int, int]:
@@ -77,6 +78,10 @@ class Setup:
         """The first seed and its draw of channels."""
         return next(iter(self.draws.items()))
 
+    def load(self, images: Any) -> Iterator[list[np.ndarray]]:
+        """The batches of a data set: images, labels and masks."""
+        return load_batches(images, self.settings.batch_size, self.settings.num_workers)
+
     def choices(self) -> Iterator[tuple[str, int | None, Channels]]:
         """Title, seed and channels of the first draw, unless it has all, and of all channels."""
         seed, channels = self.first_draw
@@ -89,61 +94,82 @@ def make_setup(settings: MethodSettings, draws: Mapping[int, Channels]) -> Setup
     """The network of the settings and the draws, for all studies."""
     extractor = load_extractor(settings.arch, settings.weights, settings.device, settings.precision)
     print(f"{settings.arch} on {device_name(extractor.device)}")
-    load = partial(load_batches, batch_size=settings.batch_size, num_workers=settings.num_workers)
-    return Setup(settings.arch, extractor, load, draws, settings.neighbourhood)
+    return Setup(settings, extractor, draws)
+
+
+class Seen(NamedTuple):
+    """The features of images, their poses if they were aligned, and H and W of what was seen."""
+
+    layers: Features
+    poses: Poses | None
+    size: tuple[int, int]
 
 
 class ClassFeatures:
-    """The images of a class and their features, computed once for all studies.
+    """The images of a class and their features, computed once for all studies that need them.
 
     Args:
         setup: of the studies.
         train, test: the images.
-        channels: those to keep; None keeps all.
-
-    Attributes:
-        setup, train, test: as given.
-        good: the features of the training images, a list of layers for each batch.
-        unseen: features, images, labels and masks of the test images, for each batch.
+        view: how the network sees them; None takes or learns it as the settings say.
     """
 
-    def __init__(
-        self, setup: Setup, train: Any, test: Any, channels: Channels | None = None
-    ) -> None:
-        def extract(images: np.ndarray) -> Features:
-            layers = setup.extractor(images)
-            return layers if channels is None else select_channels(layers, channels)
-
+    def __init__(self, setup: Setup, train: Any, test: Any, view: View | None = None) -> None:
         self.setup, self.train, self.test = setup, train, test
-        self._kept = channels
-        self.good = [extract(images) for images, _, _ in setup.load(train)]
-        self.unseen = [(extract(images), images, *truth) for images, *truth in setup.load(test)]
-        self._metrics: dict[tuple, Metrics] = {}
+        self._view = view
+        self._rows: dict[tuple, Row] = {}
+
+    @cached_property
+    def view(self) -> View:
+        """How the network sees the images."""
+        settings = self.setup.settings
+        if self._view is not None or settings.align == "off":
+            return self._view or View(self.train.preprocessing)
+        some = (images for images, *_ in self.setup.load(self.train.sample()))
+        view, sentence = learn_view(some, settings.unaligned, settings.align)
+        print(f"{self.test.class_name} is {sentence}")
+        return view
+
+    @cached_property
+    def good(self) -> list[Features]:
+        """The layers of each batch of training images."""
+        return [self.see(images).layers for images, *_ in self.setup.load(self.train)]
+
+    @cached_property
+    def unseen(self) -> list[tuple[Seen, np.ndarray, np.ndarray, np.ndarray]]:
+        """Features, images, labels and masks of each batch of test images."""
+        return [(self.see(images), images, *truth) for images, *truth in self.setup.load(self.test)]
+
+    def see(self, images: np.ndarray) -> Seen:
+        """What the network makes of images."""
+        seen, poses = self.view.see(images)
+        return Seen(self.setup.extractor(seen), poses, tuple(seen.shape[2:]))
 
     def selecting(self, channels: Channels, neighbourhood: int | None = None) -> Transform:
-        """A function that selects channels and averages them, by default as the setup says."""
-        size = self.setup.neighbourhood if neighbourhood is None else neighbourhood
-        if self._kept == channels:
-            return partial(average, neighbourhood=size)
+        """A function that selects channels and averages them, by default as the settings say."""
+        size = neighbourhood or self.setup.settings.neighbourhood
         return lambda layers: average(select_channels(layers, channels), size)
 
     @torch.inference_mode()
     def fit(self, transform: Transform) -> Gaussians:
         """The Gaussians of the transformed features of the training images."""
-        return fit_gaussians(map(transform, self.good), len(self.train))
+        shrinkage = self.setup.settings.shrinkage
+        return fit_gaussians(map(transform, self.good), len(self.train), shrinkage=shrinkage)
+
+    @torch.inference_mode()
+    def make_maps(self, gaussians: Gaussians, transform: Transform, seen: Seen) -> np.ndarray:
+        """The anomaly maps (B, H, W) of images."""
+        return self.view.lay_back(
+            gaussians.distances(transform(seen.layers)), seen.poses, seen.size
+        )
 
     def score(self, transform: Transform, gaussians: Gaussians | None = None) -> ScoredImages:
         """The test images, scored on transformed features; None fits Gaussians to them."""
-        gaussians, size = gaussians or self.fit(transform), self.test.image_size
-        unseen = (
-            (make_maps(gaussians, transform(features), size), *rest)
-            for features, *rest in self.unseen
-        )
-        return score_images(unseen, len(self.test), size, keep_maps=True)
-
-    def evaluate(self, scored: ScoredImages) -> Metrics:
-        """The metrics of the scored test images; None where one is undefined."""
-        return evaluate(scored, self.test.has_masks).metrics
+        settings = self.setup.settings
+        gaussians = gaussians or self.fit(transform)
+        maps = ((self.make_maps(gaussians, transform, seen), *rest) for seen, *rest in self.unseen)
+        size, keep_maps = self.test.image_size, True
+        return score_images(maps, len(self.test), size, keep_maps, image_score=settings.image_score)
 
     def row_of(
         self,
@@ -151,37 +177,23 @@ class ClassFeatures:
         channels: Channels,
         seed: int | None = None,
         neighbourhood: int | None = None,
-        columns: Iterable[str] = COMPARED,
     ) -> Row:
         """The row of PaDiM on what selecting selects; the same is evaluated only once."""
-        key = channels.of_layers, neighbourhood or self.setup.neighbourhood
-        if key not in self._metrics:
-            transform = self.selecting(channels, neighbourhood)
-            self._metrics[key] = self.evaluate(self.score(transform))
-        return self.row(method, len(channels), self._metrics[key], seed, columns)
+        key = channels.of_layers, neighbourhood or self.setup.settings.neighbourhood
+        if key not in self._rows:
+            scored = self.score(self.selecting(channels, neighbourhood))
+            self._rows[key] = self.row(method, len(channels), scored)
+        return self._rows[key] | {"method": method, "seed": seed}
 
-    def row(
-        self,
-        method: str,
-        n_features: int,
-        metrics: Metrics,
-        seed: int | None = None,
-        columns: Iterable[str] = COMPARED,
-    ) -> Row:
-        """A row with the metrics that columns names."""
+    def row(self, method: str, n_features: int, scored: ScoredImages) -> Row:
+        """The row of scored test images."""
         named = {"class_name": self.test.class_name, "method": method, "n_features": n_features}
-        return named | {"seed": seed} | {metric: metrics[metric] for metric in columns}
+        return {**named, "seed": None, **evaluate(scored, self.test.has_masks).metrics}
 
 
 def average(layers: Features, neighbourhood: int) -> Features:
     """All layers, averaged over neighbouring positions."""
     return [average_neighbours(layer, neighbourhood) for layer in layers]
-
-
-@torch.inference_mode()
-def make_maps(gaussians: Gaussians, layers: Features, size: Sequence[int]) -> np.ndarray:
-    """The anomaly maps (B, H, W) of features."""
-    return enlarge(gaussians.distances(layers), size).numpy(force=True)
 
 
 def study_layers(images: ClassFeatures) -> Iterator[Row]:
@@ -195,19 +207,15 @@ def study_layers(images: ClassFeatures) -> Iterator[Row]:
     for number, layer in enumerate(LAYERS, start=1):
         of_layer = draw_channels(images.setup.arch, n_features=ALL, layers=[layer])
         scored = images.score(images.selecting(of_layer))
-        yield images.row(f"layer {number}", len(of_layer), images.evaluate(scored))
+        yield images.row(f"layer {number}", len(of_layer), scored)
         total = total + scored.anomaly_maps
-    summed = replace_maps(scored, total)
-    yield images.row("layers 1+2+3", len(everything), images.evaluate(summed))
+    scores = score_maps(total, images.setup.settings.image_score)
+    summed = scored._replace(anomaly_maps=total, image_scores=scores)
+    yield images.row("layers 1+2+3", len(everything), summed)
     yield images.row_of("concatenation", everything)
     seed, channels = images.setup.first_draw
     if len(channels) < len(everything):
         yield images.row_of(f"concatenation, Rd{len(channels)}", channels, seed)
-
-
-def replace_maps(scored: ScoredImages, anomaly_maps: np.ndarray) -> ScoredImages:
-    """The images with other maps; the image score is the maximum of its map."""
-    return scored._replace(anomaly_maps=anomaly_maps, image_scores=score_maps(anomaly_maps))
 
 
 def study_dimensions(images: ClassFeatures) -> Iterator[Row]:
@@ -233,8 +241,7 @@ def study_dimensions(images: ClassFeatures) -> Iterator[Row]:
         def transform(layers: Features, axes: Tensor = axes[:, :n_features]) -> Features:
             return project([concatenate(averaged(layers))], [axes])
 
-        scored = images.score(transform)
-        yield images.row(f"PCA{n_features}", n_features, images.evaluate(scored))
+        yield images.row(f"PCA{n_features}", n_features, images.score(transform))
 
 
 @torch.inference_mode()
@@ -273,7 +280,7 @@ def study_draws(images: ClassFeatures) -> Iterator[Row]:
     the main run's.
     """
     for seed, channels in images.setup.draws.items():
-        yield images.row_of(f"Rd{len(channels)}", channels, seed, columns=METRICS)
+        yield images.row_of(f"Rd{len(channels)}", channels, seed)
 
 
 def study_neighbourhood(images: ClassFeatures) -> Iterator[Row]:
@@ -299,9 +306,27 @@ def study_networks(images: ClassFeatures) -> Iterator[Row]:
         if arch != setup.arch and network.has_weights():
             extractor = load_extractor(arch, None, device, precision)
             draws = {seed: draw_channels(arch, seed) for seed in setup.draws}
-            other = replace(setup, arch=arch, extractor=extractor, draws=draws)
-            of_other = ClassFeatures(other, images.train, images.test)
+            other = Setup(setup.settings, extractor, draws)
+            of_other = ClassFeatures(other, images.train, images.test, images.view)
             yield from vary_neighbourhood(of_other, sizes, f"{arch}, ")
+
+
+def study_shrinkage(images: ClassFeatures) -> Iterator[Row]:
+    """The metrics of shrinkage from small to large, of Ledoit and Wolf's, and of the paper's eps.
+
+    All channels, averaged over 3 × 3 positions. Shrinkage R adds R times the mean variance of all
+    features of the class to the diagonal of each covariance, as --shrinkage R does; eps adds 0.01,
+    as the paper does. The column eps is what was added.
+    """
+    everything = images.setup.all_channels
+    transform = images.selecting(everything, BEST_NEIGHBOURHOOD)
+    for shrinkage in SHRINKAGES:
+        with torch.inference_mode():
+            features = map(transform, images.good)
+            gaussians = fit_gaussians(features, len(images.train), shrinkage=shrinkage)
+        method = "eps" if shrinkage is None else f"R = {shrinkage}"
+        row = images.row(method, len(everything), images.score(transform, gaussians))
+        yield row | {"shrinkage": gaussians.shrinkage, "eps": gaussians.eps}
 
 
 def vary_neighbourhood(

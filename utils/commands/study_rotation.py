@@ -32,7 +32,7 @@ def study_rotation(images: ClassFeatures) -> Iterator[Row]:
     yield images.row_of("aligned", channels)
     for seed in images.setup.draws:
         train, test = RotatedDataset(images.train, seed), RotatedDataset(images.test, seed)
-        rotated = ClassFeatures(images.setup, train, test, channels)
+        rotated = ClassFeatures(images.setup, train, test)
         yield rotated.row_of("rotated", channels, seed)
 
 
@@ -47,20 +47,15 @@ class Move(NamedTuple):
 class RotatedDataset:
     """The images of a class, each turned and cropped at random with its mask, as in Rd-MVTec AD.
 
-    The paper gives the angle (up to 10 degrees) and the crop (from 256 to 224 pixels), not what
-    fills the corners. Here the image is reflected at its border, because black corners would be
-    one more thing to detect.
-
-    Args:
-        dataset: whose images and masks are turned.
-        seed: of this version; together with class, split and name it fixes an image's move.
+    The image is reflected at its border: black corners would be one more thing to detect. Seed,
+    class, split and name fix an image's move.
     """
 
     image_size = (CROP, CROP)
 
     def __init__(self, dataset: ImageDataset, seed: int) -> None:
         self.class_name, self.split = dataset.class_name, dataset.split
-        self.has_masks = dataset.has_masks
+        self.has_masks, self.preprocessing = dataset.has_masks, dataset.preprocessing
         self.seed = seed
         preprocessing = dataset.preprocessing._replace(resize=RESIZE, crop=RESIZE)
         self._squares = replace(dataset, preprocessing=preprocessing)
@@ -86,13 +81,7 @@ def draw_move(key: str) -> Move:
 
 
 def turn_and_crop(square: np.ndarray, move: Move, resample: Image.Resampling) -> np.ndarray:
-    """A square of side RESIZE turned about its centre, then its crop of side CROP.
-
-    Args:
-        square: (RESIZE, RESIZE, 3) or (RESIZE, RESIZE) uint8.
-        move: angle and corner of the crop.
-        resample: how the turned pixels are interpolated.
-    """
+    """A square of side RESIZE, with or without colours, turned about its centre and cropped."""
     pad = [(MARGIN, MARGIN)] * 2 + [(0, 0)] * (square.ndim - 2)
     padded = Image.fromarray(np.pad(square, pad, mode="reflect"))
     left, top = MARGIN + move.left, MARGIN + move.top

@@ -19,7 +19,6 @@ from utils.commands.study_methods import (
     ClassFeatures,
     Features,
     Transform,
-    make_maps,
     principal_axes,
     project,
 )
@@ -35,7 +34,8 @@ def study_cost(images: ClassFeatures) -> Iterator[Row]:
     """Seconds of inference and bytes of the tensors that are kept.
 
     As the paper's tables VII and VIII. Time: medians over single images, after warm-up, without
-    reading the file; the map is distances, enlarging and smoothing. Memory: the tensors that
+    reading the file; the network with the alignment, if there is one; the map is distances,
+    enlarging and smoothing. Memory: the tensors that
     inference needs, float32, 1 MB = 10⁶ bytes.
 
     The coarser layers' factor is kept once for all patches that share it; the finest layer's
@@ -65,28 +65,22 @@ def study_cost(images: ClassFeatures) -> Iterator[Row]:
 def time_inference(
     images: ClassFeatures, gaussians: Gaussians, transform: Transform
 ) -> tuple[float, float]:
-    """Median seconds of the network and of the anomaly map for one image at a time.
-
-    Args:
-        images: of the class; its test images are taken in turn, the first WARM_UP untimed.
-        gaussians: fitted to transformed features.
-        transform: of features of all channels.
-    """
-    extractor = images.setup.extractor
+    """Median seconds of the network and of the anomaly map for one test image at a time."""
+    device = images.setup.extractor.device
     pixels = np.concatenate([batch for _, batch, *_ in images.unseen])
     timed = []
     for i in range(WARM_UP + REPEATS):
         image = pixels[i % len(pixels), None]
-        start = _synchronised_time(extractor.device)
-        layers = extractor(image)
-        between = _synchronised_time(extractor.device)
-        make_maps(gaussians, transform(layers), image.shape[2:])
-        timed.append((between - start, _synchronised_time(extractor.device) - between))
+        start = synchronised_time(device)
+        seen = images.see(image)
+        between = synchronised_time(device)
+        images.make_maps(gaussians, transform, seen)
+        timed.append((between - start, synchronised_time(device) - between))
     network_seconds, map_seconds = zip(*timed[WARM_UP:], strict=True)
     return median(network_seconds), median(map_seconds)
 
 
-def _synchronised_time(device: torch.device) -> float:
+def synchronised_time(device: torch.device) -> float:
     """The time after the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
@@ -105,8 +99,8 @@ def study_size(images: ClassFeatures) -> Iterator[Row]:
     seed, channels = images.setup.first_draw
     average = images.selecting(images.setup.all_channels, BEST_NEIGHBOURHOOD)
     if len(channels) < len(images.setup.all_channels):
-        transform = images.selecting(channels, BEST_NEIGHBOURHOOD)
-        yield size_row(images, f"Rd{len(channels)}", transform)
+        drawn = images.selecting(channels, BEST_NEIGHBOURHOOD)
+        yield size_row(images, f"Rd{len(channels)}", drawn)
     yield size_row(images, "all channels, float32", average, "float32")
     yield size_row(images, "all channels", average)
     for method, axes in projections(images, seed).items():
@@ -123,10 +117,10 @@ def size_row(
     """The row of a method, of a model that is rounded to a dtype of DTYPES."""
     gaussians = rounded(images.fit(transform), DTYPES[dtype])
     n_features = sum(mean.shape[2] for mean in gaussians.means)
-    metrics = images.evaluate(images.score(transform, gaussians))
+    scored = images.score(transform, gaussians)
     _, map_seconds = time_inference(images, gaussians, transform)
     return {
-        **images.row(method, n_features, metrics),
+        **images.row(method, n_features, scored),
         "model_bytes": model_bytes(gaussians, dtype),
         "map_seconds": map_seconds,
     }

@@ -14,7 +14,7 @@ from utils.system.files import replacing
 
 MEGABYTE, MILLISECOND = 10**6, 1e-3
 
-Row = Mapping[str, Any]
+Row = dict[str, Any]
 # the text of a cell, of a method's rows (one for each seed) and of the first rows of all methods
 Cell = Callable[[Sequence[Row], Sequence[Row]], str]
 Columns = Mapping[str, Cell]  # by title
@@ -40,11 +40,16 @@ def form(of_seeds: Sequence[Row], _: Sequence[Row]) -> str:
 
 
 def efficient(of_seeds: Sequence[Row], of_methods: Sequence[Row]) -> str:
-    """A cell that says whether no other method has a higher image ROCAUC in as few megabytes."""
-    row = of_seeds[0]
-    if row["image_auroc"] is None:
+    """A cell that says whether no other method has a higher image ROCAUC in as few megabytes.
+
+    Nor the same in fewer.
+    """
+    accuracy, size = (of_seeds[0][name] for name in ("image_auroc", "model_bytes"))
+    if accuracy is None:
         return DASH
-    return "yes" if is_efficient(row, of_methods, "image_auroc") else ""
+    others = [(row["image_auroc"], row["model_bytes"]) for row in of_methods]
+    better = [o for o in others if o[0] >= accuracy and o[1] <= size and o != (accuracy, size)]
+    return "" if better else "yes"
 
 
 milliseconds = partial(number, unit=MILLISECOND, decimals=1)
@@ -69,6 +74,17 @@ SIZE: Columns = {
     "map, ms": milliseconds("map_seconds"),
     **ACCURACY,
     "efficient": efficient,
+}
+SHRINKAGE: Columns = {
+    "shrinkage": number("shrinkage"),
+    "eps": number("eps", decimals=5),
+    **ACCURACY,
+}
+ALIGNMENT: Columns = {
+    "image ROCAUC, max": number("image_auroc"),
+    "image ROCAUC, top": number("image_auroc_top"),
+    METRICS["aupro"]: number("aupro"),
+    "search, ms": milliseconds("search_seconds"),
 }
 
 
@@ -109,103 +125,32 @@ def mean_row(rows: Sequence[Row]) -> Row:
     return means
 
 
-def is_efficient(row: Row, rows: Sequence[Row], metric: str, cost: str = "model_bytes") -> bool:
-    """Whether no other row costs at most as much and has a higher metric, or the same for less."""
-
-    def beats(other: Row) -> bool:
-        not_worse = other[metric] >= row[metric] and other[cost] <= row[cost]
-        return not_worse and (other[metric], other[cost]) != (row[metric], row[cost])
-
-    return not any(map(beats, rows))
-
-
-def plot_sizes(path: Path, rows: Sequence[Row], title: str) -> None:
-    """Draw image ROCAUC and AUPRO against megabytes and milliseconds, means over classes.
-
-    The efficient methods are joined by a line.
-    """
-    from matplotlib.figure import Figure
-
-    of_methods = [of_seeds[0] for of_seeds in list(group_rows(rows).values())[-1].values()]
-    figure = Figure(figsize=(14, 10), layout="constrained")
-    costs = {"model_bytes": ("model, MB", MEGABYTE), "map_seconds": ("map of an image, ms", 1e-3)}
-    panels = [(metric, cost) for metric in ("image_auroc", "aupro") for cost in costs]
-    for axes, (metric, cost) in zip(figure.subplots(2, 2).flat, panels, strict=True):
-        label, unit = costs[cost]
-        shown = sorted(
-            (row for row in of_methods if row[metric] is not None), key=lambda row: row[cost]
-        )
-        best = [row for row in shown if is_efficient(row, shown, metric, cost)]
-        axes.plot([row[cost] / unit for row in best], [row[metric] for row in best], "o-")
-        for number, row in enumerate(shown):
-            place = row[cost] / unit, row[metric]
-            axes.plot(*place, "o", color="C0" if row in best else "0.6")
-            # in turn above and below, as neighbours may be close
-            offset = (4, 4) if number % 2 else (4, -11)
-            axes.annotate(
-                row["method"], place, xytext=offset, textcoords="offset points", fontsize=8
-            )
-        axes.set(xscale="log", xlabel=label, ylabel=METRICS[metric])
-        axes.grid(color="0.9")
-        axes.margins(x=0.35, y=0.1)
-    figure.suptitle(f"{title}: size and time against accuracy; the efficient ones are joined")
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=100)
-
-
 def plot_studies(path: Path, rows: Mapping[str, Sequence[Row]], title: str) -> None:
-    """Draw the metrics of the studies: a dot per class, the mean also in figures.
-
-    Args:
-        path: of the PNG file; without any study none is written.
-        rows: by study.
-        title: of the figure.
-    """
+    """Draw the metrics of studies, by name: a row per method, a dot per class and for the mean."""
     from matplotlib.figure import Figure
 
     studies = {name: group_rows(of_study) for name, of_study in rows.items()}
     if not studies:
         return
-    groups = list(next(iter(studies.values())))
-    counts = [len(study[groups[0]]) for study in studies.values()]  # of methods
-    figure = Figure(figsize=(15, 1.8 + 0.9 * len(counts) + 0.36 * sum(counts)))
-    figure.set_layout_engine("constrained")
+    counts = [len(next(iter(study.values()))) for study in studies.values()]  # of methods
+    figure = Figure((15, 1.8 + 0.9 * len(counts) + 0.36 * sum(counts)), layout="constrained")
     # a metric has the same scale in all studies, so that they can be compared
     grid = figure.subplots(
         *(len(studies), len(COMPARED)), sharex="col", squeeze=False, height_ratios=counts
     )
     for line, (name, study) in zip(grid, studies.items(), strict=True):
         for axes, metric in zip(line, COMPARED, strict=True):
-            _plot_panel(axes, study, metric)
-            labels = list(study[groups[0]]) if axes is line[0] else []
-            axes.set_yticks(range(len(study[groups[0]])), labels)
-            axes.set_title(f"{name}: {METRICS[metric]}", loc="left")
-    figure.suptitle(
-        f"{title}. Dots: mean over seeds; lines: their range; figures: {groups[-1]}. Axes are cut."
-    )
+            for number, (group, methods) in enumerate(study.items()):
+                values = [[row[metric] for row in of_seeds] for of_seeds in methods.values()]
+                means = {y: fmean(v) for y, v in enumerate(values) if None not in v}
+                marker = "s" if number >= 10 else "o"  # ten colours, each with two shapes
+                axes.plot(list(means.values()), list(means), marker, label=group)
+            axes.set_yticks(range(len(methods)), list(methods) if axes is line[0] else [])
+            axes.set(ylim=(len(methods) - 0.5, -0.5), title=f"{name}: {METRICS[metric]}")
+            axes.tick_params(labelbottom=True)
+            axes.grid(color="0.9")
+    figure.suptitle(f"{title}. Means over seeds. Axes are cut.")
     handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 8))
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=100)
-
-
-def _plot_panel(axes: Any, study: Mapping[str, Mapping[str, Sequence[Row]]], metric: str) -> None:
-    """Draw a line per method, the first on top, with the last group in figures at the right."""
-    for number, (group, methods) in enumerate(study.items()):
-        last = number == len(study) - 1
-        is_mean = last and number > 0
-        # ten colours, each with two shapes
-        marker = "D" if is_mean else "o" if number < 10 else "s"
-        style = {"color": "black" if is_mean else f"C{number}", "marker": marker}
-        values = [[row[metric] for row in of_seeds] for of_seeds in methods.values()]
-        defined = {y: of_seeds for y, of_seeds in enumerate(values) if None not in of_seeds}
-        axes.plot(list(map(fmean, defined.values())), list(defined), ls="", label=group, **style)
-        for y, of_seeds in defined.items():
-            axes.hlines(y, min(of_seeds), max(of_seeds), color=style["color"])
-            if last:
-                place = axes.get_yaxis_transform()
-                axes.text(1.01, y, f"{fmean(of_seeds):.3f}", transform=place, va="center")
-    axes.set(ylim=(len(methods) - 0.5, -0.5))
-    axes.tick_params(left=False, labelbottom=True)
-    axes.grid(color="0.9")
-    axes.set_axisbelow(True)

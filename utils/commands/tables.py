@@ -17,6 +17,9 @@ from utils import backbone
 from utils.report.results import METRICS, Run, read_run
 from utils.report.tables import (
     COMPARED,
+    PATCHCORE,
+    PATCHCORE_ARCH,
+    RECOMMENDED,
     ROOT,
     Published,
     Table,
@@ -36,10 +39,9 @@ from utils.system.files import replacing
 # the lines between which a README's part is written
 START = "<!-- {}, written by: python main.py tables -->\n"
 END = "<!-- end of the {} -->\n"
-FIGURES = {
-    "studies.png": "Metrics of all studies",
-    "size.png": "Size and time of smaller models against their accuracy",
-}
+# names of rows of published values, by source
+AUTHORS = {"upstream": "{}, published by upstream", "paper": "{}, published by the paper"}
+OTHERS = {PATCHCORE: f"{PATCHCORE} with {{}}, published by its authors"}
 MOST_CHOICES = 8  # that the table of options names
 # below results/measured, in the order of results/README.md
 WRITTEN = (
@@ -88,14 +90,9 @@ def all_tables(results: Path) -> str:
     # studies, the benchmark and the test of near copies have written their own
     for pattern in WRITTEN:
         for path in sorted(measured.glob(pattern)):
-            parts.append(show(path, results) if path.suffix == ".png" else path.read_text("utf-8"))
+            figure = f"![Metrics of all studies]({path.relative_to(results).as_posix()})\n"
+            parts.append(figure if path.suffix == ".png" else path.read_text("utf-8"))
     return "\n".join(parts)
-
-
-def show(path: Path, results: Path) -> str:
-    """A figure in Markdown, as results/README.md shows it."""
-    place = path.relative_to(results).as_posix()
-    return f"![{FIGURES.get(path.name, path.stem)}]({place})\n"
 
 
 def glance(results: Path) -> str:
@@ -129,18 +126,23 @@ def glance_rows(run: Run, published: Published) -> list[list[str]]:
     means = [mean_of(run, metric, names) for metric in COMPARED]
     model = describe_method(run.settings)
     measured_row = [f"{model}, measured here", *map(format_value, means), describe_classes(names)]
-    # what is published was measured with the defaults
-    rows = published_rows(arch, names, published) if model == arch else []
+    rows = []
+    if model == arch:  # as what is published of PaDiM
+        rows = published_rows(arch, names, published)
+    elif model == f"{arch}, {RECOMMENDED}":
+        rows = published_rows(PATCHCORE_ARCH, names, published, OTHERS)
     return [*rows, measured_row]
 
 
-def published_rows(arch: str, names: Sequence[str], published: Published) -> list[list[str]]:
-    """Upstream's and the paper's means over these classes; no row without any value."""
+def published_rows(
+    arch: str, names: Sequence[str], published: Published, sources: Mapping[str, str] = AUTHORS
+) -> list[list[str]]:
+    """The sources' means over these classes; no row without any value."""
     rows = []
-    for source, by in (("upstream", "published by upstream"), ("paper", "published by the paper")):
+    for source, title in sources.items():
         means = [_published_mean(published, source, arch, metric, names) for metric in COMPARED]
         if means != [None] * len(COMPARED):
-            rows.append([f"{arch}, {by}", *map(format_value, means), describe_classes(names)])
+            rows.append([title.format(arch), *map(format_value, means), describe_classes(names)])
     return rows
 
 

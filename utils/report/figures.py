@@ -1,18 +1,23 @@
-"""The localisation figures of a class."""
+"""The localisation figures of a class, and the pictures of its alignment."""
 
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from matplotlib.colors import Normalize
+from PIL import Image
 from tqdm import tqdm
 
 from datasets.dataset import ImageDataset
 from utils.evaluation import ScoredImages
-from utils.plot import Localisation, figure_size, name_panels, plot_localisations
+from utils.plot import Localisation, figure_size, name_panels, plot_localisations, save_image
 from utils.system.errors import UserError
 from utils.system.files import shorten
+from utils.view import View
 
-FOLDER = "figures"
+FOLDER, TEMPLATES = "figures", "templates"
+N_EXAMPLES, LONGEST_EXAMPLE = 5, 256  # training images that show an alignment; pixels of a side
 
 
 class Figures(NamedTuple):
@@ -64,6 +69,29 @@ def draw_figures(
     size = figure_size(len(panels), items[0].shown.anomaly_map.shape) if n_written else None
     missing = list(paths.values())[n_written:]
     return Figures(dict(list(paths.items())[:n_written]), panels, size, missing, problem)
+
+
+def draw_alignment(folder: Path, train: ImageDataset, view: View) -> dict[str, tuple[int, int]]:
+    """Write the template of a class, as large as the window, and some images before and after.
+
+    Returns:
+        Width and height of both by the path, relative to folder.
+    """
+    height, width = view.alignment.image_size
+    grey = view.alignment.template.round().byte().numpy(force=True)
+    template = Image.fromarray(grey).resize((width, height), Image.Resampling.BICUBIC)
+    chosen = sorted({i * len(train) // N_EXAMPLES for i in range(N_EXAMPLES)})
+    images = np.stack([train[i][0] for i in chosen])
+    aligned, _ = view.see(images)
+    # (2, n, 3, H, W) -> (2 H, n W, 3)
+    rows = np.stack([images, aligned.numpy(force=True)]).transpose(0, 3, 1, 4, 2)
+    examples = Image.fromarray(np.ascontiguousarray(rows).reshape(2 * height, -1, 3))
+    examples = examples.reduce(ceil(max(height, width) / LONGEST_EXAMPLE))
+    name = f"{TEMPLATES}/{shorten(train.class_name)}"
+    pictures = {f"{name}.png": template, f"{name}.examples.jpg": examples}
+    for path, picture in pictures.items():
+        save_image(folder / path, picture)
+    return {path: picture.size for path, picture in pictures.items()}
 
 
 def _title(test: ImageDataset, scored: ScoredImages, i: int) -> str:

@@ -8,9 +8,10 @@ predictions.html that of predict.
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -32,6 +33,11 @@ VERDICTS = {
     "image": ("anomalous", "good"),
 }
 UNSCORED = "could not be scored"
+# of the pictures of an alignment
+CAPTIONS = (
+    "The template: the median of the aligned training images",
+    "Training images as they are, and below as they are aligned",
+)
 TEMPLATES = Environment(
     loader=FileSystemLoader(Path(__file__).parent),
     autoescape=True,
@@ -80,7 +86,8 @@ class Section:
         images: those with the highest score first, those that could not be scored last.
         threshold: where the mark on the strip starts; None without any.
         oracle: another threshold that is marked; None without any.
-        notes: sentences on the thresholds.
+        notes: sentences on the thresholds, and on what was learnt.
+        pictures: of what was learnt, each with its caption.
     """
 
     name: str
@@ -88,6 +95,7 @@ class Section:
     threshold: float | None
     oracle: float | None = None
     notes: Sequence[str] = ()
+    pictures: Sequence[tuple[Picture, str]] = ()
 
     @property
     def anchor(self) -> str:
@@ -166,7 +174,7 @@ def write_run_page(
     records: Sequence[ClassRecord],
     roc: Picture | None,
 ) -> None:
-    """Write index.html of a run: its labelled images that have a figure, and classes with any."""
+    """Write index.html of a run: its labelled images and its templates, as far as drawn."""
     write_page(
         folder / FILE_NAME,
         "run.html",
@@ -174,7 +182,7 @@ def write_run_page(
         summary=summary,
         tables=[(table, _find_number_columns(table)) for table in tables],
         roc=roc,
-        sections=[section for section in map(describe_class, records) if section.images],
+        sections=[s for s in map(describe_class, records) if s.images or s.pictures],
     )
 
 
@@ -190,15 +198,39 @@ def describe_class(record: ClassRecord) -> Section:
     of_oracle = "the best image F1 on these test images, not a threshold to deploy"
     if threshold is None:
         why = "it needs three training images, or both normal and anomalous test images"
-        return Section(record.result.class_name, images, None, notes=[f"No threshold: {why}"])
-    if deployed is None:
-        notes = [f"Threshold {oracle:.2f}: the oracle, {of_oracle}"]
-        return Section(record.result.class_name, images, oracle, notes=notes)
-    rate = f"at a rate of false alarms of {deployed.image_fpr:.2g}"
-    notes = [f"Threshold {deployed.image:.2f}: deployed, from good training images, {rate}"]
-    if oracle is not None:
-        notes.append(f"Oracle {oracle:.2f}, {of_oracle}: {_describe_counts(images, oracle)}")
-    return Section(record.result.class_name, images, threshold, oracle, notes)
+        notes = [f"No threshold: {why}"]
+    elif deployed is None:
+        notes, oracle = [f"Threshold {oracle:.2f}: the oracle, {of_oracle}"], None
+    else:
+        rate = f"at a rate of false alarms of {deployed.image_fpr:.2g}"
+        notes = [f"Threshold {deployed.image:.2f}: deployed, from good training images, {rate}"]
+        if oracle is not None:
+            notes.append(f"Oracle {oracle:.2f}, {of_oracle}: {_describe_counts(images, oracle)}")
+    notes += describe_learnt(record.result.learnt)
+    pictures = zip(starmap(Picture, record.pictures.items()), CAPTIONS, strict=False)
+    return Section(record.result.class_name, images, threshold, oracle, notes, [*pictures])
+
+
+def describe_learnt(learnt: Mapping[str, Any] | None) -> list[str]:
+    """Lines on what a model learnt beside the Gaussians, given as PaDiM.describe returns it."""
+    lines = []
+    if learnt and (alignment := learnt["alignment"]):
+        start, extent, *sides = alignment["range"].values()
+        top, bottom, left, right = (f"{side:.1f}" for side in sides)
+        arc = f"from {start:.1f}° to {start + extent:.1f}° counter-clockwise"
+        before, after, lowest = (f"{alignment[k]:.2f}" for k in ("before", "after", "lowest"))
+        lines += [
+            f"Alignment: parts are sought {arc if extent < 360 else 'at all angles'}, moved by "
+            f"{top} to {bottom} pixels down and {left} to {right} to the right",
+            f"Correlation of training images: {before} with their median as they are, {after} with "
+            f"the template once aligned, the lowest {lowest}",
+        ]
+    if learnt and learnt["shrinkage"] is not None:
+        lines.append(
+            f"Shrinkage {learnt['shrinkage']:.3g} of the mean variance: {learnt['eps']:.3g} is "
+            "added to the diagonals of the covariances"
+        )
+    return lines
 
 
 def _describe_counts(images: Sequence[Shown], threshold: float) -> str:

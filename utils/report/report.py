@@ -16,9 +16,9 @@ from utils.evaluation import Evaluation, ScoredImages
 from utils.model_file import model_bytes
 from utils.padim import PaDiM
 from utils.plot import plot_roc_curves, thin
-from utils.report.figures import Figures, draw_figures
+from utils.report.figures import Figures, draw_alignment, draw_figures
 from utils.report.finished import discard_record, read_records, write_record
-from utils.report.page import Picture, write_run_page
+from utils.report.page import Picture, describe_learnt, write_run_page
 from utils.report.results import (
     RATES,
     STAGES,
@@ -61,6 +61,7 @@ class ClassReport:
     _notes: list[str] = field(default_factory=list, init=False)
     _sentences: list[str] = field(default_factory=list, init=False)
     _learnt: Mapping[str, Any] | None = field(default=None, init=False)
+    _pictures: Mapping[str, tuple[int, int]] = field(default_factory=dict, init=False)
     _seconds: dict[str, float] = field(
         default_factory=lambda: dict.fromkeys(STAGES, 0.0), init=False
     )
@@ -81,9 +82,17 @@ class ClassReport:
         """Print a sentence about the class at its end, and keep it with its notes."""
         self._sentences.append(sentence)
 
+    def show_learnt(self, model: PaDiM) -> None:
+        """Keep what the model learnt beside the Gaussians; draw its template, if it has one."""
+        self._learnt = model.describe()
+        self._notes += describe_learnt(self._learnt)
+        if model.view.alignment is not None:
+            mark_results(self.folder)
+            self._pictures = draw_alignment(self.folder, self.train, model.view)
+            self._files += self._pictures
+
     def save_model(self, model: PaDiM) -> None:
         """Save the fitted class as models/<class>.safetensors, if the arguments ask for it."""
-        self._learnt = model.describe()
         when, dtype = self.settings.save_models, self.settings.save_dtype
         refusal = explain_no_model(model, when, dtype)
         if when == "none" or refusal:
@@ -145,6 +154,7 @@ class ClassReport:
             figure_size=figures.size,
             # a missing figure makes the next run fit the class again
             files=[*self._files, *figures.paths.values(), *figures.missing],
+            pictures=self._pictures,
         )
 
 

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -95,6 +95,7 @@ class ClassRecord:
         panels: names of what a figure shows, from left to right.
         figure_size: width and height of the figures in pixels; None without figures.
         files: paths of all files written for the class, relative to the run's folder.
+        pictures: width and height, by such a path, of the template and of images aligned to it.
     """
 
     fingerprint: str
@@ -109,6 +110,7 @@ class ClassRecord:
     panels: Sequence[str]
     figure_size: tuple[int, int] | None
     files: Sequence[str]
+    pictures: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     @property
     def rates(self) -> list[Rate]:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from datasets import demo, mvtec
 from utils.backbone import LAYERS
 from utils.report.results import METRICS, Run
+from utils.settings import PRESETS, MethodSettings
 from utils.system.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,22 @@ SOURCES = {
         "aupro": "aupimo",
         "aupimo": "aupimo",
     },
+}
+# beside runs with the recommended settings stands another method, with its network
+RECOMMENDED = "recommended"
+PATCHCORE, PATCHCORE_ARCH = "PatchCore", "wide_resnet50_2"
+PATCHCORE_AUTHORS = (
+    f"{PATCHCORE}: as published by Roth et al., Towards Total Recall in Industrial Anomaly "
+    f"Detection, CVPR 2022, with {PATCHCORE_ARCH} and 25 % of the patches."
+)
+# how a setting is named that is not the default
+NAMED = {
+    "n_features": "{} channels",
+    "neighbourhood": "{0} × {0} neighbourhood",
+    "context": "{} pixels of context",
+    "align": "align {}",
+    "shrinkage": "shrinkage {}",
+    "image_score": "image score {}",
 }
 DASH = "–"  # stands in a cell without a value
 # remarks on published values, by metric and arch, then by the row that they are about
@@ -83,15 +100,17 @@ class Group(NamedTuple):
 def run_tables(run: Run) -> list[Table]:
     """The table of a run's metrics and, for classes of MVTec AD, those beside published values.
 
-    What is published was measured with the defaults, so a run with other settings has the first
-    table alone.
+    What is published of PaDiM was measured with the defaults, so a run with other settings has the
+    first table alone; with the recommended settings it has one more, beside PatchCore.
     """
     tables = [metrics_table(run)]
     compared = of_mvtec(run)
-    if not compared.results or describe_method(run.settings) != run.settings["arch"]:
-        return tables
-    published = read_all_published()
-    tables += [comparison_table(compared, metric, published) for metric in (*COMPARED, "aupimo")]
+    if compared.results and describe_method(run.settings) in (
+        run.settings["arch"],
+        f"{run.settings['arch']}, {RECOMMENDED}",
+    ):
+        published, metrics = read_all_published(), (*COMPARED, "aupimo")
+        tables += [comparison_table(compared, metric, published) for metric in metrics]
     return [table for table in tables if table.rows and len(table.columns) > 2]
 
 
@@ -136,12 +155,15 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
     is undefined for all classes.
     """
     arch = run.settings["arch"]
+    sources = {title: (by.get(metric), arch) for title, by in SOURCES.items()}
+    if describe_method(run.settings) != arch:
+        sources = {PATCHCORE: (PATCHCORE, PATCHCORE_ARCH)}
     caveats = CAVEATS.get((metric, arch), {})
     measured = {group: mean_of(run, metric, group.class_names) for group in mvtec_groups()}
     groups = [group for group, value in measured.items() if value is not None]
     columns = {"ours": [format_value(measured[group]) for group in groups]}
-    for title, sources in SOURCES.items():
-        values = [published.get((sources.get(metric), arch, metric, group.key)) for group in groups]
+    for title, source in sources.items():
+        values = [published.get((*source, metric, group.key)) for group in groups]
         if values != [None] * len(groups):
             columns[title] = [format_value(value) for value in values]
             if title == "upstream":
@@ -151,7 +173,10 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
                 ]
     rows = [[group.title, *cells] for group, *cells in zip(groups, *columns.values(), strict=True)]
     notes = [f"Ours: seed {run.results[0].seed} of the run above."]
-    notes += [caveats[group.key] for group in groups if group.key in caveats]
+    if PATCHCORE in columns:
+        notes.append(PATCHCORE_AUTHORS)
+    else:
+        notes += [caveats[group.key] for group in groups if group.key in caveats]
     if "anomalib" in columns and SOURCES["anomalib"][metric] == "aupimo":
         notes.append(AUPIMO_AUTHORS)
     n_missing = len(mvtec.CLASS_NAMES) - sum(len(group.class_names) == 1 for group in groups)
@@ -160,22 +185,25 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
             f"Not measured here: {n_missing} of the {len(mvtec.CLASS_NAMES)} classes; what is "
             f"published of them is in {PUBLISHED.parent.as_posix()}."
         )
-    title = f"{arch}: {METRICS[metric]}, published and measured here"
+    title = f"{describe_method(run.settings)}: {METRICS[metric]}, published and measured here"
     return Table(title, ["class", *columns], rows, notes)
 
 
 def describe_method(settings: Mapping[str, Any]) -> str:
-    """The network of a run, and what differs from the defaults of the method."""
-    arguments = settings["arguments"]
-    parts = [settings["arch"]]
-    if arguments.get("n_features") is not None:
-        parts.append(f"{arguments['n_features']} channels")
-    layers = arguments.get("layers", LAYERS)
+    """The network of a run, and what differs from the defaults of the method.
+
+    If all that is named is as in the recommended preset, that is said instead.
+    """
+    arguments, layers = settings["arguments"], settings["arguments"].get("layers", LAYERS)
+    defaults = {name: getattr(MethodSettings, name) for name in NAMED}
+    named = {name: arguments.get(name, default) for name, default in defaults.items()}
+    if named.items() <= PRESETS[RECOMMENDED].items():
+        parts = [RECOMMENDED]
+    else:
+        parts = [NAMED[name].format(named[name]) for name in NAMED if named[name] != defaults[name]]
     if len(layers) < len(LAYERS):
         parts.append(" + ".join(layers))
-    if arguments.get("neighbourhood", 1) > 1:
-        parts.append("{0} × {0} neighbourhood".format(arguments["neighbourhood"]))
-    return ", ".join(parts)
+    return ", ".join([settings["arch"], *parts])
 
 
 def mean_of(run: Run, metric: str, class_names: Iterable[str]) -> float | None:
