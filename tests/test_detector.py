@@ -9,7 +9,7 @@ from PIL import ExifTags, Image
 from datasets.images import open_image
 from datasets.preprocessing import Preprocessing
 from tests.conftest import write_image
-from tests.helpers import SMALL, call, defective, good_images
+from tests.helpers import SMALL, call, defective, good_images, turned_parts
 from tests.tolerances import SCORES
 from utils.backbone import draw_channels
 from utils.detector import Detector
@@ -85,6 +85,9 @@ def test_other_weights_are_refused(detector, weights, tmp_path):
         ({"precision": "int8"}, "unknown precision 'int8'; choose from float32"),
         ({"target_fpr": 0.0}, r"target_fpr 0\.0 is no rate; give one between 0 and 1"),
         ({"target_fpr": 1}, "target_fpr 1 is no rate"),
+        ({"pixel_fpr": 1.5}, r"pixel_fpr 1\.5 is no rate"),
+        ({"align": "yes"}, "unknown align 'yes'; choose from off, on, auto"),
+        ({"image_score": "mean"}, "unknown image_score 'mean'; choose from max, top"),
         ({"preprocessing": Preprocessing(48, 64)}, "--crop 64 is larger than --resize 48"),
         ({"preprocessing": Preprocessing(0, 100)}, "--crop 100 is larger than image 0 of images"),
         ({"device": "tpu"}, "tpu is not on this machine"),
@@ -186,3 +189,47 @@ def test_copies_of_an_image_do_not_lower_the_thresholds(random_weights):
     assert len(twice.good_scores) == 6
     # each distance is by five images once, or by ten of which two are equal
     np.testing.assert_allclose(twice.good_scores, once.good_scores, rtol=0.2)
+
+
+def test_settings_of_the_recommended_kind_are_learnt_and_kept(weights, tmp_path):
+    settings = {"shrinkage": "auto", "align": "on", "image_score": "top", "pixel_fpr": 0.05}
+    images, preprocessing = turned_parts(9), Preprocessing(0, 64)
+    detector = Detector.fit(images[:8], "resnet18", weights, preprocessing, **settings)
+    detector.save(tmp_path / "part.safetensors")
+    for fitted in (detector, Detector.load(tmp_path / "part.safetensors", weights)):
+        model = fitted.model
+        assert (model.image_size, model.window_size) == ((64, 64), (80, 80))
+        assert 0 < model.gaussians.shrinkage < 1
+        assert (model.thresholds.pixel_fpr, model.view.alignment.image_size) == (0.05, (80, 80))
+        score, anomaly_map = fitted.score(images[8])
+        highest = np.sort(anomaly_map, axis=None)[-41:]  # 1 % of 64 x 64 pixels
+        assert score == pytest.approx(highest.mean(dtype=np.float64), rel=1e-5)
+        turned = fitted.pose(Image.fromarray(images[8]).rotate(30, fillcolor=(60, 60, 60)))
+        angle = turned.angle - fitted.pose(images[8]).angle
+        assert angle.item() % 360 == pytest.approx(30, abs=2)
+    assert Detector.fit(good_images(3), "resnet18", weights, SMALL).pose(good_images()[0]) is None
+
+
+def test_context_changes_what_the_network_sees_but_not_the_maps_place(weights):
+    preprocessing = Preprocessing(0, 40, context=4)
+    detector = Detector.fit(good_images(4, (60, 60)), "resnet18", weights, preprocessing)
+    assert (detector.model.image_size, detector.model.window_size) == ((40, 40), (48, 48))
+    assert detector.prepare(good_images(1, (48, 52))[0]).shape == (3, 48, 48)
+    with pytest.raises(ValueError, match="has 47x60 pixels, for .* takes 48x48 or more"):
+        detector.score(np.zeros((60, 47, 3), np.uint8))
+    whole = Detector.fit(
+        good_images(4, (60, 50)), "resnet18", weights, preprocessing._replace(context=99)
+    )
+    with pytest.raises(ValueError, match="has 60x60 pixels, .* this model takes 50x60$"):
+        whole.score(np.zeros((60, 60, 3), np.uint8))
+
+
+def test_only_anomalous_images_have_regions_and_only_about_peaks(detector):
+    score, anomaly_map = detector.score(defective())
+    thresholds, size = detector.model.thresholds, (120, 96)
+    regions = detector.find_regions(anomaly_map, size)
+    assert regions
+    assert all(region.score >= thresholds.peak for region in regions)
+    lower = anomaly_map * (np.nextafter(np.float32(thresholds.image), np.float32(0)) / score)
+    assert (lower >= thresholds.pixel).any()
+    assert detector.find_regions(lower, size) == []

@@ -9,9 +9,11 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
+import torch
 
 from datasets.preprocessing import Preprocessing
-from tests.helpers import defective, good_images, read_csv, write_image
+from tests.helpers import defective, good_images, turned_parts, write_image
+from utils.alignment import Poses
 from utils.backbone import IMAGENET_MEAN, IMAGENET_STD
 from utils.commands import export
 from utils.detector import Detector
@@ -38,6 +40,12 @@ def fit(weights, n, **settings):
 @pytest.fixture(scope="module")
 def detectors(weights):
     return {"dual": fit(weights, 3, neighbourhood=3), "primal": fit(weights, 9)}
+
+
+def readme_programs(word):
+    """The README's Python programs that have a word."""
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+    return [block for block in blocks if word in block]
 
 
 def command(detector, weights):
@@ -112,13 +120,15 @@ def test_metadata_describe_the_model(file, detectors):
     thresholds = model.thresholds
     numbers = {name: found.pop(name) for name in ("mean", "std", "good_scores")}
     assert found == {
-        **{"format": 1, "class_name": "bolt", "arch": "resnet18"},
+        **{"format": 2, "class_name": "bolt", "arch": "resnet18"},
         **{"weights_sha256": model.extractor.weights_sha256, "neighbourhood": 1},
         "layers": model.extractor.channels.layers,
-        **{"exif": False, "bit_depth": 16, "context": 0},
-        **{"resize": 0, "crop": 0, "image_size": list(SIZE), "interpolation": "lanczos"},
-        **{"image_threshold": thresholds.image, "pixel_threshold": thresholds.pixel},
-        **{"target_fpr": 0.01, "image_fpr": 0.1, "n_good_images": 9},
+        **{"exif": False, "bit_depth": 16, "resize": 0, "crop": 0, "context": 0},
+        **{"image_size": list(SIZE), "window_size": list(SIZE), "crop_place": [0, 0]},
+        **{"interpolation": "lanczos", "eps": 0.01, "shrinkage": None, "alignment": None},
+        **{"image_score": "max", "image_threshold": thresholds.image},
+        **{"pixel_threshold": thresholds.pixel, "peak_threshold": thresholds.image},
+        **{"target_fpr": 0.01, "image_fpr": 0.1, "pixel_fpr": 0.01, "n_good_images": 9},
     }
     assert numbers["mean"] == pytest.approx(IMAGENET_MEAN)
     assert numbers["std"] == pytest.approx(IMAGENET_STD)
@@ -143,30 +153,56 @@ def test_openvino_gives_the_same_numbers(file, detectors):
 
 
 @pytest.mark.parametrize(
-    ("preprocessing", "size"),
-    [(Preprocessing(96, 80), (120, 97)), (Preprocessing(72, 0), (96, 121))],
+    ("preprocessing", "size", "settings"),
+    [
+        (Preprocessing(96, 80), (120, 97), {}),
+        (Preprocessing(72, 0), (96, 121), {"image_score": "top"}),
+        # the window is 1 pixel off the middle, and cut at the left and right
+        (Preprocessing(0, 64, context=9), (97, 79), {"image_score": "top", "shrinkage": 0.1}),
+    ],
 )
 def test_the_readmes_program_decides_as_predict_does(
-    preprocessing, size, weights, run, tmp_path, monkeypatch, capsys
+    preprocessing, size, settings, weights, run, tmp_path, monkeypatch, capsys
 ):
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
-    (code,) = (block for block in blocks if "onnxruntime" in block)
-    assert len(code.splitlines()) <= 25
+    (code,) = readme_programs("onnxruntime")
+    assert len(code.splitlines()) <= 28
     monkeypatch.chdir(tmp_path)
-    Detector.fit(
-        good_images(4, size), "resnet18", weights, preprocessing, n_features=6, name="bolt"
-    ).save("bolt.safetensors")
+    settings |= {"n_features": 6, "name": "bolt"}
+    detector = Detector.fit(good_images(4, size), "resnet18", weights, preprocessing, **settings)
+    detector.save("bolt.safetensors")
     model = ["--model", "bolt.safetensors", "--weights", weights]
     assert run("export", *model, "--onnx", "bottle.onnx").returncode == 0
     for pixels in (good_images(1, size)[0], defective(size)):
         write_image(Path("new_images/000.png"), pixels)
-        run("predict", *model, "new_images")
-        (row,) = read_csv(Path("predictions/predictions.csv"))
         exec(compile(code, "README.md", "exec"), {})
-        verdict, score, *_ = capsys.readouterr().out.split()
-        assert verdict == ("good", "anomalous")[int(row["anomalous"])]
-        assert float(score) == pytest.approx(float(row["score"]), rel=1e-3)
+        (verdict, found, *region) = capsys.readouterr().out.split()
+        score, anomaly_map = detector.score(pixels)
+        assert verdict == ("good", "anomalous")[score >= detector.model.thresholds.image]
+        assert float(found) == pytest.approx(score, rel=1e-3)
+        assert bool(region) == bool(detector.find_regions(anomaly_map, size[::-1]))
     assert verdict == "anomalous"
+    assert region[0] == f"{(anomaly_map >= detector.model.thresholds.pixel).mean():.1%}"
+
+
+def test_graph_of_an_aligned_model_finds_the_part(weights, run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    settings = {"n_features": 6, "align": "on", "name": "bolt"}
+    preprocessing = Preprocessing(0, 64)
+    detector = Detector.fit(turned_parts(8), "resnet18", weights, preprocessing, **settings)
+    done = run(*command(detector, weights))
+    assert done.returncode == 0, done.stderr
+    session = onnxruntime.InferenceSession("größe 1/bolt.onnx")
+    images = np.stack([detector.prepare(image) for image in turned_parts(3, seed=1)])
+    mean, std = (np.float32(v).reshape(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+    normalised = (images.astype(np.float32) / 255 - mean) / std
+    scores, maps, poses = session.run(None, {"images": normalised})
+    found = detector.model.view.alignment.find_poses(torch.from_numpy(images))
+    assert np.ptp(poses[:, 0]) > 20
+    np.testing.assert_allclose(poses, np.stack(found, axis=1), atol=0.1)
+    assert maps.shape == (3, 64, 64)
+    expected, _ = export.maps_at(detector.model, images, Poses(*torch.tensor(poses).mT))
+    np.testing.assert_allclose(maps, expected, atol=export.ALIGNED_TOLERANCE * expected.max())
+    np.testing.assert_allclose(scores, score_maps(expected), rtol=export.ALIGNED_TOLERANCE)
 
 
 @pytest.mark.parametrize("name", export.PACKAGES)

@@ -110,21 +110,27 @@ class Alignment:
         return cls(**{**description, **changed, "range": PoseRange(**description["range"])})
 
     @torch.inference_mode()
-    def find_poses(self, images: Tensor) -> Poses:
+    def find_poses(self, images: Tensor, search: "Search | None" = None) -> Poses:
         """The poses of images (B, 3, H, W) uint8, within the range of the training images.
 
-        An image of one colour has pose zero and correlation 0.
+        An image of one colour has pose zero and correlation 0. The search may be another one for
+        the same template and limits.
         """
         grey = to_grey(images.to(self.template.device), self.template.shape)
-        poses, correlation = self._search(grey)
+        poses, correlation = (search or self._search)(grey)
         angle, row, column = _scaled(poses, _ratio(self.image_size, self.template.shape)).unbind(1)
         return Poses(angle.rad2deg(), row, column, correlation)
 
     @cached_property
-    def _search(self) -> "_Search":
+    def _search(self) -> "Search":
+        return Search(self.template, self.limits)
+
+    @property
+    def limits(self) -> PoseRange:
+        """The range in pixels of the template."""
         scale = _ratio(self.template.shape, self.image_size)
         start, extent, *box = self.range
-        return _Search(self.template, PoseRange(start, extent, *(side * scale for side in box)))
+        return PoseRange(start, extent, *(side * scale for side in box))
 
 
 @torch.inference_mode()
@@ -147,10 +153,10 @@ def learn_alignment(batches: Iterable[Tensor]) -> Alignment:
     # an image of usual contrast, lest it is one without a part
     template = grey[grey.flatten(1).std(dim=1).median(dim=0).indices]
     for _ in range(PASSES):
-        poses = _centre(_Search(template, everywhere)(grey)[0])
+        poses = _centre(Search(template, everywhere)(grey)[0])
         parts = zip(grey.split(AT_ONCE), poses.split(AT_ONCE), strict=True)
         template = torch.cat([_warp(*part) for part in parts]).median(dim=0).values
-    poses, after = _Search(template, everywhere)(grey)
+    poses, after = Search(template, everywhere)(grey)
     return Alignment(
         template=template,
         image_size=image_size,
@@ -189,7 +195,7 @@ def to_grey(images: Tensor, size: Sequence[int] | None = None) -> Tensor:
     return _resize(grey, size or _scaled_size(grey.shape[1:], SIDE))
 
 
-class _Search:
+class Search:
     """Finds a template (h, w) in grey images, within a range of poses in its pixels."""
 
     def __init__(self, template: Tensor, limits: PoseRange) -> None:
@@ -214,8 +220,12 @@ class _Search:
 
     def __call__(self, grey: Tensor) -> tuple[Tensor, Tensor]:
         """Poses (B, 3) in the template's pixels, and correlations (B,)."""
-        found = [self._find(part) for part in grey.split(AT_ONCE)]
-        poses, correlation = (torch.cat(parts) for parts in zip(*found, strict=True))
+        found = [self.find(part) for part in grey.split(AT_ONCE)]
+        return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+
+    def find(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+        """The same, of as many images as are worked on at once."""
+        poses, correlation = self._find(grey)
         flat = (grey.flatten(1).std(dim=1) < FLAT) | self.is_flat
         return poses.masked_fill(flat[:, None], 0), correlation.masked_fill(flat, 0)
 
@@ -223,11 +233,11 @@ class _Search:
         *levels, last = self.levels
         candidates = self._try_angles(grey)
         poses, n_each = candidates.flatten(0, 1), len(candidates)
-        correlation = poses.new_zeros(len(poses))
+        correlation = poses[:, 0]
         for level in levels:
             poses, correlation = self._refine(grey.repeat(n_each, 1, 1), poses, level)
         best = correlation.view(n_each, -1).argmax(dim=0)
-        poses = poses.view(n_each, -1, 3)[best, torch.arange(len(grey))]
+        poses = poses.view(n_each, -1, 3)[best, torch.arange(grey.shape[0])]
         return self._refine(grey, poses, last)
 
     def _rotated_spectra(self, template: Tensor) -> tuple[Tensor, Tensor]:
@@ -258,11 +268,9 @@ class _Search:
         Correlations are those in the window as it lies in the image (normalised).
         """
         small = self._on_square(grey - grey.mean(dim=(1, 2), keepdim=True))
-        spectra, of_squares = torch.fft.rfft2(torch.stack([small, small.square()]))[:, :, None]
-        means = self._at_shifts(spectra * self.window_spectra)
-        variances = self._at_shifts(of_squares * self.window_spectra) - means.square()
-        correlations = self._at_shifts(spectra * self.template_spectra)
-        correlations = correlations / variances.clamp(min=FLAT**2).sqrt()
+        means, mean_squares, products = self.cross_correlate(small)
+        variances = mean_squares - means.square()
+        correlations = products / variances.clamp(min=FLAT**2).sqrt()
         of_angles, shifts = correlations.flatten(2).max(dim=2)
         best = of_angles.argmax(dim=1)
         near = _wrap(self.angles - self.angles[best][:, None]).abs() < radians(FAR_ANGLE)
@@ -270,10 +278,21 @@ class _Search:
         if self.limits.extent < FAR_ANGLE:
             chosen = chosen[:1]
         shift = shifts.gather(1, chosen.T).T
-        rows, columns = self.rows.to(grey.device), self.columns.to(grey.device)
+        rows, columns = self.rows.to(grey), self.columns.to(grey)
         shift = rows[shift // len(columns)], columns[shift % len(columns)]
         poses = torch.stack([self.angles[chosen], *shift], dim=2)
         return self._limit(_scaled(poses, self.coarse_scale))
+
+    def cross_correlate(self, small: Tensor) -> list[Tensor]:
+        """Of images and their squares (B, side, side) with windows, of images with templates.
+
+        Returns:
+            Each (B, angles or 1, rows, columns), at the shifts that are sought.
+        """
+        spectra, of_squares = torch.fft.rfft2(torch.stack([small, small.square()]))[:, :, None]
+        windows, templates = self.window_spectra, self.template_spectra
+        pairs = (spectra, windows), (of_squares, windows), (spectra, templates)
+        return [self._at_shifts(of_images * others) for of_images, others in pairs]
 
     def _at_shifts(self, spectra: Tensor) -> Tensor:
         """Cross-correlations at the shifts that are sought, from their spectra."""
@@ -285,7 +304,7 @@ class _Search:
         """The best of the poses on the way to the least squares at a level, and correlations."""
         scale = _ratio(grey.shape[1:], level.size)
         grey = _resize(grey, level.size)
-        best, best_correlation = poses, grey.new_full((len(grey),), -1)
+        best, best_correlation = poses, torch.full_like(poses[:, 0], -1)
         for _ in range(REFINED_STEPS):
             aligned = level.centre(_warp(grey, _scaled(poses, 1 / scale)))
             correlation = level.correlations(aligned)
@@ -391,7 +410,7 @@ def _grid(poses: Tensor, size: Sequence[int]) -> Tensor:
     of_x = torch.stack([cos, sin * height / width, column * 2 / width], dim=1)
     of_y = torch.stack([-sin * width / height, cos, row * 2 / height], dim=1)
     matrices = torch.stack([of_x, of_y], dim=1)
-    return F.affine_grid(matrices, [len(poses), 1, height, width], align_corners=False)
+    return F.affine_grid(matrices, [poses.shape[0], 1, height, width], align_corners=False)
 
 
 def _to_rows(poses: Poses) -> Tensor:

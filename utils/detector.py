@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.copies import first_copies
+from datasets.dataset import MOST_SAMPLED
 from datasets.images import prepare, to_rgb
 from datasets.preprocessing import (
     DEFAULT,
@@ -23,18 +24,22 @@ from datasets.preprocessing import (
     preprocessed_size,
     resized_size,
     uncrop,
+    window_place,
     window_size,
 )
 from datasets.region import place_region
+from utils.alignment import Poses
 from utils.backbone import BACKBONES, BATCH_SIZE, LAYERS, PRECISIONS, SEED, draw_channels
 from utils.features import load_extractor
 from utils.padim import PaDiM
 from utils.regions import Region, find_regions
+from utils.settings import ALIGN
 from utils.system.errors import UserError
-from utils.thresholds import TARGET_FPR
-from utils.view import View
+from utils.thresholds import IMAGE_SCORES, PIXEL_FPR, TARGET_FPR
+from utils.view import View, learn_view
 
 FEWEST = 3  # good images: one is held out, and the covariance of the others needs two
+AnyImage = Image.Image | np.ndarray  # an array is (h, w, 3) uint8 RGB
 
 
 class Detector:
@@ -50,7 +55,7 @@ class Detector:
     @classmethod
     def fit(
         cls,
-        images: Iterable[Image.Image | np.ndarray],
+        images: Iterable[AnyImage],
         arch: str = "resnet18",
         weights: Path | str | None = None,
         preprocessing: Preprocessing = DEFAULT,
@@ -59,7 +64,11 @@ class Detector:
         layers: Sequence[str] = LAYERS,
         neighbourhood: int = 1,
         precision: str = "float32",
+        align: str = "off",
+        shrinkage: float | str | None = None,
+        image_score: str = "max",
         target_fpr: float = TARGET_FPR,
+        pixel_fpr: float = PIXEL_FPR,
         device: str = "auto",
         name: str = "images",
         region: np.ndarray | None = None,
@@ -67,39 +76,64 @@ class Detector:
         """Fit PaDiM to good images, and find thresholds from them.
 
         Args:
-            images: 3 or more, each a PIL image or (H, W, 3) uint8 RGB. A generator saves memory:
-                only the preprocessed images are kept, 150 kB each by default.
+            images: 3 or more. A generator saves memory: only the preprocessed images are kept,
+                150 kB each by default.
             arch: a key of BACKBONES.
             weights: state dict file; None takes the published weights.
-            preprocessing: of these images and of those to be scored.
+            preprocessing: of these images and of those to be scored; with the context that the
+                network sees around the crop.
             seed: of the draw of channels.
             n_features: channels to draw, or "all"; None draws as many as upstream.
             layers: those that channels are drawn from, of "layer1", "layer2" and "layer3".
             neighbourhood: over which features are averaged, as in FeatureExtractor.
             precision: in which the network computes, a key of PRECISIONS.
+            align: "on" turns and moves images onto a template of the good ones, and the network
+                sees them whole; "auto" does so if these are alike then.
+            shrinkage: as in fit_gaussians, in (0, 1] or "auto".
+            image_score: "max" of the map, or "top", the mean of its highest 1 %.
             target_fpr: the rate of good images above the image threshold, in (0, 1).
+            pixel_fpr: the rate of their pixels above the pixel threshold, in (0, 1).
             device: "auto", "cpu", "cuda" or "cuda:N".
             name: of the class, in errors and in the file.
-            region: (h, w) bool of these images, True where defects matter; None is everywhere.
+            region: (h, w) bool of these images, or of the template if they are aligned; True where
+                defects matter. None is everywhere.
 
         Raises:
             OSError: if the weights cannot be read or downloaded.
             ValueError: if an argument or an image is not acceptable.
         """
-        _check_settings(arch, preprocessing, precision, target_fpr)
-        of_window = None if region is None else _place_region(region, preprocessing)
+        _check_choice("arch", arch, BACKBONES)
+        _check_choice("precision", precision, PRECISIONS)
+        _check_choice("align", align, ALIGN)
+        _check_choice("image_score", image_score, IMAGE_SCORES)
+        _check_rate("target_fpr", target_fpr)
+        _check_rate("pixel_fpr", pixel_fpr)
+        check_preprocessing(preprocessing)
+        if region is not None and (
+            region.dtype != np.bool_ or region.ndim != 2 or not region.any()
+        ):
+            raise UserError("region is no array (h, w) of bool that is True where defects matter")
         channels = draw_channels(arch, seed, n_features, layers)
         extractor = load_extractor(arch, weights, device, precision, channels, neighbourhood)
-        prepared = _prepare_all(images, preprocessing, name, region)
+        view = View(preprocessing if align == "off" else preprocessing.whole())
+        prepared = _prepare_all(
+            images, view.preprocessing, name, region if align == "off" else None
+        )
         copy_of = first_copies(hashlib.sha256(image.tobytes()).digest() for image in prepared)
         if not any(copy_of):
             raise UserError(
                 f"{name} has {len(prepared)} images, all of the same content; give at least "
                 f"{FEWEST} that differ"
             )
-        model = PaDiM(extractor, View(preprocessing, region=of_window), name)
-        model.fit(_batches(prepared), len(prepared), copy_of)
-        model.find_thresholds(target_fpr)
+        if align != "off":
+            n = min(len(prepared), MOST_SAMPLED)
+            some = [prepared[i * len(prepared) // n] for i in range(n)]
+            view, _ = learn_view(_batches(some), preprocessing, align)
+        if region is not None:
+            view = view._replace(region=_place_region(region, view, prepared[0].shape[1:]))
+        model = PaDiM(extractor, view, name, image_score)
+        model.fit(_batches(prepared), len(prepared), copy_of, shrinkage)
+        model.find_thresholds(target_fpr, pixel_fpr)
         return cls(model)
 
     @classmethod
@@ -124,15 +158,8 @@ class Detector:
         """Write the model, by custom to <class>.safetensors; "float16" halves the file."""
         self.model.save(Path(path), dtype)
 
-    def score(self, image: Image.Image | np.ndarray) -> tuple[float, np.ndarray]:
-        """The raw anomaly score of an image and its anomaly map.
-
-        Args:
-            image: PIL image or (h, w, 3) uint8 RGB.
-
-        Returns:
-            The score, and the map: (H, W) float32 distances over the crop of the preprocessed
-            image. uncrop lays it over the original.
+    def score(self, image: AnyImage) -> tuple[float, np.ndarray]:
+        """The raw anomaly score of an image, and its map: (H, W) float32 distances over the crop.
 
         Raises:
             ValueError: if the model does not accept images of this type or size.
@@ -144,12 +171,12 @@ class Detector:
         """The anomaly maps (B, H, W) float32 of images (B, 3, H, W) that prepare returned."""
         return self.model.anomaly_maps(images)
 
-    def uncrop(self, anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-        """An anomaly map (H, W) laid over an original image of width w and height h = size.
+    def pose(self, image: AnyImage) -> Poses | None:
+        """How the part lies in an image, each number (1,); None if the model does not align."""
+        return self.model.view.see(self.prepare(image)[None])[1]
 
-        Returns:
-            (h, w) float32; NaN at pixels that the network does not see.
-        """
+    def uncrop(self, anomaly_map: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+        """A map laid over an original image of width and height size; NaN outside the crop."""
         return uncrop(anomaly_map, size, crop_box(size, self.model.preprocessing))
 
     def find_regions(
@@ -159,69 +186,68 @@ class Detector:
         threshold: float | None = None,
         min_area: int = 0,
     ) -> list[Region]:
-        """The regions of an anomaly map from a threshold on, highest score first.
-
-        An image below the model's threshold has none, and each reaches the peak that good images
-        seldom reach.
+        """The regions of an anomalous image, highest score first; a good image has none.
 
         Args:
             anomaly_map: (H, W), as score returns it.
             size: width and height of the original image, in whose pixels the regions are.
-            threshold: of the map; None takes the model's pixel threshold.
+            threshold: that their pixels reach; None takes the model's pixel threshold. One of them
+                reaches the model's peak threshold.
             min_area: in pixels of the original image; smaller regions are left out.
         """
         thresholds = self.model.thresholds
         if self.model.image_scores(anomaly_map[None])[0] < thresholds.image:
             return []
-        lowest = thresholds.pixel if threshold is None else threshold
-        return find_regions(self.uncrop(anomaly_map, size), lowest, thresholds.peak, min_area)
+        threshold = thresholds.pixel if threshold is None else threshold
+        return find_regions(self.uncrop(anomaly_map, size), threshold, thresholds.peak, min_area)
 
-    def prepare(
-        self, image: Image.Image | np.ndarray, name: Path | str = "the image"
-    ) -> np.ndarray:
-        """The preprocessed image, (3, H, W) uint8.
-
-        Args:
-            image: as in score.
-            name: what errors call it.
+    def prepare(self, image: AnyImage, name: Path | str = "the image") -> np.ndarray:
+        """The preprocessed image, (3, H, W) uint8; errors call it by its name.
 
         Raises:
             ValueError: as in score.
         """
         preprocessing = self.model.preprocessing
+        resize, crop = preprocessing.resize, preprocessing.crop
         image = to_rgb(_to_image(image, name), name, preprocessing)
-        (width, height), crop = resized_size(image.size, preprocessing.resize), preprocessing.crop
-        rows, columns = taken = self.model.window_size
-        if min(width, height) < crop or window_size(image.size, preprocessing) != taken[::-1]:
-            more = " or more" if crop and not preprocessing.context else ""
+        resized = resized_size(image.size, resize)
+        rows, columns = self.model.window_size
+        if min(resized) < crop or window_size(image.size, preprocessing) != (columns, rows):
+            # a window that the border of the training images cut needs images of their size
+            is_free = crop and rows == columns == crop + 2 * preprocessing.context
             raise UserError(
                 f"{name} has {image.width}x{image.height} pixels, for the network "
-                f"{width}x{height}; this model takes {columns}x{rows}{more}"
+                f"{resized[0]}x{resized[1]}; this model takes {columns}x{rows}"
+                f"{' or more' if is_free else ''}"
             )
         return prepare(image, preprocessing, name)
 
 
-def _check_settings(
-    arch: str, preprocessing: Preprocessing, precision: str, target_fpr: float
-) -> None:
-    """Refuse settings that the command line would not accept."""
-    for name, value, accepted in (("arch", arch, BACKBONES), ("precision", precision, PRECISIONS)):
-        if value not in accepted:
-            raise UserError(f"unknown {name} {value!r}; choose from {', '.join(accepted)}")
-    if not 0 < target_fpr < 1:
-        raise UserError(f"target_fpr {target_fpr} is no rate; give one between 0 and 1")
-    check_preprocessing(preprocessing)
+def _check_choice(name: str, value: str, accepted: Iterable[str]) -> None:
+    if value not in accepted:
+        raise UserError(f"unknown {name} {value!r}; choose from {', '.join(accepted)}")
 
 
-def _place_region(region: np.ndarray, preprocessing: Preprocessing) -> np.ndarray:
-    """The region of what the network sees; refuse what is no region."""
-    if getattr(region, "dtype", None) != np.bool_ or region.ndim != 2 or not region.any():
-        raise UserError("region is no array (h, w) of bool that is True where defects matter")
-    return place_region(region, preprocessing, "of the images")
+def _check_rate(name: str, value: float) -> None:
+    if not 0 < value < 1:
+        raise UserError(f"{name} {value} is no rate; give one between 0 and 1")
+
+
+def _place_region(region: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
+    """The region of what a view shows of images of H x W = size; refuse one of another size."""
+    aligned = view.alignment is not None
+    placed = place_region(region, view.preprocessing, "of the images", on_window=aligned)
+    expected = window_place(size, view.preprocessing)[2:]
+    if placed.shape != expected:
+        raise UserError(
+            f"the region has {region.shape[1]}x{region.shape[0]} pixels; give one of the size of "
+            f"the {f'template, {expected[1]}x{expected[0]}' if aligned else 'images'}"
+        )
+    return placed
 
 
 def _prepare_all(
-    images: Iterable[Image.Image | np.ndarray],
+    images: Iterable[AnyImage],
     preprocessing: Preprocessing,
     name: str,
     region: np.ndarray | None,
@@ -242,7 +268,8 @@ def _prepare_all(
         if prepared[i].shape != prepared[0].shape:
             raise UserError(
                 f"{title} is {_size(prepared[i])} for the network, image 0 is "
-                f"{_size(prepared[0])}; give images of one shape, or a preprocessing with a crop"
+                f"{_size(prepared[0])}; give images of one shape, or a preprocessing with a crop "
+                "and without context, and align off"
             )
     if len(prepared) < FEWEST:
         raise UserError(f"{name} has {len(prepared)} good images; give {FEWEST} or more")
@@ -255,7 +282,7 @@ def _batches(prepared: list[np.ndarray]) -> Iterator[np.ndarray]:
         yield np.stack(prepared[start : start + BATCH_SIZE])
 
 
-def _to_image(image: Image.Image | np.ndarray, name: Path | str) -> Image.Image:
+def _to_image(image: AnyImage, name: Path | str) -> Image.Image:
     """The image as a PIL image; refuse what is neither one nor an array of RGB, or is empty."""
     if not isinstance(image, Image.Image):
         if getattr(image, "dtype", None) != np.uint8 or image.ndim != 3 or image.shape[2] != 3:

@@ -178,9 +178,14 @@ def score_maps(
     return np.array(scores, dtype=np.float32)
 
 
+def count_top(n_pixels: int) -> int:
+    """How many pixels the image score "top" is the mean of."""
+    return max(round(TOP * n_pixels), 1)
+
+
 def _mean_of_top(pixels: np.ndarray) -> float:
     """The mean of the highest TOP of some pixels, of one at least."""
-    n = max(round(TOP * pixels.size), 1)
+    n = count_top(pixels.size)
     return float(np.partition(pixels, pixels.size - n)[-n:].mean(dtype=np.float64))
 
 
