@@ -112,7 +112,7 @@ class ImageDataset:
             raise UserError(
                 f"region {self.region} is {_show(size)} pixels but the template of "
                 f"{self.class_name} is {_show(template_size)}; draw it on the template, which a "
-                "run with --align saves"
+                "run with --align saves in templates"
             )
         for sample in self.samples:
             image_size = read_size(sample.path, preprocessing.exif)

@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +12,7 @@ from PIL import Image
 
 from datasets.preprocessing import Preprocessing
 from datasets.region import place_region, read_region
-from tests.helpers import SMALL, defective, good_images, metrics, write_image
+from tests.helpers import SMALL, defective, good_images, metrics, read_csv, write_image
 from tests.naive import naive_maps
 from tests.samples import Lookup, draw_layers, numbered
 from utils.alignment import Poses
@@ -230,3 +231,29 @@ def test_predict_scores_0_outside_and_draws_the_border(run, experiment, results_
     assert np.nan_to_num(anomaly_map)[box(7, 41, 7, 41, (48, 48)) == 0].max() == 0
     overlay = np.asarray(Image.open("predictions/overlays/000.jpg"))
     assert (overlay[24, 6:10].min(axis=1) > 230).any()
+
+
+def test_studies_obey_a_region_unless_they_move_the_images(run, refused, tree, random_weights):
+    drawn = box(8, 40, 8, 40, (48, 48))
+    path = write_image(tree.parent / "region.png", 255 * drawn.astype(np.uint8))
+    command = ["study", "--data_path", tree, "--class_name", "bolt", "--resize", 72, "--crop", 64]
+    command += ["--weights", random_weights("resnet18"), "--study"]
+    assert run(*command, "layers").returncode == 0
+    table = Path("results/studies/resnet18/layers.csv")
+    whole = read_csv(table)
+    assert run(*command, "layers", "--region", path).returncode == 0
+    in_region = read_csv(table)
+    assert len(in_region) == len(whole)
+    assert all(a["pixel_auroc"] != b["pixel_auroc"] for a, b in zip(whole, in_region, strict=True))
+    line = refused(*command, "alignment", "--region", path)
+    assert "--study alignment moves the images; leave out --region" in line
+
+
+def test_detector_takes_a_region_of_the_template(random_weights):
+    options = {"weights": random_weights("resnet18"), "preprocessing": SMALL, "align": "on"}
+    region = box(30, 70, 30, 70, (96, 120))
+    detector = Detector.fit(good_images(), **options, region=region)
+    assert detector.model.describe()["region"] == region.mean()
+    assert 0 < (detector.score(defective())[1] > 0).mean() < 0.5
+    with pytest.raises(ValueError, match="region has 96x96 pixels; .* the template, 120x96"):
+        Detector.fit(good_images(), **options, region=np.ones((96, 96), dtype=bool))
