@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 Grids = tuple[tuple[int, int], ...]  # height and width of each layer, finest first
@@ -35,12 +34,17 @@ def make_layout(grids: Grids, region: np.ndarray | None) -> Layout:
     if region is None:
         return Layout(grids)
     assert region.any()
-    return Layout(grids, patches_in(torch.from_numpy(region), grids[0]).numpy().tobytes())
+    return Layout(grids, patches_in(region, grids[0]).tobytes())
 
 
-def patches_in(region: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Whether each patch of a grid (h, w) has a pixel in a region (H, W) bool: (h, w) bool."""
-    return F.adaptive_max_pool2d(region[None].float(), grid)[0].bool()
+def patches_in(region: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Whether each patch of a grid (h, w) has a part of a pixel in a region (H, W): (h, w) bool."""
+    rows, columns = (
+        (pixels * n < (patches + 1) * side) & ((pixels + 1) * n > patches * side)
+        for n, side in zip(grid, region.shape, strict=True)
+        for patches, pixels in [np.ogrid[:n, :side]]
+    )
+    return rows.astype(np.float32) @ region @ columns.T > 0
 
 
 def grids_of(layers: Sequence[Tensor]) -> Grids:

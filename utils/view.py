@@ -76,7 +76,7 @@ class View(NamedTuple):
         maps, inside = enlarge(distances, window_size), None
         if self.region is not None:
             inside = torch.from_numpy(self.region).to(distances.device)
-            maps = normalise(maps, patches_in(inside, distances.shape[1:]))
+            maps = normalise(maps, patches_in(self.region, tuple(distances.shape[1:])))
         if poses is not None:
             if inside is not None:
                 inside = to_image(inside.float().expand_as(maps), poses) >= 0.5
@@ -90,14 +90,15 @@ class View(NamedTuple):
         return None if self.region is None else anomaly_maps > 0
 
 
-def normalise(anomaly_maps: Tensor, kept: Tensor) -> Tensor:
+def normalise(anomaly_maps: Tensor, kept: np.ndarray) -> Tensor:
     """Maps (B, H, W) of distances that are 0 at patches that are not kept (h, w), without these.
 
     A map is divided by the weight of the kept patches in each pixel, which they have by enlarging
     and smoothing (normalised convolution). So near the border of a region a score is a mean over
     patches of the region; where all patches within reach are kept, nothing changes.
     """
-    weight = enlarge(kept[None].float(), anomaly_maps.shape[1:])
+    kept = torch.from_numpy(kept[None].astype(np.float32)).to(anomaly_maps.device)
+    weight = enlarge(kept, tuple(anomaly_maps.shape[1:]))
     return anomaly_maps / weight.clamp(min=TINY)
 
 
