@@ -83,7 +83,7 @@ def run_experiment(settings: Experiment) -> None:
                     )
                     # anomaly maps and masks -> ROC curves, AP, F1, AUPRO
                     report.begin("metrics")
-                    evaluation = evaluate(scored, test.has_masks)
+                    evaluation = evaluate(scored, test.has_masks, test.region is not None)
                     # a figure for each image, and the file by which the class counts as finished
                     report.finish(scored, evaluation, thresholds)
                 processes.wait()
@@ -114,10 +114,13 @@ def fit_and_score(
         some = (images for images, _, _ in loader.batches(train.sample()))
         view, alignment = learn_view(some, settings.unaligned, settings.align)
         report.note(alignment)
+    region = train.read_region(view.preprocessing, "off" if view.alignment is None else "on")
+    if region is not None:
+        report.note(f"region: {region.mean():.1%} of the pixels that the network sees")
 
     # features of good images -> a Gaussian for each patch position
     good = (images for images, _, _ in loader.batches(train))
-    model = PaDiM(extractor, view, train.class_name, settings.image_score)
+    model = PaDiM(extractor, view._replace(region=region), train.class_name, settings.image_score)
     model.fit(good, len(train), train.find_copies(), settings.shrinkage)
     train.note_near_copies(model.held_out.near_copies)
     model.image_kinds = train.notes.find_headers()
@@ -132,7 +135,7 @@ def fit_and_score(
     unseen = score_all(model, test, loader)
     drawn = choose_drawn(len(test), settings.figures)
     scored = score_images(
-        unseen, len(test), test.image_size, test.has_masks, drawn, settings.image_score
+        unseen, len(test), test.image_size, test.has_masks, drawn, model.image_scores
     )
     return scored, model.thresholds
 

@@ -24,6 +24,7 @@ from datasets.preprocessing import (
     resized_size,
     window_size,
 )
+from datasets.region import place_region, read_region, region_files
 from utils.system.errors import UserError
 from utils.system.files import make_unique, shorten
 
@@ -44,6 +45,7 @@ class ImageDataset:
         preprocessing: of images and masks alike.
         invert_masks: whether masks mark the background.
         notes: on the class; reading images adds to them.
+        region: file of the region of interest, if there is one.
     """
 
     class_name: str
@@ -53,6 +55,7 @@ class ImageDataset:
     preprocessing: Preprocessing
     invert_masks: bool = False
     notes: Notes = field(default_factory=Notes, compare=False)
+    region: Path | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -91,6 +94,35 @@ class ImageDataset:
         self.notes.add_image(group, sample.path, image)
         return image, sample.label, mask
 
+    def read_region(self, preprocessing: Preprocessing, align: str) -> np.ndarray | None:
+        """The region of interest (H, W) bool of what the network sees; None without one.
+
+        Args:
+            preprocessing: of a view that is not aligned.
+            align: "on" if the region is drawn on the template, which is all that the network sees,
+                "off" if on an image as it is given; "auto": on the one whose size it has.
+        """
+        if self.region is None:
+            return None
+        white = read_region(self.region, preprocessing.exif)
+        size, template_size = white.shape[::-1], self.window_size[::-1]
+        if align != "off" and size == template_size:
+            return place_region(white, preprocessing, self.region, on_window=True)
+        if align == "on":
+            raise UserError(
+                f"region {self.region} is {_show(size)} pixels but the template of "
+                f"{self.class_name} is {_show(template_size)}; draw it on the template, which a "
+                "run with --align saves in templates"
+            )
+        for sample in self.samples:
+            image_size = read_size(sample.path, preprocessing.exif)
+            if image_size != size:
+                raise UserError(
+                    f"region {self.region} is {_show(size)} pixels but the image {sample.path} is "
+                    f"{_show(image_size)}; they must be equal"
+                )
+        return place_region(white, preprocessing, self.region)
+
     def sample(self) -> "ImageDataset":
         """At most MOST_SAMPLED of the images, spread evenly."""
         n = min(len(self), MOST_SAMPLED)
@@ -116,11 +148,20 @@ Splits = tuple[ImageDataset, ImageDataset]
 def load_all(options: Any) -> list[Splits]:
     """The training and test images of all chosen classes.
 
-    The options have data_path, dataset, class_name, normal, preprocessing and invert_masks.
+    The options have data_path, dataset, class_name, normal, preprocessing, invert_masks, region,
+    unaligned and align.
     """
     path, prepared = options.data_path, (options.preprocessing, options.invert_masks)
     layout, chosen = choose_classes(path, options.class_name, options.dataset, options.normal)
-    return [load_splits(path, name, layout, *prepared) for name in chosen]
+    regions = region_files(options.region, chosen)
+    loaded = []
+    for name in chosen:
+        splits = load_splits(path, name, layout, *prepared)
+        train, test = (replace(split, region=regions.get(name)) for split in splits)
+        for split in (train, test):
+            split.read_region(options.unaligned, options.align)
+        loaded.append((train, test))
+    return loaded
 
 
 def choose_classes(

@@ -36,6 +36,7 @@ def test_classes_are_run_once_in_the_order_given(tree):
     assert choose_classes(tree, ["weave", "bolt", "weave"])[1] == ["weave", "bolt"]
     options = {"data_path": tree, "dataset": "auto", "class_name": ["weave", "bolt"]}
     options |= {"normal": None, "invert_masks": False, "preprocessing": DEFAULT}
+    options |= {"region": None, "unaligned": DEFAULT, "align": "off"}
     splits = load_all(SimpleNamespace(**options))
     assert [(train.class_name, train.split, len(train)) for train, _ in splits] == [
         ("weave", "train", 5),

@@ -17,7 +17,6 @@ from utils.alignment import Poses
 from utils.backbone import IMAGENET_MEAN, IMAGENET_STD
 from utils.commands import export
 from utils.detector import Detector
-from utils.maps import enlarge
 from utils.thresholds import score_maps
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -84,10 +83,28 @@ def test_file_gives_the_suites_scores_and_maps(form, detectors, weights, run, tm
         np.testing.assert_allclose(scores, score_maps(expected), rtol=1e-3)
 
 
+@pytest.mark.parametrize("align", ["off", "on"])
+def test_a_graph_obeys_the_region_of_its_model(align, weights, run):
+    region = np.zeros(SIZE, dtype=bool)
+    region[10:50, 20:60] = True
+    detector = fit(weights, 9, region=region, image_score="top", align=align)
+    done = run(*command(detector, weights))  # which compares scores and maps
+    assert done.returncode == 0, done.stderr
+    session = onnxruntime.InferenceSession("größe 1/bolt.onnx")
+    images = np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)
+    _, maps, *poses = session.run(None, {"images": images})
+    assert (maps[:, ~region].max() == 0) == (align == "off")
+    assert len(poses) == (align == "on")
+    share = (maps > 0).mean()
+    assert share == pytest.approx(region.mean(), rel=0.2)
+
+
 def test_graph_that_differs_is_refused_and_not_written(
     detectors, weights, refused, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(export, "enlarge", lambda *given: 1.01 * enlarge(*given))
+    find = export.ExportedModel.find_distances
+    wrong = lambda *given: 1.01 * find(*given)  # noqa: E731
+    monkeypatch.setattr(export.ExportedModel, "find_distances", wrong)
     message = refused(*command(detectors["dual"], weights))
     found = re.search(r"ONNX Runtime differs from the suite by (\S+), relative", message)
     assert float(found[1]) == pytest.approx(1.005**2 - 1, rel=0.1)

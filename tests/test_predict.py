@@ -161,7 +161,7 @@ def test_pixel_threshold_and_least_area_choose_the_regions(run, command, new):
     assert not pixels("predictions/masks/größe.png").any()
 
 
-def test_image_below_the_threshold_has_no_region(run, command, new):
+def test_image_below_the_threshold_has_no_region(run, command, new, monkeypatch):
     run(*command, new, "--pixel_threshold", 0, "--masks", "--min_area", 2)
     good, defect = read_rows()
     assert (good["anomalous"], good["n_regions"], good["area"]) == ("0", "0", "0")
@@ -172,6 +172,11 @@ def test_image_below_the_threshold_has_no_region(run, command, new):
     assert read_rows("regions.csv") == []
     assert not pixels("predictions/masks/line 1/größe.png").any()
     assert "region 1" not in Path("predictions/index.html").read_text()
+    # by the top 1 %, a high peak alone does not make an image anomalous
+    monkeypatch.setattr(PaDiM, "image_scores", lambda *_: np.ones(1, np.float32))
+    run(*command, new / "line 1/größe.png", "--masks")
+    assert (read_rows()[0]["score"], read_rows("regions.csv")) == ("1.0", [])
+    assert not pixels("predictions/masks/größe.png").any()
 
 
 @pytest.fixture

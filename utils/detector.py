@@ -24,8 +24,10 @@ from datasets.preprocessing import (
     preprocessed_size,
     resized_size,
     uncrop,
+    window_place,
     window_size,
 )
+from datasets.region import place_region
 from utils.alignment import Poses
 from utils.backbone import BACKBONES, BATCH_SIZE, LAYERS, PRECISIONS, SEED, draw_channels
 from utils.features import load_extractor
@@ -69,6 +71,7 @@ class Detector:
         pixel_fpr: float = PIXEL_FPR,
         device: str = "auto",
         name: str = "images",
+        region: np.ndarray | None = None,
     ) -> "Detector":
         """Fit PaDiM to good images, and find thresholds from them.
 
@@ -92,6 +95,8 @@ class Detector:
             pixel_fpr: the rate of their pixels above the pixel threshold, in (0, 1).
             device: "auto", "cpu", "cuda" or "cuda:N".
             name: of the class, in errors and in the file.
+            region: (h, w) bool of these images, or of the template if they are aligned; True where
+                defects matter. None is everywhere.
 
         Raises:
             OSError: if the weights cannot be read or downloaded.
@@ -104,10 +109,16 @@ class Detector:
         _check_rate("target_fpr", target_fpr)
         _check_rate("pixel_fpr", pixel_fpr)
         check_preprocessing(preprocessing)
+        if region is not None and (
+            region.dtype != np.bool_ or region.ndim != 2 or not region.any()
+        ):
+            raise UserError("region is no array (h, w) of bool that is True where defects matter")
         channels = draw_channels(arch, seed, n_features, layers)
         extractor = load_extractor(arch, weights, device, precision, channels, neighbourhood)
         view = View(preprocessing if align == "off" else preprocessing.whole())
-        prepared = _prepare_all(images, view.preprocessing, name)
+        prepared = _prepare_all(
+            images, view.preprocessing, name, region if align == "off" else None
+        )
         copy_of = first_copies(hashlib.sha256(image.tobytes()).digest() for image in prepared)
         if not any(copy_of):
             raise UserError(
@@ -118,6 +129,8 @@ class Detector:
             n = min(len(prepared), MOST_SAMPLED)
             some = [prepared[i * len(prepared) // n] for i in range(n)]
             view, _ = learn_view(_batches(some), preprocessing, align)
+        if region is not None:
+            view = view._replace(region=_place_region(region, view, prepared[0].shape[1:]))
         model = PaDiM(extractor, view, name, image_score)
         model.fit(_batches(prepared), len(prepared), copy_of, shrinkage)
         model.find_thresholds(target_fpr, pixel_fpr)
@@ -220,14 +233,36 @@ def _check_rate(name: str, value: float) -> None:
         raise UserError(f"{name} {value} is no rate; give one between 0 and 1")
 
 
+def _place_region(region: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
+    """The region of what a view shows of images of H x W = size; refuse one of another size."""
+    aligned = view.alignment is not None
+    placed = place_region(region, view.preprocessing, "of the images", on_window=aligned)
+    expected = window_place(size, view.preprocessing)[2:]
+    if placed.shape != expected:
+        raise UserError(
+            f"the region has {region.shape[1]}x{region.shape[0]} pixels; give one of the size of "
+            f"the {f'template, {expected[1]}x{expected[0]}' if aligned else 'images'}"
+        )
+    return placed
+
+
 def _prepare_all(
-    images: Iterable[AnyImage], preprocessing: Preprocessing, name: str
+    images: Iterable[AnyImage],
+    preprocessing: Preprocessing,
+    name: str,
+    region: np.ndarray | None,
 ) -> list[np.ndarray]:
-    """The preprocessed images; refuse too few, and images of several sizes."""
+    """The preprocessed images; refuse too few, and images of several sizes or not the region's."""
     prepared = []
     for i, given in enumerate(images):
         title = f"image {i} of {name}"
         image = to_rgb(_to_image(given, title), title, preprocessing)
+        if region is not None and region.shape != image.size[::-1]:
+            height, width = region.shape
+            raise UserError(
+                f"{title} has {image.width}x{image.height} pixels, the region {width}x{height}; "
+                "they must be equal"
+            )
         preprocessed_size(title, image.size, preprocessing)
         prepared.append(prepare(image, preprocessing, title))
         if prepared[i].shape != prepared[0].shape:

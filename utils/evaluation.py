@@ -1,6 +1,6 @@
 """From the test images' anomaly maps to the metrics of a class."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -72,7 +72,7 @@ def score_images(
     size: Sequence[int],
     keep_maps: bool,
     drawn: Sequence[int] = (),
-    image_score: str = "max",
+    score: Callable[[np.ndarray], np.ndarray] = score_maps,
 ) -> ScoredImages:
     """The test images of a class with their scores.
 
@@ -82,7 +82,7 @@ def score_images(
         size: H and W of the images.
         keep_maps: whether the maps of all images are kept, as pixel metrics need them.
         drawn: numbers of the images that get a figure.
-        image_score: one of thresholds.IMAGE_SCORES.
+        score: the image scores (B,) of maps (B, H, W).
     """
     labels, scores = np.empty(n_images, dtype=np.int64), np.empty(n_images, dtype=np.float32)
     row_of = {number: row for row, number in enumerate(range(n_images) if keep_maps else drawn)}
@@ -92,7 +92,7 @@ def score_images(
     low, high, seen = np.inf, -np.inf, 0
     for anomaly_maps, images, batch_labels, masks in batches:
         here = slice(seen, seen + len(images))
-        labels[here], scores[here] = batch_labels, score_maps(anomaly_maps, image_score)
+        labels[here], scores[here] = batch_labels, score(anomaly_maps)
         low, high = min(low, anomaly_maps.min()), max(high, anomaly_maps.max())
         for i, number in enumerate(range(here.start, here.stop)):
             if number in row_of:
@@ -107,14 +107,18 @@ def score_images(
     return ScoredImages(labels, scores, (float(low), float(high)), kept_maps, kept_masks, figures)
 
 
-def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
+def evaluate(scored: ScoredImages, has_masks: bool, has_region: bool = False) -> Evaluation:
     """Metrics of images, and of pixels pooled over all images, on raw scores.
 
     Args:
         scored: the test images of one class, with the maps of all images if has_masks.
         has_masks: whether the defects are marked.
+        has_region: whether pixels that score 0 are outside a region: they take no part.
     """
     notes: list[str] = []
+    masks, maps = scored.masks, scored.anomaly_maps
+    seen = maps > 0 if has_region else None
+    masks = masks if seen is None else masks & seen
     values = dict.fromkeys(metrics.METRICS)
     images = pixels = of_images = None
     if (scored.labels == UNLABELLED).any():
@@ -124,13 +128,14 @@ def evaluate(scored: ScoredImages, has_masks: bool) -> Evaluation:
     else:
         images = _sort(scored.labels, scored.image_scores, "image", notes)
     if has_masks:
-        pixels = _sort(scored.masks, scored.anomaly_maps, "pixel", notes)
+        of_pixels = (masks, maps) if seen is None else (masks[seen], maps[seen])
+        pixels = _sort(*of_pixels, "pixel", notes)
     else:
         notes.append("pixel metrics need masks; there is no ground_truth folder")
     if pixels is not None:
-        values["aupro"] = metrics.aupro(scored.masks, scored.anomaly_maps, pixels=pixels)
+        values["aupro"] = metrics.aupro(masks, maps, pixels=pixels)
         try:
-            of_images = metrics.aupimo(scored.labels, scored.masks, scored.anomaly_maps)
+            of_images = metrics.aupimo(scored.labels, masks, maps, seen=seen)
             values["aupimo"] = float(np.nanmean(of_images))
         except UndefinedMetricError as error:
             notes.append(f"AUPIMO: {error}")

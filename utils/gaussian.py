@@ -261,8 +261,8 @@ def fit_gaussians(
         block: patches worked on at once. Memory only; the result does not depend on it.
         shrinkage: in (0, 1]; instead of eps, so many times the mean variance of all features at
             all patches is added. "auto" takes Ledoit and Wolf's, averaged over some patches.
-        region: (h, w) bool of the finest grid; patches outside are not fitted. None fits all. A
-            layout, if the batches hold what keep_inside leaves.
+        region: (H, W) bool of the images; patches without a pixel inside are not fitted. None fits
+            all. A layout, if the batches hold what keep_inside leaves.
 
     Returns:
         The Gaussians of all patches, float32 on the batches' device, in the form whose large

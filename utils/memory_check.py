@@ -73,10 +73,12 @@ def estimate_work(
     channels, size = backbone.draw_channels(*names), train.window_size
     n_drawn = len(test) if settings.figures is None else min(settings.figures, len(test))
     n_images, n_held_out = len(train) + len(test), len(choose_held_out(len(train)))
+    region = train.read_region(settings.unaligned, settings.align)
+    gaussians = gaussians_bytes(channels, size, len(train), region)
     return Work(
-        model_bytes=class_bytes(channels, size, len(train)),
-        copied_bytes=count_copied(settings, channels, size, len(train), device),
-        feature_bytes=features_bytes(channels, size),
+        model_bytes=class_bytes(channels, size, len(train), region),
+        copied_bytes=count_copied(settings, channels, gaussians, len(train), device),
+        feature_bytes=features_bytes(channels, size, region),
         seen=prod(size),
         pixels=prod(test.image_size),
         original=original,
@@ -93,12 +95,12 @@ def estimate_work(
 def count_copied(
     settings: Experiment,
     channels: backbone.Channels,
-    size: tuple[int, int],
+    gaussians: int,
     n_train: int,
     device: torch.device,
 ) -> int:
-    """Bytes of what is made beside the model: the tensors to save, or other Gaussians."""
-    gaussians, dtype = gaussians_bytes(channels, size, n_train), DTYPES[settings.save_dtype]
+    """Bytes of what is made beside a model of so many bytes: tensors to save, or a second fit."""
+    dtype = DTYPES[settings.save_dtype]
     in_file = gaussians * dtype.itemsize // DTYPES["float32"].itemsize
     is_saved = {"none": False, "all": True, "auto": in_file <= AUTO_BYTES}[settings.save_models]
     # float32 tensors on the CPU are written as they are

@@ -158,6 +158,7 @@ def aupimo(
     masks: np.ndarray,
     anomaly_maps: np.ndarray,
     bounds: tuple[float, float] = FPR_BOUNDS,
+    seen: np.ndarray | None = None,
 ) -> np.ndarray:
     """Area under the per-image overlap (PIMO) curve of each image (Bertoldo et al., 2024).
 
@@ -171,11 +172,13 @@ def aupimo(
         masks: (N, H, W) bool or 0 and 1 (1 = anomalous).
         anomaly_maps: (N, H, W), none of them NaN.
         bounds: the false positive rates between which the area is taken.
+        seen: (N, H, W) bool, the pixels that take part, and all anomalous ones; None is all.
 
     Returns:
         (N,) float64; NaN for images without anomalous pixels.
     """
-    normal = anomaly_maps[labels == 0].ravel()
+    normal = anomaly_maps[labels == 0]
+    normal = normal.ravel() if seen is None else normal[seen[labels == 0]]
     if not normal.size:
         raise UndefinedMetricError("needs normal images; got none")
     low, high = (rate * normal.size for rate in bounds)  # in false positives

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -22,7 +23,7 @@ from utils.alignment import Alignment
 from utils.backbone import BACKBONES, PRECISIONS, Channels
 from utils.gaussian import Gaussians, count_numbers, is_primal
 from utils.maps import SMOOTHING_SIGMA
-from utils.patches import Layout
+from utils.patches import cells_of, make_layout
 from utils.system.errors import UserError
 from utils.system.files import replacing
 from utils.thresholds import Thresholds, choose_held_out
@@ -34,6 +35,7 @@ MATRICES = ("whitening", "loadings", "residual_whitening")
 LISTS = ("means", "samples")  # of a tensor for each layer
 SCORES = ("good_scores", "pixel_scores", "good_peaks")  # of the thresholds
 TEMPLATE = "template"  # of an alignment
+REGION = "region"  # of interest, in pixels of the window
 KEY = "padim"  # of the settings in the file's metadata
 # what reading a file with damaged or foreign content raises
 DAMAGE = (SafetensorError, OSError, KeyError, TypeError, ValueError, AttributeError, RuntimeError)
@@ -45,24 +47,37 @@ def model_bytes(gaussians: Gaussians, dtype: str = "float32") -> int:
     return numbers * DTYPES[dtype].itemsize
 
 
-def class_bytes(channels: Channels, window_size: tuple[int, int], n_train: int) -> int:
+def class_bytes(
+    channels: Channels,
+    window_size: tuple[int, int],
+    n_train: int,
+    region: np.ndarray | None = None,
+) -> int:
     """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
-    kept = gaussians_bytes(channels, window_size, n_train)
+    kept = gaussians_bytes(channels, window_size, n_train, region)
     if is_primal(n_train, channels.counts):
-        kept += len(choose_held_out(n_train)) * features_bytes(channels, window_size)
+        kept += len(choose_held_out(n_train)) * features_bytes(channels, window_size, region)
     return kept
 
 
-def gaussians_bytes(channels: Channels, window_size: tuple[int, int], n_train: int) -> int:
+def gaussians_bytes(
+    channels: Channels,
+    window_size: tuple[int, int],
+    n_train: int,
+    region: np.ndarray | None = None,
+) -> int:
     """Bytes of the Gaussians of a fit."""
-    numbers = count_numbers(Layout(channels.grids(window_size)), channels.counts, n_train)
+    layout = make_layout(channels.grids(window_size), region)
+    return count_numbers(layout, channels.counts, n_train) * DTYPES["float32"].itemsize
+
+
+def features_bytes(
+    channels: Channels, window_size: tuple[int, int], region: np.ndarray | None = None
+) -> int:
+    """Bytes of the features of an image that are kept."""
+    kept = cells_of(make_layout(channels.grids(window_size), region)).kept
+    numbers = sum(len(places) * d for places, d in zip(kept, channels.counts, strict=True))
     return numbers * DTYPES["float32"].itemsize
-
-
-def features_bytes(channels: Channels, window_size: tuple[int, int]) -> int:
-    """Bytes of the features of an image."""
-    sizes = zip(channels.grids(window_size), channels.counts, strict=True)
-    return DTYPES["float32"].itemsize * sum(h * w * d for (h, w), d in sizes)
 
 
 def write_model(
@@ -95,6 +110,8 @@ def write_model(
     alignment = view.alignment
     if alignment is not None:
         tensors[TEMPLATE] = alignment.template.cpu()
+    if view.region is not None:
+        tensors[REGION] = torch.from_numpy(view.region)
     settings = {
         "format": FORMAT,
         **settings,
@@ -160,12 +177,13 @@ def _convert(settings: dict[str, Any], tensors: dict[str, Tensor], device: torch
     """What is read, in the suite's types; refuse what does not fit the network."""
     scores = {name: tensors.pop(name).numpy() for name in SCORES if name in tensors}
     thresholds = Thresholds(**(settings["thresholds"] | scores))
+    region = tensors.pop(REGION).numpy() if REGION in tensors else None
     on_device = {name: tensor.to(device, torch.float32) for name, tensor in tensors.items()}
-    gaussians = _to_gaussians(on_device, settings)
+    gaussians = _to_gaussians(on_device, settings, region)
     alignment = settings["alignment"]
     if alignment is not None:
         alignment = Alignment.restore(alignment, on_device[TEMPLATE])
-    view = View(Preprocessing(**settings["preprocessing"]), alignment)
+    view = View(Preprocessing(**settings["preprocessing"]), alignment, region)
     for name in ("image_size", "window_size"):
         settings[name] = tuple(settings[name])
     settings["image_kinds"] = [Header(tuple(s), m, f) for s, m, f in settings["image_kinds"]]
@@ -188,13 +206,15 @@ def _to_tensors(gaussians: Gaussians) -> dict[str, Tensor]:
     return {name: getattr(gaussians, name) for name in MATRICES} | numbered
 
 
-def _to_gaussians(tensors: Mapping[str, Tensor], settings: Mapping[str, Any]) -> Gaussians:
+def _to_gaussians(
+    tensors: Mapping[str, Tensor], settings: Mapping[str, Any], region: np.ndarray | None
+) -> Gaussians:
     lists = {
         name: [tensors[key] for key in sorted(tensors) if key.startswith(f"{name}.")]
         for name in LISTS
     }
     return Gaussians(
-        layout=Layout(tuple(map(tuple, settings["grids"]))),
+        layout=make_layout(tuple(map(tuple, settings["grids"])), region),
         eps=settings["eps"],
         shrinkage=settings["shrinkage"],
         **{name: tensors[name] for name in MATRICES},

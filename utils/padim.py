@@ -90,10 +90,12 @@ class PaDiM:
             shrinkage: as in fit_gaussians.
         """
         self.n_train = n_train
-        self.held_out = HeldOut(n_train, copy_of)
+        self.held_out = HeldOut(n_train, copy_of, region=self.view.region)
         self._poses: list[Poses] = []  # of the training images
         features = self.held_out.watch(self._extract(batches))
-        self.gaussians = fit_gaussians(features, n_train, shrinkage=shrinkage)
+        self.gaussians = fit_gaussians(
+            features, n_train, shrinkage=shrinkage, region=self.view.region
+        )
         return self
 
     def _extract(self, batches: Iterable[np.ndarray]) -> Iterator[list[Tensor]]:
@@ -111,7 +113,8 @@ class PaDiM:
     def find_thresholds(self, target_fpr: float, pixel_fpr: float = PIXEL_FPR) -> Thresholds | None:
         """Set and return the thresholds from the held-out images, once after a fit."""
         maps = self.held_out_maps()
-        self.thresholds = find_thresholds(maps, target_fpr, pixel_fpr, self.image_score)
+        rates = target_fpr, pixel_fpr
+        self.thresholds = find_thresholds(maps, *rates, self.image_score, self.view.seen(maps))
         return self.thresholds
 
     @torch.inference_mode()
@@ -148,7 +151,7 @@ class PaDiM:
 
     def image_scores(self, anomaly_maps: np.ndarray) -> np.ndarray:
         """The scores (B,) of images from their maps."""
-        return score_maps(anomaly_maps, self.image_score)
+        return score_maps(anomaly_maps, self.image_score, self.view.seen(anomaly_maps))
 
     def save(self, path: Path, dtype: str = "float32") -> None:
         """Write the fitted model with its thresholds, but not the network's weights.
@@ -196,9 +199,10 @@ class PaDiM:
 
     def describe(self) -> dict[str, Any]:
         """What was learnt beside the Gaussians, as metrics.json and the page show it."""
-        alignment = self.view.alignment
+        alignment, region = self.view.alignment, self.view.region
         return {
             "eps": self.gaussians.eps,
             "shrinkage": self.gaussians.shrinkage,
             "alignment": None if alignment is None else alignment.describe(),
+            "region": None if region is None else float(region.mean()),  # share of what is seen
         }

@@ -30,12 +30,21 @@ class Layout(NamedTuple):
 
 
 def make_layout(grids: Grids, region: np.ndarray | None) -> Layout:
-    """The layout of the patches inside a region (h, w) bool of the finest grid; None is all."""
+    """The layout of the patches that have a pixel in a region (H, W) bool; None keeps all."""
     if region is None:
         return Layout(grids)
-    assert (region.shape, region.dtype) == (grids[0], bool)
     assert region.any()
-    return Layout(grids, region.tobytes())
+    return Layout(grids, patches_in(region, grids[0]).tobytes())
+
+
+def patches_in(region: np.ndarray, grid: tuple[int, int]) -> np.ndarray:
+    """Whether each patch of a grid (h, w) has a part of a pixel in a region (H, W): (h, w) bool."""
+    rows, columns = (
+        (pixels * n < (patches + 1) * side) & ((pixels + 1) * n > patches * side)
+        for n, side in zip(grid, region.shape, strict=True)
+        for patches, pixels in [np.ogrid[:n, :side]]
+    )
+    return rows.astype(np.float32) @ region @ columns.T > 0
 
 
 def grids_of(layers: Sequence[Tensor]) -> Grids:

@@ -34,6 +34,7 @@ HEAT_MAP_ALPHA = 0.5  # upstream
 OPENING_RADIUS = 4  # upstream; removes specks from the drawn mask only, metrics see them
 OPENING = disk(OPENING_RADIUS)
 BOUNDARY_COLOUR = (255, 0, 0)  # upstream
+REGION_COLOUR = (255, 255, 255)  # of the border of the region of interest
 # pixels of the longer side of a panel and of an overlay; larger images are scaled down in the file
 LONGEST_PANEL, LONGEST_OVERLAY = 1000, 2000
 MOST_THREADS = 32  # that draw figures
@@ -124,8 +125,8 @@ def plot_overlay(
 ) -> None:
     """Write the image (RGB) blended with its heat map, with the mask (h, w) outlined.
 
-    The colours go from 0 to the highest score; pixels where the map (h, w) is NaN are drawn as they
-    are.
+    The colours go from 0 to the highest score; pixels where the map (h, w) is NaN or 0, outside the
+    region of interest, are drawn as they are.
     """
     scores, mask = (_shrink(pixels, LONGEST_OVERLAY) for pixels in (anomaly_map, mask))
     drawn = image.reduce(ceil(max(image.size) / LONGEST_OVERLAY))
@@ -133,7 +134,9 @@ def plot_overlay(
     colours = Image.fromarray(levels.clip(max=255).astype(np.uint8))
     colours.putpalette(_palette())
     blend = Image.blend(drawn, colours.convert("RGB"), HEAT_MAP_ALPHA)
-    drawn.paste(blend, mask=Image.fromarray(np.isfinite(scores)))
+    drawn.paste(blend, mask=Image.fromarray(scores > 0))
+    if (scores == 0).any():
+        drawn.paste(REGION_COLOUR, mask=Image.fromarray(_find_boundaries(scores > 0)))
     drawn.paste(BOUNDARY_COLOUR, mask=Image.fromarray(_find_boundaries(mask) & mask))
     save_image(path, drawn)
 
@@ -239,6 +242,10 @@ def _draw_panels(
         outlined = image.copy()
         outlined[_find_boundaries(pred_mask)] = BOUNDARY_COLOUR
         panels |= {"Predicted mask": pred_mask, "Segmentation result": outlined}
+    border = _shrink(_find_boundaries(shown.anomaly_map == 0), LONGEST_PANEL)
+    if border.any():
+        for name in ("Image", "Predicted heat map"):
+            panels[name] = np.where(border[..., None], np.uint8(REGION_COLOUR), panels[name])
     return panels
 
 

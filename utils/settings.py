@@ -242,6 +242,15 @@ class MethodSettings(NetworkSettings, DataSettings):
         "still; auto: if these are alike then",
         choices=ALIGN,
     )
+    region: Path | None = option(
+        None,
+        "image in black and white, white where defects matter: drawn on an image as it is given, "
+        "or with --align on the template that a run saves; of several classes a folder of "
+        "<class>.png",
+        parse=Path,
+        metavar="FILE_OR_FOLDER",
+        affects_results=False,  # by its path; its content does
+    )
     shrinkage: float | str | None = option(
         None,
         "add R times the mean variance of all features to the covariances' diagonals instead of "

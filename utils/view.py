@@ -16,9 +16,11 @@ from torch import Tensor
 from datasets.preprocessing import Preprocessing, window_place
 from utils.alignment import RESEMBLING, Alignment, Poses, learn_alignment, to_image, to_part
 from utils.maps import enlarge
+from utils.patches import patches_in
 from utils.system.memory import PIXELS_AT_ONCE
 
 AT_ONCE = 32  # maps that are laid back. Memory only
+TINY = torch.finfo(torch.float32).tiny  # the lowest score of a pixel in a region
 
 
 class View(NamedTuple):
@@ -27,10 +29,13 @@ class View(NamedTuple):
     Attributes:
         preprocessing: how images are made; its context is the window around the crop.
         alignment: by which images are turned and moved onto a template; None leaves them.
+        region: (H, W) bool of the window, aligned if images are; the pixels outside score 0, all
+            others more. None is all of it.
     """
 
     preprocessing: Preprocessing
     alignment: Alignment | None = None
+    region: np.ndarray | None = None
 
     def see(self, images: np.ndarray) -> tuple[Tensor, Poses | None]:
         """The window of images (B, 3, H, W) uint8, aligned, and the poses of the parts."""
@@ -54,18 +59,50 @@ class View(NamedTuple):
     ) -> np.ndarray:
         """Smooth maps (B, H, W) of the crop from the distances (B, h, w) of a window's patches.
 
-        A pixel that the aligned window does not show is 0.
+        A pixel is 0 that the aligned window does not show, or that is outside the region.
         """
         if poses is None:
-            return self.crop(enlarge(distances, window_size)).numpy(force=True)
+            return self.to_crop(distances, None, window_size).numpy(force=True)
         maps = []
         step = min(AT_ONCE, max(PIXELS_AT_ONCE // prod(window_size), 1))
         for first in range(0, len(distances), step):
             part = slice(first, first + step)
-            in_frame = enlarge(distances[part], window_size)
-            of_images = to_image(in_frame, Poses(*(values[part] for values in poses)))
-            maps.append(self.crop(of_images).numpy(force=True))
+            of_part = Poses(*(values[part] for values in poses))
+            of_images = self.to_crop(distances[part], of_part, window_size)
+            maps.append(of_images.numpy(force=True))
         return np.concatenate(maps)
+
+    def to_crop(
+        self, distances: Tensor, poses: Poses | None, window_size: tuple[int, int]
+    ) -> Tensor:
+        """The same as lay_back of all images at once, as a tensor."""
+        maps, inside = enlarge(distances, window_size), None
+        if self.region is not None:
+            inside = torch.from_numpy(self.region).to(distances.device)
+            maps = normalise(maps, patches_in(self.region, tuple(distances.shape[1:])))
+        if poses is not None:
+            if inside is not None:
+                inside = to_image(inside.float().expand_as(maps), poses) >= 0.5
+            maps = to_image(maps, poses)
+        if inside is not None:
+            maps = maps.clamp(min=TINY).where(inside, 0)
+        return self.crop(maps)
+
+    def seen(self, anomaly_maps: np.ndarray) -> np.ndarray | None:
+        """Where maps of lay_back are in the region, of their shape; None if all are."""
+        return None if self.region is None else anomaly_maps > 0
+
+
+def normalise(anomaly_maps: Tensor, kept: np.ndarray) -> Tensor:
+    """Maps (B, H, W) of distances that are 0 at patches that are not kept (h, w), without these.
+
+    A map is divided by the weight of the kept patches in each pixel, which they have by enlarging
+    and smoothing (normalised convolution). So near the border of a region a score is a mean over
+    patches of the region; where all patches within reach are kept, nothing changes.
+    """
+    kept = torch.from_numpy(kept[None].astype(np.float32)).to(anomaly_maps.device)
+    weight = enlarge(kept, tuple(anomaly_maps.shape[1:]))
+    return anomaly_maps / weight.clamp(min=TINY)
 
 
 def learn_view(

@@ -23,13 +23,12 @@ from torch import Tensor, nn
 
 from datasets.preprocessing import crop_place
 from utils.alignment import Alignment, Poses, Search, to_image, to_part
-from utils.maps import enlarge
 from utils.model_file import model_bytes
 from utils.padim import PaDiM
 from utils.settings import option
 from utils.system.errors import UserError
 from utils.system.files import make_folder, replacing
-from utils.thresholds import count_top
+from utils.thresholds import TOP, count_top
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 FORMAT = 2  # of the metadata
@@ -152,15 +151,15 @@ class ExportedModel(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Scores (B,), maps (B, h, w) and poses (B, 4), if any, of images (B, 3, H, W)."""
         if self.search is None:
-            return self.score(self.find_maps(images))
+            return self.score(self.find_distances(images), None)
         mean, std = self.extractor.mean, self.extractor.std
         pixels = ((images * std + mean) * 255).round()
         poses = self.model.view.alignment.find_poses(pixels, self.search)
-        anomaly_maps = self.find_maps((to_part(pixels, poses).float() / 255 - mean) / std)
-        return *self.score(to_image(anomaly_maps, poses)), torch.stack(poses, dim=1)
+        distances = self.find_distances((to_part(pixels, poses).float() / 255 - mean) / std)
+        return *self.score(distances, poses), torch.stack(poses, dim=1)
 
-    def find_maps(self, images: Tensor) -> Tensor:
-        """Anomaly maps (B, H, W) of normalised images (B, 3, H, W) as the network sees them."""
+    def find_distances(self, images: Tensor) -> Tensor:
+        """Distances (B, h, w) of the patches of normalised images as the network sees them."""
         stem, *stages = self.extractor.stages
         output, layers = stem(images), []
         for stage in stages:
@@ -168,15 +167,21 @@ class ExportedModel(nn.Module):
             layers.append(output)
         gaussians, features = self.model.gaussians, self.extractor.choose(layers)
         # all patches are one block
-        distances = gaussians.distances(features, block=gaussians.loadings.shape[0])
-        return enlarge(distances, self.model.window_size)
+        return gaussians.distances(features, block=gaussians.loadings.shape[0])
 
-    def score(self, anomaly_maps: Tensor) -> tuple[Tensor, Tensor]:
-        """The scores (B,) of the crop of maps (B, H, W), and that crop (B, h, w)."""
-        anomaly_maps = self.model.view.crop(anomaly_maps)
+    def score(self, distances: Tensor, poses: Poses | None) -> tuple[Tensor, Tensor]:
+        """The scores (B,) and the maps (B, h, w) of the crop from distances and poses."""
+        view = self.model.view
+        anomaly_maps = view.to_crop(distances, poses, self.model.window_size)
         pixels = anomaly_maps.flatten(1)
         n = 1 if self.model.image_score == "max" else count_top(pixels.shape[1])
-        return pixels.topk(n).values.mean(dim=1), anomaly_maps
+        highest = pixels.topk(n).values
+        if n == 1 or view.region is None:
+            return highest.mean(dim=1), anomaly_maps
+        # of fewer pixels, as only those of the region count, which score more than 0
+        n_top = (TOP * (pixels > 0).sum(dim=1, keepdim=True)).round().clamp(min=1)
+        is_top = torch.arange(n) < n_top
+        return (highest * is_top).sum(dim=1) / n_top[:, 0], anomaly_maps
 
 
 class SearchBySums(Search):
@@ -267,7 +272,7 @@ def compare(path: Path, model: PaDiM) -> float:
             differences.append(np.abs(poses[0][:, 3] - correlations).max())
         else:
             expected = model.anomaly_maps(images)
-        scale = expected.max() if poses else expected
+        scale = expected.max() if poses else np.where(expected, expected, 1)
         where = (maps != 0) & (expected != 0)
         differences.append(np.abs((maps - expected) / scale).max(where=where, initial=0))
         differences.append(np.abs(scores / model.image_scores(expected) - 1).max())

@@ -168,6 +168,11 @@ def choose_studies(settings: Settings, n_drawn: int) -> list[str]:
         raise UserError(
             f"--study rotation turns the images itself; leave out {given} or choose other studies"
         )
+    moving = [name for name in names if name in ("rotation", "alignment")]
+    if settings.region is not None and moving:
+        raise UserError(
+            f"--study {moving[0]} moves the images; leave out --region or choose other studies"
+        )
     if "draws" in names and n_drawn == sum(backbone.BACKBONES[settings.arch].layer_channels):
         print(f"no study of draws: {settings.arch} uses all of its {n_drawn} channels")
         names.remove("draws")

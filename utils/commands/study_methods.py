@@ -122,13 +122,15 @@ class ClassFeatures:
     @cached_property
     def view(self) -> View:
         """How the network sees the images."""
-        settings = self.setup.settings
-        if self._view is not None or settings.align == "off":
-            return self._view or View(self.train.preprocessing)
-        some = (images for images, *_ in self.setup.load(self.train.sample()))
-        view, sentence = learn_view(some, settings.unaligned, settings.align)
-        print(f"{self.test.class_name} is {sentence}")
-        return view
+        settings, view = self.setup.settings, View(self.train.preprocessing)
+        if self._view is not None:
+            return self._view
+        if settings.align != "off":
+            some = (images for images, *_ in self.setup.load(self.train.sample()))
+            view, sentence = learn_view(some, settings.unaligned, settings.align)
+            print(f"{self.test.class_name} is {sentence}")
+        frame = "off" if view.alignment is None else "on"
+        return view._replace(region=self.train.read_region(view.preprocessing, frame))
 
     @cached_property
     def good(self) -> list[Features]:
@@ -153,8 +155,8 @@ class ClassFeatures:
     @torch.inference_mode()
     def fit(self, transform: Transform) -> Gaussians:
         """The Gaussians of the transformed features of the training images."""
-        shrinkage = self.setup.settings.shrinkage
-        return fit_gaussians(map(transform, self.good), len(self.train), shrinkage=shrinkage)
+        options = {"shrinkage": self.setup.settings.shrinkage, "region": self.view.region}
+        return fit_gaussians(map(transform, self.good), len(self.train), **options)
 
     @torch.inference_mode()
     def make_maps(self, gaussians: Gaussians, transform: Transform, seen: Seen) -> np.ndarray:
@@ -165,11 +167,15 @@ class ClassFeatures:
 
     def score(self, transform: Transform, gaussians: Gaussians | None = None) -> ScoredImages:
         """The test images, scored on transformed features; None fits Gaussians to them."""
-        settings = self.setup.settings
         gaussians = gaussians or self.fit(transform)
         maps = ((self.make_maps(gaussians, transform, seen), *rest) for seen, *rest in self.unseen)
         size, keep_maps = self.test.image_size, True
-        return score_images(maps, len(self.test), size, keep_maps, image_score=settings.image_score)
+        return score_images(maps, len(self.test), size, keep_maps, score=self.image_scores)
+
+    def image_scores(self, anomaly_maps: np.ndarray) -> np.ndarray:
+        """The scores (B,) of images from their maps."""
+        image_score = self.setup.settings.image_score
+        return score_maps(anomaly_maps, image_score, self.view.seen(anomaly_maps))
 
     def row_of(
         self,
@@ -188,7 +194,9 @@ class ClassFeatures:
     def row(self, method: str, n_features: int, scored: ScoredImages) -> Row:
         """The row of scored test images."""
         named = {"class_name": self.test.class_name, "method": method, "n_features": n_features}
-        return {**named, "seed": None, **evaluate(scored, self.test.has_masks).metrics}
+        has_region = self.view.region is not None
+        metrics = evaluate(scored, self.test.has_masks, has_region).metrics
+        return {**named, "seed": None, **metrics}
 
 
 def average(layers: Features, neighbourhood: int) -> Features:
@@ -209,8 +217,7 @@ def study_layers(images: ClassFeatures) -> Iterator[Row]:
         scored = images.score(images.selecting(of_layer))
         yield images.row(f"layer {number}", len(of_layer), scored)
         total = total + scored.anomaly_maps
-    scores = score_maps(total, images.setup.settings.image_score)
-    summed = scored._replace(anomaly_maps=total, image_scores=scores)
+    summed = scored._replace(anomaly_maps=total, image_scores=images.image_scores(total))
     yield images.row("layers 1+2+3", len(everything), summed)
     yield images.row_of("concatenation", everything)
     seed, channels = images.setup.first_draw
@@ -323,7 +330,8 @@ def study_shrinkage(images: ClassFeatures) -> Iterator[Row]:
     for shrinkage in SHRINKAGES:
         with torch.inference_mode():
             features = map(transform, images.good)
-            gaussians = fit_gaussians(features, len(images.train), shrinkage=shrinkage)
+            options = {"shrinkage": shrinkage, "region": images.view.region}
+            gaussians = fit_gaussians(features, len(images.train), **options)
         method = "eps" if shrinkage is None else f"R = {shrinkage}"
         row = images.row(method, len(everything), images.score(transform, gaussians))
         yield row | {"shrinkage": gaussians.shrinkage, "eps": gaussians.eps}

@@ -32,7 +32,7 @@ def study_rotation(images: ClassFeatures) -> Iterator[Row]:
     yield images.row_of("aligned", channels)
     for seed in images.setup.draws:
         train, test = RotatedDataset(images.train, seed), RotatedDataset(images.test, seed)
-        rotated = ClassFeatures(images.setup, train, test)
+        rotated = ClassFeatures(images.setup, train, test, images.view)
         yield rotated.row_of("rotated", channels, seed)
 
 

@@ -49,11 +49,15 @@ class RunReport:
         affecting = affecting_results(settings)
         if settings.weights is not None:
             affecting["weights"] = file_sha256(settings.weights)
+        if (given := settings.region) is not None:
+            files = sorted(given.glob("*.png")) if given.is_dir() else [given]
+            affecting["region"] = [file_sha256(path) for path in files]
         place = {"data_path": settings.data_path.resolve()}
         self._settings_sha256 = make_fingerprint(affecting | place, settings.data_path, [])
         for train, test in own:
             # files that are not read change no number, but the notes
-            of_class = affecting | {"notes": test.notes.counts()}
+            region = train.region and file_sha256(train.region)
+            of_class = affecting | {"notes": test.notes.counts(), "region": region}
             samples = [*train.samples, *test.samples]
             paths = [path for sample in samples for path in (sample.path, *sample.mask_paths)]
             fingerprint = make_fingerprint(of_class, settings.data_path, paths)

@@ -1,0 +1,259 @@
+"""The region of interest: files that are refused, maps, scores, models and whole runs."""
+
+import json
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datasets.preprocessing import Preprocessing
+from datasets.region import place_region, read_region
+from tests.helpers import SMALL, defective, good_images, metrics, read_csv, write_image
+from tests.naive import naive_maps
+from tests.samples import Lookup, draw_layers, numbered
+from utils.alignment import Poses
+from utils.backbone import draw_channels
+from utils.detector import Detector
+from utils.evaluation import ScoredImages, evaluate
+from utils.model_file import class_bytes
+from utils.padim import PaDiM
+from utils.thresholds import score_maps
+from utils.view import TINY, View
+
+GRIDS, SIZE = [(16, 24), (8, 12), (4, 6)], (64, 96)
+
+
+def box(top, bottom, left, right, size=SIZE):
+    """A region (H, W) bool."""
+    region = np.zeros(size, dtype=bool)
+    region[top:bottom, left:right] = True
+    return region
+
+
+def fit(region, image_score="max"):
+    """A model of 12 images."""
+    model = PaDiM(
+        Lookup(draw_layers(12, GRIDS)), View(Preprocessing(0, 0), None, region), "bolt", image_score
+    )
+    return model.fit([numbered(0, 12, SIZE)], 12)
+
+
+def score(model):
+    """The maps of four other images."""
+    model.extractor = Lookup(draw_layers(4, GRIDS, seed=1))
+    return model.anomaly_maps(numbered(0, 4, SIZE))
+
+
+# files
+
+
+@pytest.fixture
+def region_of(tmp_path):
+    """Write a region of bolt, whose images are of 48 x 48 pixels."""
+    return lambda pixels: write_image(tmp_path / "region.png", pixels)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "reason"),
+    [
+        (np.zeros((48, 48), np.uint8), "region .*, 48x48 pixels, is all black"),
+        (np.full((48, 40), 255, np.uint8), "is 40x48 pixels but the image .*png is 48x48"),
+        (np.tri(48, dtype=np.uint8) * 200, "48x48 pixels, is not black and white: 1176 pixels are"),
+        (np.full((48, 48, 4), 254, np.uint8), "48x48 pixels, has transparent pixels"),
+        (255 * box(0, 2, 0, 48, (48, 48)).astype(np.uint8), "48x48 pixels, lies outside the crop"),
+    ],
+    ids=["black", "size", "grey", "transparent", "outside"],
+)
+def test_what_is_no_region_is_refused_with_its_size(refused, experiment, region_of, pixels, reason):
+    line = refused(*experiment, "--class_name", "bolt", "--region", region_of(pixels))
+    assert re.search(reason, line), line
+
+
+def test_a_region_of_another_size_than_the_template_is_refused(refused, experiment, region_of):
+    path = region_of(np.full((48, 48), 255, np.uint8))
+    line = refused(*experiment, "--class_name", "bolt", "--region", path, "--align", "on")
+    assert "is 48x48 pixels but the template of bolt is 72x72" in line
+
+
+def test_regions_of_classes_that_are_not_run_are_refused(refused, experiment, region_of):
+    path = region_of(np.full((48, 48), 255, np.uint8))
+    assert "is one file, but 2 classes are run" in refused(*experiment, "--region", path)
+    line = refused(*experiment, "--class_name", "bolt", "--region", path.parent)
+    assert f"region {path} is of no class that is run (bolt)" in line
+    path.unlink()
+    assert "no region in" in refused(*experiment, "--region", path.parent)
+
+
+def test_a_region_is_cropped_like_a_mask_with_the_context(tmp_path):
+    drawn = box(30, 60, 10, 40, (100, 100))
+    white = read_region(write_image(tmp_path / "x.png", 255 * drawn.astype(np.uint8)))
+    placed = place_region(white, Preprocessing(50, 32, context=4), "x.png")
+    assert placed.shape == (40, 40)
+    np.testing.assert_array_equal(placed, box(10, 25, 0, 15, (40, 40)))
+
+
+# maps
+
+
+def test_maps_in_a_region_are_those_without_it():
+    region = box(20, 64, 30, 96)
+    whole, part = score(fit(None)), score(fit(region))
+    assert (part[:, ~region] == 0).all()
+    # smoothing reaches 16 pixels, enlarging 2 more; a coarser patch may be kept in part
+    far = box(40, 64, 50, 96)
+    np.testing.assert_allclose(part[:, far], whole[:, far], rtol=1e-5)
+    assert np.abs(part / whole - 1)[:, region].max() > 0.01
+
+
+def test_near_its_border_a_score_is_a_mean_of_patches_in_the_region():
+    region = box(20, 45, 30, 70)
+    model = fit(region)
+    found = score(model)
+    kept = box(5, 12, 7, 18, GRIDS[0])  # patches of 4 x 4 pixels
+    distances = model.gaussians.distances(model.extractor.layers).numpy()
+    assert ((distances > 0) == kept).all()
+    weight = naive_maps(kept[None].astype(np.float32), SIZE)[:, region]
+    expected = naive_maps(distances, SIZE)[:, region] / weight
+    np.testing.assert_allclose(found[:, region], expected, rtol=1e-5)
+
+
+def test_a_pixel_in_the_region_scores_more_than_0():
+    region = box(0, 32, 0, 96)
+    maps = View(Preprocessing(0, 0), None, region).lay_back(torch.zeros(1, 16, 24), None, SIZE)
+    np.testing.assert_array_equal(maps[0], np.where(region, np.float32(TINY), 0))
+
+
+def test_a_region_turns_and_moves_with_the_part():
+    region = box(0, 20, 0, 48, (48, 48))
+    aligned = View(Preprocessing(0, 0), SimpleNamespace(), region)
+    poses = Poses(*(torch.tensor([x]) for x in (90.0, 0.0, 5.0, 1.0)))
+    distances = torch.from_numpy(region[None, ::4, ::4]).float()
+    maps = aligned.lay_back(distances, poses, (48, 48))
+    expected = np.roll(np.rot90(region), 5, axis=1)  # counter-clockwise, and to the right
+    expected[:, :5] = False
+    np.testing.assert_array_equal(maps[0] > 0, expected)
+    np.testing.assert_allclose(maps[0][expected], 1, rtol=1e-5)
+
+
+# scores, thresholds and metrics
+
+
+def test_scores_and_thresholds_are_of_the_pixels_in_the_region():
+    region = box(20, 64, 30, 96)
+    model = fit(region, image_score="top")
+    held_out = model.held_out_maps()
+    model.held_out_maps = lambda: held_out
+    thresholds = model.find_thresholds(0.1, 0.05)
+    inside = held_out[:, region]
+    assert (inside >= thresholds.pixel).mean() == pytest.approx(0.05, abs=1 / inside.size)
+    top = np.sort(inside, axis=1)[:, -round(0.01 * region.sum()) :].mean(axis=1)
+    np.testing.assert_allclose(thresholds.good_scores, np.sort(top), rtol=1e-6)
+    np.testing.assert_allclose(model.image_scores(held_out), top, rtol=1e-6)
+
+
+def test_pixels_outside_take_no_part_in_metrics():
+    rng = np.random.default_rng(0)
+    labels, masks = np.array([0, 0, 1, 1]), np.zeros((4, 128, 160), dtype=bool)
+    masks[2:, 16:80, 60:120] = True
+    maps = rng.random(masks.shape, dtype=np.float32) + np.float32(0.5) * masks
+    maps[0, 0, :5] = np.linspace(1.1, 1.45, 5)  # false positives, which AUPIMO counts
+    maps[..., 80:] = 0
+    scores = score_maps(maps)
+    found, expected = (
+        evaluate(ScoredImages(labels, scores, (0, 2), *arrays, {}), True, has_region=outside)
+        for arrays, outside in (((maps, masks), True), ((maps[..., :80], masks[..., :80]), False))
+    )
+    assert None not in found.metrics.values()
+    assert found.metrics == expected.metrics
+
+
+# models and runs
+
+
+@pytest.mark.parametrize("n_train", [209, 500], ids=["dual", "primal"])
+def test_of_a_quarter_of_the_image_a_model_has_at_most_30_percent(n_train):
+    channels, quarter = draw_channels("resnet18"), box(56, 168, 50, 162, (224, 224))
+    whole, part = (class_bytes(channels, (224, 224), n_train, r) for r in (None, quarter))
+    assert part <= 0.3 * whole
+
+
+def test_detector_keeps_its_region_in_the_file(random_weights, tmp_path):
+    region = box(10, 60, 40, 80, (96, 120))
+    options = {"weights": random_weights("resnet18"), "preprocessing": SMALL}
+    detector = Detector.fit(good_images(), **options, region=region)
+    detector.save(tmp_path / "bolt.safetensors")
+    loaded = Detector.load(tmp_path / "bolt.safetensors", options["weights"])
+    found, again = (x.score(defective())[1] for x in (detector, loaded))
+    np.testing.assert_array_equal(found, again)
+    np.testing.assert_array_equal(found > 0, region[8:88, 20:100])  # of the crop
+    with pytest.raises(ValueError, match="image 0 of images has 120x96 pixels, the region 9x9"):
+        Detector.fit(good_images(), **options, region=np.ones((9, 9), dtype=bool))
+    with pytest.raises(ValueError, match="region is no array"):
+        Detector.fit(good_images(), **options, region=region.astype(int))
+
+
+def test_a_run_obeys_the_regions_of_its_classes(run, experiment, results_folder, tree, tmp_path):
+    drawn = box(0, 40, 16, 64, (40, 64))
+    path = write_image(tmp_path / "regions/weave.png", 255 * drawn.astype(np.uint8))
+    done = run(*experiment, "--region", path.parent)
+    assert done.returncode == 0, done.stderr
+    assert "(region: 95.3% of the pixels that the network sees)" in done.stdout
+    results = json.loads((results_folder / "metrics.json").read_text())["results"]
+    assert [result["learnt"]["region"] for result in results] == [None, pytest.approx(0.953125)]
+    in_region = metrics(results_folder)
+
+    done = run(*experiment, "--region", path.parent)
+    assert "weave is finished" in done.stdout
+    write_image(path, np.full((40, 64), 255, np.uint8))
+    done = run(*experiment, "--region", path.parent)
+    assert "weave is finished" not in done.stdout
+    assert "bolt is finished" in done.stdout
+    assert metrics(results_folder)[0] == in_region[0]
+    assert metrics(results_folder)[1] != in_region[1]
+
+
+def test_predict_scores_0_outside_and_draws_the_border(run, experiment, results_folder, tree):
+    drawn = box(8, 40, 8, 40, (48, 48))
+    path = write_image(tree.parent / "region.png", 255 * drawn.astype(np.uint8))
+    assert run(*experiment, "--class_name", "bolt", "--region", path).returncode == 0
+    model = results_folder / "models/bolt.safetensors"
+    weights = experiment[experiment.index("--weights") + 1]
+    done = run("predict", tree / "bolt/test/crack/000.png", "--model", model, "--maps", "npy",
+               "--weights", weights)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    anomaly_map = np.load("predictions/maps/000.npy")
+    # bilinear interpolation reaches a pixel beyond
+    assert (anomaly_map[9:39, 9:39] > 0).all()
+    assert np.nan_to_num(anomaly_map)[box(7, 41, 7, 41, (48, 48)) == 0].max() == 0
+    overlay = np.asarray(Image.open("predictions/overlays/000.jpg"))
+    assert (overlay[24, 6:10].min(axis=1) > 230).any()
+
+
+def test_studies_obey_a_region_unless_they_move_the_images(run, refused, tree, random_weights):
+    drawn = box(8, 40, 8, 40, (48, 48))
+    path = write_image(tree.parent / "region.png", 255 * drawn.astype(np.uint8))
+    command = ["study", "--data_path", tree, "--class_name", "bolt", "--resize", 72, "--crop", 64]
+    command += ["--weights", random_weights("resnet18"), "--study"]
+    assert run(*command, "layers").returncode == 0
+    table = Path("results/studies/resnet18/layers.csv")
+    whole = read_csv(table)
+    assert run(*command, "layers", "--region", path).returncode == 0
+    in_region = read_csv(table)
+    assert len(in_region) == len(whole)
+    assert all(a["pixel_auroc"] != b["pixel_auroc"] for a, b in zip(whole, in_region, strict=True))
+    line = refused(*command, "alignment", "--region", path)
+    assert "--study alignment moves the images; leave out --region" in line
+
+
+def test_detector_takes_a_region_of_the_template(random_weights):
+    options = {"weights": random_weights("resnet18"), "preprocessing": SMALL, "align": "on"}
+    region = box(30, 70, 30, 70, (96, 120))
+    detector = Detector.fit(good_images(), **options, region=region)
+    assert detector.model.describe()["region"] == region.mean()
+    assert 0 < (detector.score(defective())[1] > 0).mean() < 0.5
+    with pytest.raises(ValueError, match="region has 96x96 pixels; .* the template, 120x96"):
+        Detector.fit(good_images(), **options, region=np.ones((96, 96), dtype=bool))
