@@ -27,8 +27,6 @@ from utils.system.processes import Processes
 from utils.system.program import prepare_process, run_program
 
 if TYPE_CHECKING:
-    import torch
-
     from utils.evaluation import Batch, ScoredImages
     from utils.features import FeatureExtractor
     from utils.padim import PaDiM
@@ -62,6 +60,7 @@ def run_experiment(settings: Experiment) -> None:
         ) as loader:
             from utils.evaluation import evaluate
             from utils.features import load_extractor
+            from utils.memory_check import check_memory
             from utils.report.tables import to_text
 
             # a frozen ImageNet network, and random channels of its layers, the same for all classes
@@ -74,7 +73,8 @@ def run_experiment(settings: Experiment) -> None:
                     print(describe_preset(settings))
                 on_device = f"{settings.arch} on {device_name(extractor.device)}"
                 print(f"{on_device}, {len(channels)} channels", flush=True)
-            check_memory_of(settings, run.unfinished, channels, extractor.device, processes)
+            for splits in run.unfinished:  # refused before the first is begun
+                check_memory(settings, *splits, extractor.device, processes.local_size)
             try:
                 for train, test in run.unfinished:
                     report = run.begin_class(train, test)
@@ -182,33 +182,6 @@ def choose_own(datasets: Sequence[Splits], processes: Processes) -> list[Splits]
     if idle and processes.leads:
         print(f"{len(idle)} of {processes.size} processes have no class to run")
     return [datasets[i] for i in shares[processes.rank]]
-
-
-def check_memory_of(
-    settings: Experiment,
-    datasets: Sequence[Splits],
-    channels: backbone.Channels,
-    device: torch.device,
-    processes: Processes,
-) -> None:
-    """Refuse a class that does not fit into memory, before the first is begun."""
-    from utils.model_file import class_bytes
-    from utils.system.memory import Work, check_memory
-    from utils.thresholds import choose_held_out
-
-    for train, test in datasets:
-        height, width = train.window_size
-        region = train.read_region(settings.unaligned, settings.align)
-        n_drawn = len(test) if settings.figures is None else min(settings.figures, len(test))
-        work = Work(
-            model_bytes=class_bytes(channels, train.window_size, len(train), region),
-            pixels=height * width,
-            batch_size=settings.batch_size,
-            n_held_out=len(choose_held_out(len(train))),
-            n_kept=len(test) if test.has_masks else n_drawn,
-            n_drawn=n_drawn,
-        )
-        check_memory(test.class_name, work, device, processes.local_size)
 
 
 if __name__ == "__main__":

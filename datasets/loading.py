@@ -116,6 +116,11 @@ def load_batches(dataset: Any, batch_size: int, num_workers: int) -> Iterator[li
         yield from loader.batches(dataset)
 
 
+def bytes_ahead(item_bytes: int, batch_size: int, n_items: int) -> int:
+    """The most bytes that wait for the caller, one item a thread aside."""
+    return min(BYTES_AHEAD, item_bytes * min(BATCHES_AHEAD * batch_size, n_items))
+
+
 def _n_bytes(item: tuple) -> int:
     """The bytes of an item's arrays and images; Pillow takes up to 4 a pixel."""
     arrays = sum(value.nbytes for value in item if isinstance(value, np.ndarray))

@@ -22,7 +22,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from utils.commands.options import add_network_options
 
 from datasets.dataset import load_splits
 from datasets.images import open_image, prepare
@@ -143,7 +142,8 @@ def main() -> None:
     parser.add_argument("--class_name", nargs="+", required=True)
     parser.add_argument("--arch", default="resnet18", help="whose time is compared")
     parser.add_argument("--save_path", type=Path, default=Path("results"))
-    add_network_options(parser, BATCH)
+    parser.add_argument("--weights", type=Path)
+    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     torch.set_num_threads(THREADS)
     network = load_extractor(args.arch, args.weights, args.device)

@@ -1,24 +1,46 @@
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
+from skimage.measure import label, regionprops
 
+from datasets.dataset import load_all
+from datasets.loading import bytes_ahead
+from tests import large_images
 from tests.helpers import MAIN
+from utils import features
+from utils.memory_check import check_memory, estimate_work
+from utils.settings import Experiment, number_or_all
 from utils.system import memory
 from utils.system.memory import (
     HIERARCHIES,
     Work,
-    check_memory,
-    device_bytes,
+    find_shortage,
     free_bytes,
-    host_bytes,
+    needed_bytes,
 )
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
+SIDE = 2**22  # pixels of an image of which the network takes one at once
 WORK = Work(
-    model_bytes=10**8, pixels=224 * 224, batch_size=32, n_held_out=100, n_kept=80, n_drawn=80
+    model_bytes=10**8,
+    copied_bytes=10**7,
+    feature_bytes=10**8,
+    seen=SIDE,
+    pixels=SIDE,
+    original=SIDE,
+    batch_size=1,
+    aligned=False,
+    bytes_ahead=10**7,
+    n_threads=2,
+    n_held_out=10,
+    n_kept=10,
+    n_drawn=10,
 )
 # runs main.py, and prints the estimate of the class and how much the process grows from then on
 MEASURE = """
@@ -26,13 +48,13 @@ import re
 from pathlib import Path
 import psutil
 import main
-from utils.system import memory
+from utils import memory_check
+from utils.system.memory import needed_bytes
 
-def note(class_name, work, *_):
-    rss = psutil.Process().memory_info().rss
-    noted.append((rss, memory.host_bytes(work) + memory.device_bytes(work)))
+def note(work, *_):
+    noted.append((psutil.Process().memory_info().rss, needed_bytes(work, on_gpu=False)[0]))
 
-noted, memory.check_memory = [], note
+noted, memory_check.find_shortage = [], note
 main.main()
 (before, estimate), = noted
 # getrusage would count the memory of the process that started this one
@@ -58,16 +80,36 @@ def test_run_takes_less_than_its_estimate_but_not_much_less(experiment, tree, tm
     assert grown < estimate < 4 * grown
 
 
-@pytest.mark.parametrize("name", ["model_bytes", "pixels", "batch_size"])
-def test_device_needs_more_for_more_work(name):
+@pytest.mark.parametrize("name", [name for name in Work._fields if name != "aligned"])
+def test_more_work_needs_more_memory(name):
+    more = WORK._replace(**{name: 1000 * getattr(WORK, name)})
+    assert needed_bytes(more, on_gpu=False)[0] > needed_bytes(WORK, on_gpu=False)[0]
+
+
+@pytest.mark.parametrize("name", ["model_bytes", "feature_bytes", "seen", "batch_size"])
+def test_gpu_needs_more_for_more_work(name):
     more = WORK._replace(**{name: 2 * getattr(WORK, name)})
-    assert device_bytes(more) > device_bytes(WORK) > WORK.model_bytes
+    assert needed_bytes(more, on_gpu=True)[1] > needed_bytes(WORK, on_gpu=True)[1]
+    assert needed_bytes(WORK, on_gpu=False)[1] == 0
 
 
-@pytest.mark.parametrize("name", ["pixels", "n_held_out", "n_kept", "n_drawn"])
-def test_host_needs_more_for_more_images(name):
-    more = WORK._replace(**{name: 10 * getattr(WORK, name)})
-    assert host_bytes(more) > host_bytes(WORK)
+def test_network_takes_one_large_image_at_once(random_weights, monkeypatch):
+    extractor = features.load_extractor("resnet18", random_weights("resnet18"), "cpu")
+    images, taken, extract = np.zeros((3, 3, 64, 64), np.uint8), [], extractor._extract
+    whole = extractor(images)
+    monkeypatch.setattr(
+        extractor, "_extract", lambda part: taken.append(len(part)) or extract(part)
+    )
+    monkeypatch.setattr(features, "PIXELS_AT_ONCE", 64 * 64 + 1)
+    for layer, expected in zip(extractor(images), whole, strict=True):
+        torch.testing.assert_close(layer, expected, rtol=1e-4, atol=1e-4)
+    assert taken == [1, 1, 1]
+
+
+def test_images_wait_up_to_a_number_of_bytes():
+    assert bytes_ahead(100, batch_size=2, n_items=50) == 2000
+    assert bytes_ahead(100, batch_size=2, n_items=5) == 500
+    assert bytes_ahead(10**9, batch_size=2, n_items=5) == 256_000_000
 
 
 @pytest.fixture
@@ -113,40 +155,88 @@ def test_class_that_does_not_fit_is_refused_before_the_network_runs(
     run, refused, experiment, monkeypatch
 ):
     assert run(*experiment, "--class_name", "bolt").returncode == 0
-    monkeypatch.setattr(memory, "free_bytes", lambda: 10**8)
+    monkeypatch.setattr(memory, "free_bytes", lambda: 10**7)
     monkeypatch.setattr(
         "utils.features.FeatureExtractor.forward", lambda *_: pytest.fail("the network runs")
     )
     line = refused(*experiment)
     assert "weave would take about 0." in line
-    assert "GB of memory, 0.1 GB are free: lower --n_features, --crop, --resize or" in line
+    assert "GB of memory, 0.0 GB are free: end other programs, or give a small --resize" in line
     # a finished class needs no memory
     assert run(*experiment, "--class_name", "bolt").returncode == 0
 
 
+@pytest.mark.parametrize(
+    ("share", "options", "named"),
+    [
+        (0.7, {}, ["--layers layer2 layer3 --n_features all", "--n_features 200", "--resize 810"]),
+        (0.5, {"n_features": 15, "batch_size": 32}, ["--batch_size 1", "--resize"]),
+        (0.3, {"batch_size": 32}, ["--resize", "--batch_size 1 --layers layer2 layer3 --n_fea"]),
+        (0.8, {"layers": ["layer3"], "n_features": 256, "crop": 900}, ["--resize 810 --crop 729"]),
+    ],
+)
+def test_refusal_names_settings_that_fit(tree, monkeypatch, share, options, named):
+    given = {"resize": 1000, "crop": 0, "n_features": 448, "batch_size": 1} | options
+    settings = Experiment(data_path=tree, class_name=["bolt"], arch="resnet18", **given)
+    ((train, test),) = load_all(settings)
+    train = replace(train, samples=12 * train.samples)
+    work = estimate_work(settings, train, test, 72 * 72, CPU)
+    free = int(share * needed_bytes(work, on_gpu=False)[0])
+    monkeypatch.setattr(memory, "free_bytes", lambda: free)
+    with pytest.raises(ValueError, match="GB of memory, .* GB are free: --") as refusal:
+        check_memory(settings, train, test, CPU)
+    advice = str(refusal.value).split("free: ")[1].split("; ")
+    assert len(advice) >= len(named)
+    for start in named:
+        assert any(text.startswith(start) for text in advice), advice
+    for text in advice:
+        words, needed = text.removesuffix(" GB").split(" would need ")
+        assert float(needed) <= free / 1e9 + 0.05
+        parsed = {}
+        for option in words.removeprefix("--").split(" --"):
+            name, *values = option.split()
+            parsed[name] = values if name == "layers" else number_or_all(values[0])
+        check_memory(replace(settings, **parsed), train, test, CPU)
+
+
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_processes_of_a_machine_share_its_memory(monkeypatch, n_processes):
-    needed = n_processes * (host_bytes(WORK) + device_bytes(WORK))
+    needed = n_processes * needed_bytes(WORK, on_gpu=False)[0]
     monkeypatch.setattr(memory, "free_bytes", lambda: needed)
-    check_memory("weave", WORK, CPU, n_processes)
+    assert find_shortage(WORK, CPU, n_processes) is None
     monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
-    with pytest.raises(ValueError, match="weave would take about .* or start fewer processes"):
-        check_memory("weave", WORK, CPU, n_processes)
+    assert find_shortage(WORK, CPU, n_processes) == ("memory", needed, needed - 1)
 
 
 @pytest.mark.parametrize(("n_processes", "sharing"), [(1, 1), (2, 1), (3, 2)])
 def test_gpu_is_shared_by_the_processes_that_take_it(monkeypatch, n_processes, sharing):
-    asked, needed = [], sharing * device_bytes(WORK)
+    on_host, on_device = needed_bytes(WORK, on_gpu=True)
+    asked, needed = [], sharing * on_device
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setattr("torch.cuda.mem_get_info", lambda gpu: (asked.append(gpu), needed)[::-1])
-    monkeypatch.setattr(memory, "free_bytes", lambda: n_processes * host_bytes(WORK))
-    check_memory("weave", WORK, GPU, n_processes)
+    monkeypatch.setattr(memory, "free_bytes", lambda: n_processes * on_host)
+    assert find_shortage(WORK, GPU, n_processes) is None
     assert asked == [GPU]
     needed -= 1
-    with pytest.raises(ValueError, match="GB of memory of the GPU"):
-        check_memory("weave", WORK, GPU, n_processes)
+    assert find_shortage(WORK, GPU, n_processes)[0] == "memory of the GPU"
     # the host needs as much as before
-    monkeypatch.setattr(memory, "free_bytes", lambda: n_processes * host_bytes(WORK) - 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda: n_processes * on_host - 1)
     needed += 1
-    with pytest.raises(ValueError, match="GB of memory, "):
-        check_memory("weave", WORK, GPU, n_processes)
+    assert find_shortage(WORK, GPU, n_processes)[0] == "memory"
+
+
+def test_large_images_have_scratches_of_twelve_pixels(tmp_path, monkeypatch):
+    monkeypatch.setattr(large_images, "SIZE", (300, 400))
+    monkeypatch.setattr(
+        large_images, "COUNTS", {"train/good": 2, "test/good": 1, "test/scratch": 2}
+    )
+    large_images.main(tmp_path)
+    masks = sorted((tmp_path / "gravel/ground_truth/scratch").iterdir())
+    assert [mask.name for mask in masks] == ["000_mask.png", "001_mask.png"]
+    for mask in masks:
+        regions = regionprops(label(np.array(Image.open(mask)) > 0))
+        assert 1 <= len(regions) <= large_images.N_DEFECTS
+        assert all(11 <= region.axis_major_length <= 30 for region in regions)
+    good = [np.array(Image.open(path)) for path in (tmp_path / "gravel/train/good").iterdir()]
+    assert good[0].shape == (300, 400)
+    assert (good[0] != good[1]).mean() > 0.9

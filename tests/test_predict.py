@@ -21,6 +21,7 @@ from utils.commands.predict_page import list_regions
 from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
+from utils.model_file import features_bytes
 from utils.padim import PaDiM
 from utils.regions import Region
 from utils.system import memory
@@ -160,7 +161,7 @@ def test_pixel_threshold_and_least_area_choose_the_regions(run, command, new):
     assert not pixels("predictions/masks/größe.png").any()
 
 
-def test_image_below_the_threshold_has_no_region(run, command, new):
+def test_image_below_the_threshold_has_no_region(run, command, new, monkeypatch):
     run(*command, new, "--pixel_threshold", 0, "--masks", "--min_area", 2)
     good, defect = read_rows()
     assert (good["anomalous"], good["n_regions"], good["area"]) == ("0", "0", "0")
@@ -171,6 +172,11 @@ def test_image_below_the_threshold_has_no_region(run, command, new):
     assert read_rows("regions.csv") == []
     assert not pixels("predictions/masks/line 1/größe.png").any()
     assert "region 1" not in Path("predictions/index.html").read_text()
+    # by the top 1 %, a high peak alone does not make an image anomalous
+    monkeypatch.setattr(PaDiM, "image_scores", lambda *_: np.ones(1, np.float32))
+    run(*command, new / "line 1/größe.png", "--masks")
+    assert (read_rows()[0]["score"], read_rows("regions.csv")) == ("1.0", [])
+    assert not pixels("predictions/masks/größe.png").any()
 
 
 @pytest.fixture
@@ -407,7 +413,9 @@ def test_rows_are_on_disk_when_an_image_is_scored_and_an_interrupt_keeps_them(
     assert Path("predictions/index.html").exists()
 
 
-def test_batch_is_lowered_to_what_fits_into_memory(run, refused, command, new, monkeypatch):
+def test_batch_is_lowered_to_what_fits_into_memory(
+    run, refused, command, detector, new, monkeypatch
+):
     scored, score = [], PaDiM.score
 
     def spy(self, images):
@@ -417,14 +425,16 @@ def test_batch_is_lowered_to_what_fits_into_memory(run, refused, command, new, m
     monkeypatch.setattr(PaDiM, "score", spy)
     for number in range(3):
         shutil.copy(new / "good.png", new / f"{number}.png")
-    image = memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 127 * 151
-    monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES + 2 * image)
+    of_image = features_bytes(detector.model.extractor.channels, (80, 80))
+    pair = memory.network_bytes(2, 80 * 80, of_image, aligned=False, on_gpu=False)
+    pair += 2 * (memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 127 * 151)
+    monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES + pair)
     done = run(*command, new)
     assert done.returncode == 0
     assert "--batch_size 8 is lowered to 2, which fits into the free memory" in done.stdout
     assert scored == [2, 2, 1]
     monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES)
-    message = "of this model would take about 0.0 GB of memory, 0.0 GB are free: end other programs"
+    message = "megapixels would take about 0.0 GB of memory, 0.0 GB are free: end other programs"
     assert message in refused(*command, new)
     assert message in run(*command, "-").stderr
 

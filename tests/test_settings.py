@@ -84,7 +84,7 @@ def test_settings_of_a_preset_are_printed_and_kept_and_one_that_is_given_wins(re
     assert 0 < learnt["shrinkage"] <= 1
     assert f"Shrinkage {learnt['shrinkage']:.3g} of the mean variance" in printed
     method = "all channels, 3 × 3 neighbourhood, 8 pixels of context, align auto, shrinkage auto, "
-    assert f"{method}image_score top on " in Page(folder).texts("caption")[0]
+    assert f"{method}image score top on " in Page(folder).texts("caption")[0]
 
 
 def test_what_an_alignment_learnt_is_shown(recommended):

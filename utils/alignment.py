@@ -233,7 +233,7 @@ class Search:
         *levels, last = self.levels
         candidates = self._try_angles(grey)
         poses, n_each = candidates.flatten(0, 1), len(candidates)
-        correlation = poses[:, 0]
+        correlation = torch.zeros_like(poses[:, 0])
         for level in levels:
             poses, correlation = self._refine(grey.repeat(n_each, 1, 1), poses, level)
         best = correlation.view(n_each, -1).argmax(dim=0)

@@ -19,6 +19,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from utils.backbone import BACKBONES, PRECISIONS, Channels, Network, load_network
 from utils.system.device import choose_device
 from utils.system.errors import UserError
+from utils.system.memory import PIXELS_AT_ONCE
 
 # how many images a CPU thread takes at once: as many as fit its cache, fewer in layer1, whose maps
 # are the largest. On two cores 8 images at once are 20 % faster than a batch of 32. Speed only
@@ -102,7 +103,8 @@ class FeatureExtractor(nn.Module):
                 return self._extract(pinned.to(self.device, non_blocking=True))
         # filled part by part, as joining parts would take twice the memory
         features: list[Tensor] = []
-        step = PER_THREAD * torch.get_num_threads()
+        fitting = max(PIXELS_AT_ONCE // images[0, 0].numel(), 1)
+        step = min(PER_THREAD * torch.get_num_threads(), fitting)
         for start in range(0, len(images), step):
             part = slice(start, start + step)
             for number, layer in enumerate(self._extract(images[part])):

@@ -54,13 +54,30 @@ def class_bytes(
     region: np.ndarray | None = None,
 ) -> int:
     """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
-    layout, counts = make_layout(channels.grids(window_size), region), channels.counts
-    n_numbers = count_numbers(layout, counts, n_train)
-    if is_primal(n_train, counts):
-        kept = cells_of(layout).kept
-        of_image = sum(len(places) * d for places, d in zip(kept, counts, strict=True))
-        n_numbers += len(choose_held_out(n_train)) * of_image
-    return n_numbers * DTYPES["float32"].itemsize
+    kept = gaussians_bytes(channels, window_size, n_train, region)
+    if is_primal(n_train, channels.counts):
+        kept += len(choose_held_out(n_train)) * features_bytes(channels, window_size, region)
+    return kept
+
+
+def gaussians_bytes(
+    channels: Channels,
+    window_size: tuple[int, int],
+    n_train: int,
+    region: np.ndarray | None = None,
+) -> int:
+    """Bytes of the Gaussians of a fit."""
+    layout = make_layout(channels.grids(window_size), region)
+    return count_numbers(layout, channels.counts, n_train) * DTYPES["float32"].itemsize
+
+
+def features_bytes(
+    channels: Channels, window_size: tuple[int, int], region: np.ndarray | None = None
+) -> int:
+    """Bytes of the features of an image that are kept."""
+    kept = cells_of(make_layout(channels.grids(window_size), region)).kept
+    numbers = sum(len(places) * d for places, d in zip(kept, channels.counts, strict=True))
+    return numbers * DTYPES["float32"].itemsize
 
 
 def write_model(

@@ -24,6 +24,7 @@ PRESETS = {
         **{"context": 16, "image_score": "top", "save_dtype": "float16"},
     },
 }
+AUTO_BYTES = 500_000_000  # models up to this size are saved by default
 DEMO_PRESET = "recommended"  # with reproduction the cup's image ROCAUC is 0.45, not 0.99
 ALIGN = ("off", "on", "auto")
 

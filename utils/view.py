@@ -6,6 +6,7 @@ context and alignment.
 """
 
 from collections.abc import Iterable
+from math import prod
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +17,7 @@ from datasets.preprocessing import Preprocessing, window_place
 from utils.alignment import RESEMBLING, Alignment, Poses, learn_alignment, to_image, to_part
 from utils.maps import enlarge
 from utils.patches import patches_in
+from utils.system.memory import PIXELS_AT_ONCE
 
 AT_ONCE = 32  # maps that are laid back. Memory only
 TINY = torch.finfo(torch.float32).tiny  # the lowest score of a pixel in a region
@@ -62,8 +64,9 @@ class View(NamedTuple):
         if poses is None:
             return self.to_crop(distances, None, window_size).numpy(force=True)
         maps = []
-        for first in range(0, len(distances), AT_ONCE):
-            part = slice(first, first + AT_ONCE)
+        step = min(AT_ONCE, max(PIXELS_AT_ONCE // prod(window_size), 1))
+        for first in range(0, len(distances), step):
+            part = slice(first, first + step)
             of_part = Poses(*(values[part] for values in poses))
             of_images = self.to_crop(distances[part], of_part, window_size)
             maps.append(of_images.numpy(force=True))

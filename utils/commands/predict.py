@@ -236,15 +236,23 @@ def summarise(predictor: Predictor, counts: Counter[str], notes: Sequence[str]) 
 
 def choose_batch_size(predictor: Predictor, sources: Sequence[Source] = ()) -> int:
     """The images that fit into memory at once, at most as many as asked for."""
-    from utils.system.memory import fit_batch  # imports torch
+    from utils.model_file import features_bytes  # imports torch
+    from utils.system.memory import fit_batch
 
     model = predictor.detector.model
     sizes = [(0, 0)]
     for source in sources:
         with suppress(UserError):  # what cannot be read gets its row
             sizes.append(read_size(source.path))
-    most, device = predictor.settings.batch_size, model.extractor.device
-    fitting = fit_batch(most, prod(model.window_size), max(map(prod, sizes)), device)
+    most, seen = predictor.settings.batch_size, model.window_size
+    fitting = fit_batch(
+        most,
+        seen=prod(seen),
+        feature_bytes=features_bytes(model.extractor.channels, seen),
+        original=max(map(prod, sizes)),
+        aligned=model.view.alignment is not None,
+        device=model.extractor.device,
+    )
     if sources and fitting < most:
         print(f"--batch_size {most} is lowered to {fitting}, which fits into the free memory")
     return fitting

@@ -33,14 +33,13 @@ from utils.report.results import (
     write_thresholds,
 )
 from utils.report.tables import DASH, Table, run_tables, write_tables
-from utils.settings import Experiment
+from utils.settings import AUTO_BYTES, Experiment
 from utils.system.files import shorten
 from utils.thresholds import Thresholds
 
 ROC_FIGURE = "roc_curve.png"
 MODELS = "models"
 SIGNIFICANCE = 0.001  # of more false alarms than promised, by chance
-AUTO_BYTES = 500_000_000  # models up to this size are saved by default
 
 
 @dataclass
