@@ -226,11 +226,10 @@ def test_gpu_is_shared_by_the_processes_that_take_it(monkeypatch, n_processes, s
 
 
 def test_large_images_have_scratches_of_twelve_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(large_images, "SIZE", (300, 400))
     monkeypatch.setattr(
         large_images, "COUNTS", {"train/good": 2, "test/good": 1, "test/scratch": 2}
     )
-    large_images.main(tmp_path)
+    large_images.main(tmp_path, (300, 400))
     masks = sorted((tmp_path / "gravel/ground_truth/scratch").iterdir())
     assert [mask.name for mask in masks] == ["000_mask.png", "001_mask.png"]
     for mask in masks:
@@ -239,4 +238,4 @@ def test_large_images_have_scratches_of_twelve_pixels(tmp_path, monkeypatch):
         assert all(11 <= region.axis_major_length <= 30 for region in regions)
     good = [np.array(Image.open(path)) for path in (tmp_path / "gravel/train/good").iterdir()]
     assert good[0].shape == (300, 400)
-    assert (good[0] != good[1]).mean() > 0.9
+    assert (good[0] != good[1]).mean() > 0.5
