@@ -143,6 +143,7 @@ def test_metadata_describe_the_model(file, detectors):
         **{"exif": False, "bit_depth": 16, "resize": 0, "crop": 0, "context": 0},
         **{"image_size": list(SIZE), "window_size": list(SIZE), "crop_place": [0, 0]},
         **{"interpolation": "lanczos", "eps": 0.01, "shrinkage": None, "alignment": None},
+        "region": None,
         **{"image_score": "max", "image_threshold": thresholds.image},
         **{"pixel_threshold": thresholds.pixel, "peak_threshold": thresholds.image},
         **{"target_fpr": 0.01, "image_fpr": 0.1, "pixel_fpr": 0.01, "n_good_images": 9},

@@ -23,6 +23,7 @@ from tests.helpers import (
 )
 from tests.naive_pipeline import Stopwatch, load_network, naive_run
 from utils.evaluation import evaluate
+from utils.system.errors import UserError
 
 
 def class_names(folder):
@@ -151,7 +152,7 @@ def test_figure_that_cannot_be_written_costs_no_number(
     run, experiment, tree, results_folder, monkeypatch
 ):
     def fail(*_):
-        raise OSError("cannot write a.png: File name too long")
+        raise UserError("cannot write a.png: File name too long")
 
     monkeypatch.setattr("utils.plot._write", fail)
     done = run(*experiment, "--class_name", "bolt")
@@ -254,7 +255,7 @@ def assert_report_on_bolt_alone(folder):
     assert {"metrics.json", "tables.md", "roc_curve.png", "figures/bolt/crack_000.jpg"} <= {*found}
     page = "\n".join(found["index.html"])
     assert "figures/bolt/crack_000.jpg" in page
-    assert "weave" not in page
+    assert "class-weave" not in page
 
 
 def test_bad_image_ends_the_run_with_a_report_on_finished_classes(
@@ -269,10 +270,10 @@ def test_bad_image_ends_the_run_with_a_report_on_finished_classes(
 def test_interrupt_ends_the_run_with_a_report_on_finished_classes(
     run, experiment, results_folder, monkeypatch
 ):
-    def interrupt_weave(scored, has_masks):
+    def interrupt_weave(scored, has_masks, has_region):
         if (results_folder / "classes/bolt.json").exists():
             signal.raise_signal(signal.SIGINT)
-        return evaluate(scored, has_masks)
+        return evaluate(scored, has_masks, has_region)
 
     monkeypatch.setattr("utils.evaluation.evaluate", interrupt_weave)
     done = run(*experiment)
