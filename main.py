@@ -59,20 +59,11 @@ def run_experiment(settings: Experiment) -> None:
             show_progress=processes.leads,
         ) as loader:
             from utils.evaluation import evaluate
-            from utils.features import load_extractor
             from utils.memory_check import check_memory
             from utils.report.tables import to_text
 
             # a frozen ImageNet network, and random channels of its layers, the same for all classes
-            names = settings.arch, settings.weights, settings.device, settings.precision
-            extractor = load_extractor(
-                *names, channels, settings.neighbourhood, local_rank=processes.local_rank
-            )
-            if processes.leads:
-                if PRESETS[settings.preset]:
-                    print(describe_preset(settings))
-                on_device = f"{settings.arch} on {device_name(extractor.device)}"
-                print(f"{on_device}, {len(channels)} channels", flush=True)
+            extractor = load_network(settings, channels, processes)
             for splits in run.unfinished:  # refused before the first is begun
                 check_memory(settings, *splits, extractor.device, processes.local_size)
             try:
@@ -148,6 +139,24 @@ def score_all(model: PaDiM, test: ImageDataset, loader: Loader) -> Iterator[Batc
         for correlation in [] if poses is None else poses.correlation.tolist():
             test.notes.add_pose(next(samples).path, correlation, model.view.alignment.lowest)
         yield maps, model.view.crop(images), *truth
+
+
+def load_network(
+    settings: Experiment, channels: backbone.Channels, processes: Processes
+) -> FeatureExtractor:
+    """The network on its device; the leader prints which, and what a preset sets."""
+    from utils.features import load_extractor  # torch, as above
+
+    names = settings.arch, settings.weights, settings.device, settings.precision
+    extractor = load_extractor(
+        *names, channels, settings.neighbourhood, local_rank=processes.local_rank
+    )
+    if processes.leads:
+        if PRESETS[settings.preset]:
+            print(describe_preset(settings))
+        on_device = f"{settings.arch} on {device_name(extractor.device)}"
+        print(f"{on_device}, {len(channels)} channels", flush=True)
+    return extractor
 
 
 def in_order(datasets: Sequence[Splits], settings: Experiment) -> Iterator[ImageDataset]:

@@ -17,7 +17,7 @@ from utils.model_file import model_bytes
 from utils.padim import PaDiM
 from utils.plot import plot_roc_curves, thin
 from utils.report.figures import Figures, draw_alignment, draw_figures
-from utils.report.finished import discard_record, read_records, write_record
+from utils.report.finished import discard_record, write_record
 from utils.report.page import Picture, describe_learnt, write_run_page
 from utils.report.results import (
     RATES,
@@ -27,6 +27,7 @@ from utils.report.results import (
     ImageResult,
     Rate,
     Run,
+    append_metrics,
     write_metrics,
     write_run,
     write_scores,
@@ -115,7 +116,7 @@ class ClassReport:
         self.begin(None)
         record = self._make_record(scored, evaluation, deployed, figures)
         write_record(self.folder, record)
-        write_metrics(self.folder, read_records(self.folder, self.settings_sha256))
+        append_metrics(self.folder, record)
         # one call: the lines of several processes do not mix
         print("\n".join(["", *summarise(record), *self._notes]), flush=True)
 

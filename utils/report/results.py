@@ -1,5 +1,6 @@
 """The record of a class, and the files made from all records: metrics, scores and thresholds."""
 
+import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -134,20 +135,31 @@ def write_run(folder: Path, run: Run) -> None:
         path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
+NAMES = ("class_name", "seed", "n_train", "n_test")
+COLUMNS = (*NAMES, *METRICS, *(f"seconds_{stage}" for stage in STAGES))  # of metrics.csv
+
+
 def write_metrics(folder: Path, records: Sequence[ClassRecord]) -> None:
     """Write metrics.csv: a row per class, unrounded. Without any class there is no such file."""
-    if not records:
+    if records:
+        write_csv(folder / "metrics.csv", COLUMNS, map(_make_row, records))
+    else:
         (folder / "metrics.csv").unlink(missing_ok=True)
-        return
-    names = ["class_name", "seed", "n_train", "n_test"]
-    rows = [
-        [getattr(result, name) for name in names]
-        + [result.metrics[metric] for metric in METRICS]
-        + [result.seconds[stage] for stage in STAGES]
-        for result in (record.result for record in records)
-    ]
-    columns = [*names, *METRICS, *(f"seconds_{stage}" for stage in STAGES)]
-    write_csv(folder / "metrics.csv", columns, rows)
+
+
+def append_metrics(folder: Path, record: ClassRecord) -> None:
+    """Add the row of a class to metrics.csv, while other classes are not finished."""
+    path = folder / "metrics.csv"
+    rows = [_make_row(record)] if path.exists() else [COLUMNS, _make_row(record)]
+    with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
+        csv.writer(file).writerows(rows)
+
+
+def _make_row(record: ClassRecord) -> list[Any]:
+    result = record.result
+    metrics = [result.metrics[metric] for metric in METRICS]
+    seconds = [result.seconds[stage] for stage in STAGES]
+    return [*(getattr(result, name) for name in NAMES), *metrics, *seconds]
 
 
 def write_scores(folder: Path, records: Sequence[ClassRecord]) -> None:
