@@ -48,8 +48,7 @@ def run_experiment(settings: Experiment) -> None:
         channels = backbone.draw_channels(
             settings.arch, settings.seed, settings.n_features, settings.layers
         )
-        datasets = choose_own(load_all(settings), processes)
-        run = RunReport(settings, datasets, processes.leads)
+        run = RunReport(settings, choose_own(load_all(settings), processes), processes.leads)
 
         # images are decoded from now on, while torch is imported, which takes two seconds
         with Loader(
