@@ -180,6 +180,23 @@ def test_the_template_lies_as_the_training_images_do_on_average():
     assert abs(pose.row_shift.item()) + abs(pose.column_shift.item()) < 1
 
 
+@pytest.mark.parametrize("size", [(96, 96), (72, 120)])
+def test_parts_that_lie_all_around_are_laid_along_the_longer_side(size):
+    part = Image.new("RGB", size, (40, 40, 40))
+    draw = ImageDraw.Draw(part)
+    x, y = (side // 2 for side in size)
+    draw.rectangle([x - 30, y - 5, x + 30, y + 5], (200, 200, 200))
+    draw.rectangle([x + 20, y - 12, x + 30, y + 12], (200, 200, 200))
+    angles = np.linspace(-180, 180, 25)[:-1] + 90 * (size[0] == size[1])
+    template = learn_alignment([stack([move(part, angle, 0) for angle in angles])]).template
+    is_part = template > 120
+    rows, columns = is_part.any(dim=1).sum(), is_part.any(dim=0).sum()
+    if size[0] < size[1]:
+        rows, columns = columns, rows
+    assert rows < 28
+    assert columns > 55
+
+
 def test_an_image_of_one_colour_has_no_pose(learnt):
     poses = learnt.find_poses(torch.stack([torch.full((3, 96, 96), v) for v in (0, 77)]).byte())
     assert all((values == 0).all() for values in poses)

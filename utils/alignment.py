@@ -35,7 +35,7 @@ LEAST_GAIN = 0.1  # contrast of an image over the template's; steps are noise wh
 WINDOW_EDGE = 0.2  # of the radius: where the window falls from 1 to 0
 FLAT = 1.0  # grey levels (standard deviation): what varies less has no pose
 GREY = (0.299, 0.587, 0.114)  # of red, green and blue: ITU-R BT.601, as Pillow's
-PASSES = 2  # in which training images are laid onto their median
+N_ROUGH = 64  # training images of a first median, onto which all are laid for the template
 MOST_SHIFTED = 0.25  # of the sides, in training images
 # angles of training images count as limited if so many degrees are free of them, and if that is
 # by chance once in a hundred times
@@ -152,11 +152,11 @@ def learn_alignment(batches: Iterable[Tensor]) -> Alignment:
     everywhere = PoseRange(-180 - ANGLE_STEP / 2, 360, -height, height, -width, width)
     # an image of usual contrast, lest it is one without a part
     template = grey[grey.flatten(1).std(dim=1).median(dim=0).indices]
-    for _ in range(PASSES):
-        poses = _centre(Search(template, everywhere)(grey)[0])
-        parts = zip(grey.split(AT_ONCE), poses.split(AT_ONCE), strict=True)
+    for some in (grey[:: ceil(len(grey) / N_ROUGH)], grey):
+        poses = _centre(Search(template, everywhere)(some)[0], template)
+        parts = zip(some.split(AT_ONCE), poses.split(AT_ONCE), strict=True)
         template = torch.cat([_warp(*part) for part in parts]).median(dim=0).values
-    poses, after = Search(template, everywhere)(grey)
+    poses, after = Search(template, everywhere)(grey, poses)
     return Alignment(
         template=template,
         image_size=image_size,
@@ -191,7 +191,8 @@ def to_grey(images: Tensor, size: Sequence[int] | None = None) -> Tensor:
         images: of any size.
         size: h and w; by default those of a template.
     """
-    grey = torch.einsum("bchw,c->bhw", images.float(), torch.tensor(GREY, device=images.device))
+    weights = torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)
+    grey = F.conv2d(images.float(), weights)[:, 0]
     return _resize(grey, size or _scaled_size(grey.shape[1:], SIDE))
 
 
@@ -218,27 +219,36 @@ class Search:
         self.coarse_side = next_fast_len(max(self.coarse_size) + 2 * farthest, real=True)
         self.template_spectra, self.window_spectra = self._rotated_spectra(template)
 
-    def __call__(self, grey: Tensor) -> tuple[Tensor, Tensor]:
-        """Poses (B, 3) in the template's pixels, and correlations (B,)."""
-        found = [self.find(part) for part in grey.split(AT_ONCE)]
+    def __call__(self, grey: Tensor, near: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Poses (B, 3) in the template's pixels, and correlations (B,).
+
+        Args:
+            grey: images (B, h, w).
+            near: poses (B, 3) to start from; None tries all angles and shifts.
+        """
+        starts = [None] * ceil(len(grey) / AT_ONCE) if near is None else near.split(AT_ONCE)
+        found = [
+            self.find(part, start)
+            for part, start in zip(grey.split(AT_ONCE), starts, strict=True)
+        ]
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
-    def find(self, grey: Tensor) -> tuple[Tensor, Tensor]:
+    def find(self, grey: Tensor, near: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same, of as many images as are worked on at once."""
-        poses, correlation = self._find(grey)
+        start = self._search_coarsely(grey) if near is None else near
+        poses, correlation = self._refine(grey, start, self.levels[-1])
         flat = (grey.flatten(1).std(dim=1) < FLAT) | self.is_flat
         return poses.masked_fill(flat[:, None], 0), correlation.masked_fill(flat, 0)
 
-    def _find(self, grey: Tensor) -> tuple[Tensor, Tensor]:
-        *levels, last = self.levels
+    def _search_coarsely(self, grey: Tensor) -> Tensor:
+        """The best poses (B, 3) of all, as far as small images show."""
         candidates = self._try_angles(grey)
         poses, n_each = candidates.flatten(0, 1), len(candidates)
         correlation = torch.zeros_like(poses[:, 0])
-        for level in levels:
+        for level in self.levels[:-1]:
             poses, correlation = self._refine(grey.repeat(n_each, 1, 1), poses, level)
         best = correlation.view(n_each, -1).argmax(dim=0)
-        poses = poses.view(n_each, -1, 3)[best, torch.arange(grey.shape[0])]
-        return self._refine(grey, poses, last)
+        return poses.view(n_each, -1, 3)[best, torch.arange(grey.shape[0])]
 
     def _rotated_spectra(self, template: Tensor) -> tuple[Tensor, Tensor]:
         """Conjugate spectra of template and window at all angles; of a round window at one."""
@@ -404,13 +414,14 @@ def _sample(images: Tensor, grid: Tensor) -> Tensor:
 
 def _grid(poses: Tensor, size: Sequence[int]) -> Tensor:
     """Where each pixel of the template lies in the image, as grid_sample takes it: (B, h, w, 2)."""
-    height, width = size
-    angle, row, column = poses.unbind(1)
+    y, x = (side.flatten() for side in _coordinates(*size, poses.device))
+    angle, row, column = (values[:, None] for values in poses.unbind(1))
     cos, sin = angle.cos(), angle.sin()
-    of_x = torch.stack([cos, sin * height / width, column * 2 / width], dim=1)
-    of_y = torch.stack([-sin * width / height, cos, row * 2 / height], dim=1)
-    matrices = torch.stack([of_x, of_y], dim=1)
-    return F.affine_grid(matrices, [poses.shape[0], 1, height, width], align_corners=False)
+    # a sum of two small tensors: affine_grid takes five times as long
+    of_rows = torch.stack([sin * y + column, cos * y + row], dim=2)
+    of_columns = torch.stack([cos * x, -sin * x], dim=2)
+    to_ends = 2 / poses.new_tensor(size[::-1])
+    return (of_rows * to_ends)[:, :, None] + (of_columns * to_ends)[:, None]
 
 
 def _to_rows(poses: Poses) -> Tensor:
@@ -444,30 +455,52 @@ def _wrap(angle: Tensor) -> Tensor:
     return torch.pi - (torch.pi - angle).remainder(2 * torch.pi)
 
 
-def _centre(poses: Tensor) -> Tensor:
-    """Poses (N, 3) against the template that lies as they do on average."""
-    angle = poses[:, 0]
-    mean = torch.atan2(angle.sin().mean(), angle.cos().mean())
-    turned = _compose(poses, F.pad(-mean[None], (0, 2)))
+def _centre(poses: Tensor, template: Tensor) -> Tensor:
+    """Poses (N, 3) against another template: it lies as they do on average.
+
+    If they go all around, no angle is an average: the part then lies along the longer side.
+    """
+    _, extent = _arc(poses[:, 0])
+    angle = _principal_axis(template) if extent == 360 else _mean_angle(poses[:, 0])
+    turned = _compose(poses, F.pad(-angle[None], (0, 2)))
     shift = _invert(turned)[:, 1:].median(dim=0).values
     return _compose(turned, F.pad(shift, (1, 0)))
 
 
+def _mean_angle(angles: Tensor) -> Tensor:
+    return torch.atan2(angles.sin().mean(), angles.cos().mean())
+
+
+def _principal_axis(grey: Tensor) -> Tensor:
+    """The angle of the longest extent of what differs from the ground, against the longer side."""
+    y, x = _coordinates(*grey.shape, grey.device)
+    weight = _window(*grey.shape, grey.device) * (grey - grey.median()).abs()
+    weight /= weight.sum().clamp(min=FLAT)
+    y, x = y - (weight * y).sum(), x - (weight * x).sum()
+    xx, yy, xy = ((weight * product).sum() for product in (x * x, y * y, x * y))
+    upright = 0 if grey.shape[1] >= grey.shape[0] else torch.pi / 2
+    return torch.atan2(2 * xy, xx - yy) / 2 - upright
+
+
 def _range_of(poses: Tensor, scale: float) -> PoseRange:
     """The range of poses (N, 3), with something to spare; shifts in pixels scale times as small."""
-    angles = poses[:, 0].rad2deg().double().sort().values
-    gaps = torch.cat([angles[1:], angles[:1] + 360]) - angles
-    widest, n = int(gaps.argmax()), len(angles)
-    # n angles all around leave a gap of g with a chance of about n (1 - g / 360)^(n - 1)
-    by_chance = 360 * (1 - (CHANCE_OF_GAP / n) ** (1 / max(n - 1, 1)))
-    start, extent = -180.0, 360.0
-    if gaps[widest] >= max(LEAST_GAP, by_chance):
-        start = angles[(widest + 1) % n].item() - SPARE_ANGLE
-        extent = 360 - gaps[widest].item() + 2 * SPARE_ANGLE
     (top, left), (bottom, right) = (
         ((shifts + spare) * scale).tolist()
         for shifts, spare in zip(
             poses[:, 1:].aminmax(dim=0), (-SPARE_SHIFT, SPARE_SHIFT), strict=True
         )
     )
-    return PoseRange(start, extent, top, bottom, left, right)
+    return PoseRange(*_arc(poses[:, 0]), top, bottom, left, right)
+
+
+def _arc(angles: Tensor) -> tuple[float, float]:
+    """Start and extent of the range of angles (N,), in degrees, with something to spare."""
+    angles = angles.rad2deg().double().sort().values
+    gaps = torch.cat([angles[1:], angles[:1] + 360]) - angles
+    widest, n = int(gaps.argmax()), len(angles)
+    # n angles all around leave a gap of g with a chance of about n (1 - g / 360)^(n - 1)
+    by_chance = 360 * (1 - (CHANCE_OF_GAP / n) ** (1 / max(n - 1, 1)))
+    if gaps[widest] < max(LEAST_GAP, by_chance):
+        return -180.0, 360.0
+    start = angles[(widest + 1) % n].item() - SPARE_ANGLE
+    return start, 360 - gaps[widest].item() + 2 * SPARE_ANGLE
