@@ -228,8 +228,7 @@ class Search:
         """
         starts = [None] * ceil(len(grey) / AT_ONCE) if near is None else near.split(AT_ONCE)
         found = [
-            self.find(part, start)
-            for part, start in zip(grey.split(AT_ONCE), starts, strict=True)
+            self.find(part, start) for part, start in zip(grey.split(AT_ONCE), starts, strict=True)
         ]
         return tuple(torch.cat(parts) for parts in zip(*found, strict=True))
 
