@@ -1,4 +1,4 @@
-"""Models of settings other than the defaults: saved, loaded, predicted with and exported."""
+"""Models of settings other than the defaults: saved, loaded and predicted with."""
 
 import io
 import json
@@ -36,11 +36,6 @@ def test_model_of_two_layers_averaged_gives_the_runs_scores(drawn_tree, run, tmp
     detector = Detector.load(model)
     scores = [detector.score(Image.open(path))[0] for path in sorted(images.iterdir())]
     np.testing.assert_allclose(scores, expected, rtol=SCORES)
-
-    # the command refuses a graph whose scores differ by more than 1e-3
-    done = call("export", "--model", model, "--onnx", tmp_path / "bolt.onnx")
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "bolt.onnx").exists()
 
 
 @pytest.fixture(scope="module")
