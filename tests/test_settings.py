@@ -138,13 +138,9 @@ def test_predictions_of_a_recommended_model_are_the_runs_with_poses(
     assert done.stderr.count(f"note: {note}{images[1]}; no training image does") == 1
 
 
-def test_a_loaded_model_is_the_one_that_was_saved(recommended, parts, random_weights):
+def test_a_loaded_model_is_the_one_that_was_saved(recommended, random_weights):
     folder, _ = recommended
-    detector = Detector.load(folder / "models/key.safetensors", random_weights(ARCH))
-    model = detector.model
-    for row in read_csv(folder / "scores.csv"):
-        path = parts / "key/test" / row["defect_type"] / row["image"]
-        assert detector.score(Image.open(path))[0] == pytest.approx(float(row["score"]), rel=SCORES)
+    model = Detector.load(folder / "models/key.safetensors", random_weights(ARCH)).model
     _, learnt = read_result(folder)
     described = json.loads(json.dumps(model.describe()))
     assert described == learnt

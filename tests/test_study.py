@@ -10,7 +10,7 @@ from sklearn.decomposition import PCA
 from datasets.dataset import load_splits
 from datasets.images import load_image
 from datasets.masks import load_mask
-from datasets.preprocessing import DEFAULT
+from datasets.preprocessing import DEFAULT, Preprocessing
 from tests.helpers import call, read_csv, write_image
 from tests.naive import naive_auroc
 from utils.backbone import draw_channels
@@ -59,7 +59,8 @@ def images(drawn_tree, random_weights):
     extractor = load_extractor("resnet18", random_weights("resnet18"), "cpu")
     settings = Settings(batch_size=4, num_workers=0)
     draws = {1024: draw_channels("resnet18", n_features=1)}
-    return ClassFeatures(settings, extractor, draws, *load_splits(drawn_tree, "bolt"))
+    splits = load_splits(drawn_tree, "bolt", preprocessing=Preprocessing(72, 64))
+    return ClassFeatures(settings, extractor, draws, *splits)
 
 
 def test_all_studies_leave_their_rows_and_tables(made, drawn_tree):
