@@ -15,6 +15,7 @@ import torch
 
 from datasets.preprocessing import Preprocessing
 from tests.helpers import call, defective, good_images, turned_parts, write_image
+from utils import alignment
 from utils.alignment import Poses
 from utils.backbone import IMAGENET_MEAN, IMAGENET_STD
 from utils.commands import export
@@ -192,7 +193,12 @@ def test_the_readmes_program_decides_as_predict_does(
     assert region[0] == f"{(anomaly_map >= detector.model.thresholds.pixel).mean():.1%}"
 
 
-def test_graph_of_an_aligned_model_finds_the_part_and_obeys_the_region(weights, tmp_path):
+def test_graph_of_an_aligned_model_finds_the_part_and_obeys_the_region(
+    weights, tmp_path, monkeypatch
+):
+    # a graph holds every step of the search: with all of them its export takes minutes
+    monkeypatch.setattr(alignment, "REFINED_SIDES", (64, 128))
+    monkeypatch.setattr(alignment, "REFINED_STEPS", 2)
     region = np.zeros((80, 80), dtype=bool)  # of the template
     region[15:65, 20:60] = True
     settings = {"n_features": 6, "align": "on", "region": region, "image_score": "top"}
