@@ -131,7 +131,8 @@ class Images:
 def run(settings: Settings) -> None:
     """Score the images; exit with status 1 if one could not be scored."""
     score = score_stream if STDIN in settings.images else score_folders
-    if score(settings):
+    n_failed = score(settings)
+    if n_failed:
         print(end="", flush=True)
         raise SystemExit(1)
 
@@ -198,7 +199,7 @@ def score_stream(settings: Settings) -> int:
         print(to_csv(COLUMNS), end="", flush=True)
     for path in split_paths(sys.stdin.buffer):
         source, notes = to_source(path, settings.output), predictor.make_notes()
-        (answer,) = predictor.answer(iter([predictor.load(source, notes)]))
+        (answer,) = predictor.answer([predictor.load(source, notes)])
         print(to_json(answer) if as_json else to_csv(to_row(answer)), end="", flush=True)
         failed += answer.row["error"] != ""
         predictor.note_pose(answer, notes)

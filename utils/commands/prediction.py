@@ -126,7 +126,7 @@ class Predictor:
             return Loaded(source, describe(error))
 
     def answer(
-        self, loaded: Iterator[Loaded], batch_size: int = 1, run: Callable[..., Iterable] = map
+        self, loaded: Iterable[Loaded], batch_size: int = 1, run: Callable[..., Iterable] = map
     ) -> Iterator[Prediction]:
         """Yield the answer about each image once the files about it are written.
 
@@ -135,7 +135,8 @@ class Predictor:
             batch_size: images.
             run: map, or that of a pool of threads.
         """
-        while batch := list(islice(loaded, batch_size)):
+        items = iter(loaded)
+        while batch := list(islice(items, batch_size)):
             valid = [item.prepared for item in batch if not item.error]
             maps, poses = self.detector.model.score(np.stack(valid)) if valid else ((), None)
             rows = poses and zip(*(values.tolist() for values in poses), strict=True)

@@ -99,8 +99,7 @@ def study_cost(images: ClassFeatures) -> Iterator[Row]:
 
     As the paper's tables VII and VIII. Time: medians over single images, after warm-up, without
     reading the file; the network with the alignment, if there is one; the map is distances,
-    enlarging and smoothing. Memory: the tensors that
-    inference needs, float32, 1 MB = 10⁶ bytes.
+    enlarging and smoothing. Memory: the tensors that inference needs, float32, 1 MB = 10⁶ bytes.
 
     The coarser layers' factor is kept once for all patches that share it; the finest layer's
     factor, given the coarser layers, is kept for each patch. Primal: factors of the covariance.
