@@ -246,7 +246,7 @@ def test_a_method_is_efficient_unless_another_is_better_for_as_little(other, exp
 
 
 def test_smaller_models_are_projections_of_each_layer(images):
-    methods = projections(images, seed=1)
+    methods = projections(images)
     for name, axes in methods.items():
         for of_layer, n_channels in zip(axes, images.all_channels.counts, strict=True):
             if of_layer is None:

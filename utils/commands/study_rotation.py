@@ -1,4 +1,4 @@
-"""The study of images that are not aligned: Rd-MVTec AD against MVTec AD.
+"""Images that are not aligned: the random versions of a class, as in Rd-MVTec AD.
 
 Reference: Defard et al., arXiv 2011.08785, sections IV-A and V-C.
 """
