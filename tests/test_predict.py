@@ -142,78 +142,55 @@ def test_regions_are_the_detectors_and_the_masks_show_them(run, command, detecto
     np.testing.assert_array_equal(mask, np.uint8(255) * reached)
 
 
-def test_pixel_threshold_and_least_area_choose_the_regions(run, command, new):
-    image = new / "line 1/größe.png"
-    run(*command, image, "--pixel_threshold", 0)
-    (whole,) = read_rows("regions.csv")
-    # the part that the network sees
-    assert [int(whole[name]) for name in ("left", "top", "area")] == [23, 11, 105 * 105]
-    run(*command, image, "--pixel_threshold", 0.8 * float(whole["score"]), "--masks")
-    areas = [int(row["area"]) for row in read_rows("regions.csv")]
-    (row,) = read_rows()
-    assert int(row["area"]) == sum(areas) == np.count_nonzero(pixels("predictions/masks/größe.png"))
-    assert 0 < sum(areas) < 105 * 105
-    run(*command, image, "--min_area", 105 * 105, "--pixel_threshold", 0)
-    assert len(read_rows("regions.csv")) == 1
-    run(*command, image, "--min_area", 105 * 105 + 1, "--pixel_threshold", 0, "--masks")
-    assert read_rows("regions.csv") == []
-    assert (read_rows()[0]["n_regions"], read_rows()[0]["area"]) == ("0", "0")
-    assert not pixels("predictions/masks/größe.png").any()
-
-
-def test_image_below_the_threshold_has_no_region(run, command, new, monkeypatch):
-    run(*command, new, "--pixel_threshold", 0, "--masks", "--min_area", 2)
-    good, defect = read_rows()
-    assert (good["anomalous"], good["n_regions"], good["area"]) == ("0", "0", "0")
-    assert not pixels("predictions/masks/good.png").any()
-    assert defect["n_regions"] == "1"
-    assert pixels("predictions/masks/line 1/größe.png").any()
-    run(*command, new, "--pixel_threshold", 0, "--threshold", 2 * float(defect["score"]), "--masks")
-    assert read_rows("regions.csv") == []
-    assert not pixels("predictions/masks/line 1/größe.png").any()
-    assert "region 1" not in Path("predictions/index.html").read_text()
-    # by the top 1 %, a high peak alone does not make an image anomalous
-    monkeypatch.setattr(PaDiM, "image_scores", lambda *_: np.ones(1, np.float32))
-    run(*command, new / "line 1/größe.png", "--masks")
-    assert (read_rows()[0]["score"], read_rows("regions.csv")) == ("1.0", [])
-    assert not pixels("predictions/masks/größe.png").any()
-
-
 @pytest.fixture
 def give(monkeypatch):
     """A function that makes any image's map a given one."""
     return lambda *maps: monkeypatch.setattr(PaDiM, "score", lambda *_: (np.stack(maps), None))
 
 
-def test_region_counts_if_its_peak_reaches_the_image_threshold(run, command, new, give):
+@pytest.mark.parametrize(
+    ("options", "regions"),
+    [
+        ((), [(100, 100), (60, 100)]),
+        (("--threshold", 61), [(100, 100)]),  # which the peak of a region must reach too
+        (("--threshold", 100.01), []),
+        (("--pixel_threshold", 24), [(100, 100), (60, 1)]),
+        (("--pixel_threshold", 24, "--min_area", 2), [(100, 100)]),
+        (("--pixel_threshold", 0), [(100, 6400)]),
+    ],
+)
+def test_thresholds_and_least_area_choose_the_regions(options, regions, run, command, new, give):
     anomaly_map = np.full((80, 80), 3, np.float32)
     anomaly_map[10:20, 10:20], anomaly_map[50:60, 60:70] = 25, 22
     anomaly_map[14, 14], anomaly_map[55, 65] = 100, 60
     give(anomaly_map)
-    options = ("--pixel_threshold", 20, "--masks", "--maps", "npy")
-    for threshold, peaks in ((50, [100, 60]), (70, [100]), (110, [])):
-        run(*command, new / "good.png", "--threshold", threshold, *options)
-        regions, (row,) = read_rows("regions.csv"), read_rows()
-        assert [float(region["score"]) for region in regions] == peaks
-        expected = np.nan_to_num(np.load("predictions/maps/good.npy")) >= 20
-        expected[:, :60] &= len(peaks) > 0
-        expected[:, 60:] &= len(peaks) > 1
-        np.testing.assert_array_equal(pixels("predictions/masks/good.png") > 0, expected)
-        assert int(row["area"]) == np.count_nonzero(expected)
+    usual = ("--threshold", 60, "--pixel_threshold", 20, "--masks")
+    done = run(*command, new / "good.png", *usual, *options)
+    assert "good images support" not in done.stdout
+    found = read_rows("regions.csv")
+    assert [(float(region["score"]), int(region["area"])) for region in found] == regions
+    (row,) = read_rows()
+    assert row["anomalous"] == ("1" if regions else "0")
+    area = sum(area for _, area in regions)
+    assert (int(row["n_regions"]), int(row["area"])) == (len(regions), area)
+    mask = pixels("predictions/masks/good.png") > 0
+    assert mask.sum() == area
+    assert mask[8 + 14, 20 + 14] == bool(regions)  # the crop's corner is (8, 20)
 
 
-def test_rate_of_pixels_moves_the_regions_and_nothing_else(run, command, detector, new, give):
-    thresholds, rows = detector.model.thresholds, []
-    ramp = np.linspace(0, 2 * thresholds.image, 6400, dtype=np.float32).reshape(80, 80)
+@pytest.mark.parametrize("rates", [{"target_fpr": 0.4}, {"pixel_fpr": 0.3}])
+def test_thresholds_at_another_rate_judge_images_and_pixels(
+    rates, run, command, detector, new, give
+):
+    usual = detector.model.thresholds
+    thresholds = usual.at(**rates)
+    assert (thresholds.image, thresholds.pixel) != (usual.image, usual.pixel)
+    ramp = np.linspace(0, 2 * usual.image, 6400, dtype=np.float32).reshape(80, 80)
     give(ramp)
-    for pixel_fpr in (0.01, 0.3):
-        run(*command, new / "good.png", "--pixel_fpr", pixel_fpr)
-        rows += read_rows()
-        lowest = thresholds.at(pixel_fpr=pixel_fpr).pixel
-        (expected,) = detector.find_regions(ramp, (120, 96), lowest)
-        assert int(rows[-1]["area"]) == expected.area
-    assert int(rows[1]["area"]) > int(rows[0]["area"])
-    assert rows[0] | {"area": rows[1]["area"]} == rows[1]
+    run(*command, new / "good.png", *(f"--{name}={value}" for name, value in rates.items()))
+    (row,) = read_rows()
+    assert float(row["threshold"]) == thresholds.image
+    assert int(row["area"]) == np.count_nonzero(ramp >= thresholds.pixel)
 
 
 def test_overlays_are_of_the_images_asked_for_and_earlier_ones_go(run, command, new):
@@ -260,10 +237,13 @@ def test_page_shows_all_images_highest_score_first(run, command, new):
     assert page.values("img", "src") == ["overlays/line%201/gr%C3%B6%C3%9Fe.jpg"]
     assert len(page.all("ul", class_="lines")) == 1
     region = read_rows("regions.csv")[0]
-    (text,) = [text for text in page.texts("li") if text.startswith("region 1: ")]
-    assert f"score {float(region['score']):.2f}, {region['width']} x {region['height']}" in text
+    listed = f"region 1: score {float(region['score']):.2f}, "
     summary = " ".join(page.texts("li"))
-    for words in ("bolt.safetensors, resnet18, fitted to 5 good images", "Threshold: 20, given"):
+    for words in (
+        listed,
+        "bolt.safetensors, resnet18, fitted to 5 good images",
+        "Threshold: 20, given",
+    ):
         assert words in summary
     assert rows["damaged.png"]["error"] in " ".join(page.texts("figcaption"))
 
@@ -299,50 +279,6 @@ def test_batches_and_threads_do_not_change_the_scores(run, command, new):
         scores.append([float(row["score"]) for row in read_rows()])
     assert len(set(scores[0])) == 6
     assert scores[0] == pytest.approx(scores[1], rel=1e-4)
-
-
-def test_score_that_reaches_the_given_threshold_is_anomalous(run, command, new):
-    run(*command, new / "good.png")
-    score = read_rows()[0]["score"]
-    for threshold, anomalous in ((score, "1"), (float(score) * (1 + 1e-6), "0")):
-        done = run(*command, new / "good.png", "--threshold", threshold)
-        assert read_rows()[0]["anomalous"] == anomalous
-        assert float(read_rows()[0]["threshold"]) == float(threshold)
-        assert "good images support" not in done.stdout
-
-
-def test_thresholds_at_another_rate_judge_images_and_pixels(run, command, detector, new):
-    thresholds = detector.model.thresholds.at(0.4)
-    assert thresholds.image < detector.model.thresholds.image
-    done = run(*command, new, "--target_fpr", 0.4, "--maps", "npy")
-    assert "good images support" not in done.stdout
-    row = read_rows()[1]
-    assert float(row["threshold"]) == thresholds.image
-    anomaly_map = np.load("predictions/maps/line 1/größe.npy")
-    assert int(row["area"]) == np.count_nonzero(anomaly_map >= thresholds.pixel)
-    # a threshold that is given comes first
-    run(*command, new, "--target_fpr", 0.4, "--threshold", 7, "--pixel_threshold", 0)
-    assert (read_rows()[1]["threshold"], read_rows()[1]["area"]) == ("7.0", str(105 * 105))
-    done = run(*command, new, "--target_fpr", 0.02)
-    assert "(5 good images support a rate of false alarms of 0.17, not of 0.02)" in done.stdout
-
-
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_bad_image_is_a_row_and_the_others_are_scored(run, command, new, batch_size):
-    (new / "damaged.png").write_bytes((new / "good.png").read_bytes()[:500])
-    (new / "broken link.png").symlink_to("nowhere.png")
-    done = run(*command, new, "--batch_size", batch_size)
-    assert done.returncode == 1
-    assert len(done.stderr.splitlines()) == 2
-    rows = {Path(row["path"]).name: row for row in read_rows()}
-    assert rows["damaged.png"]["error"] in done.stderr
-    assert "cannot read image" in rows["damaged.png"]["error"]
-    assert rows["damaged.png"]["score"] == rows["damaged.png"]["anomalous"] == ""
-    assert "No such file" in rows["broken link.png"]["error"]
-    assert float(rows["good.png"]["score"]) < float(rows["größe.png"]["score"])
-    assert "4 images" in done.stdout
-    assert "2 not scored" in done.stdout
-    assert sorted(os.listdir("predictions/overlays")) == [MARKER, "good.jpg", "line 1"]
 
 
 def test_image_of_another_size_is_a_row_when_nothing_is_cut(run, command, weights, new):

@@ -13,7 +13,7 @@ from utils.commands.tables import (
     fill_in,
     glance,
     glance_rows,
-    read_tables,
+    read_runs,
     tabulate_options,
 )
 from utils.report.results import Run, write_run
@@ -240,23 +240,12 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, 
     assert [path.read_text() for path in written] == [measured, all_of_them, at_a_glance]
 
 
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [("README.md", ""), ("results/README.md", (END + START).format("tables", "tables"))],
-)
-def test_command_writes_nothing_if_a_readme_has_no_place_for_tables(root, name, text):
-    (root / name).write_text(text)
-    with pytest.raises(ValueError, match=f"^{name} has lost the lines <!-- "):
-        tables.run(tables.Settings())
-    assert not list(root.rglob("tables.md"))
-
-
 def test_committed_tables_are_what_the_committed_results_say():
     results = ROOT / "results"
-    paths = sorted((results / "measured").rglob("metrics.json"))
-    assert paths
-    for path in paths:
-        expected = "\n".join(map(to_markdown, read_tables(path)))
+    runs = read_runs(results)
+    assert runs
+    for path, run in runs.items():
+        expected = "\n".join(map(to_markdown, run_tables(run)))
         assert path.with_name("tables.md").read_text() == expected
     readme, front = (path.read_text() for path in (results / "README.md", ROOT / "README.md"))
     assert readme == fill_in("results/README.md", {"tables": all_tables(results)})

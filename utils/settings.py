@@ -4,7 +4,9 @@ The command line, the fingerprint by which a class counts as finished, metrics.j
 table of options are made from these fields.
 """
 
+from argparse import ArgumentTypeError
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from pathlib import Path
@@ -32,9 +34,9 @@ ALIGN = ("off", "on", "auto")
 def option(
     default: Any,
     help: str,
-    *,
     parse: Callable[[str], Any] = str,
     metavar: str | None = None,
+    *,
     choices: Any = None,
     several: bool = False,
     required: bool = False,
@@ -46,7 +48,7 @@ def option(
     Args:
         default: its value, or a function that returns it. False makes the option a switch.
         help: one line for --help and for the README.
-        parse: makes the value of a word; raises UserError if it cannot.
+        parse: makes the value of a word; raises ArgumentTypeError if it cannot.
         metavar: the value's name in --help.
         choices: the accepted values.
         several: whether it takes one word or more.
@@ -64,7 +66,7 @@ def at_least(smallest: int) -> Callable[[str], int]:
 
     def parse(text: str) -> int:
         if not text.isdecimal() or int(text) < smallest:
-            raise UserError(f"{text!r} is not a whole number >= {smallest}")
+            raise ArgumentTypeError(f"{text!r} is not a whole number >= {smallest}")
         return int(text)
 
     return parse
@@ -73,8 +75,25 @@ def at_least(smallest: int) -> Callable[[str], int]:
 def odd(text: str) -> int:
     """A type of option: odd whole numbers."""
     if not text.isdecimal() or int(text) % 2 == 0:
-        raise UserError(f"{text!r} is not an odd whole number")
+        raise ArgumentTypeError(f"{text!r} is not an odd whole number")
     return int(text)
+
+
+def number(accepts: Callable[[float], bool], what: str) -> Callable[[str], float]:
+    """A type of option: the numbers that a function accepts; what describes them."""
+
+    def parse(text: str) -> float:
+        with suppress(ValueError):
+            if accepts(float(text)):
+                return float(text)
+        raise ArgumentTypeError(f"{text!r} is not {what}")
+
+    return parse
+
+
+finite = number(isfinite, "a finite number")
+rate = number(lambda value: 0 < value < 1, "a number between 0 and 1")
+share = number(lambda value: 0 < value <= 1, "a number above 0 and at most 1, or auto")
 
 
 def number_or_all(text: str) -> int | str:
@@ -82,43 +101,14 @@ def number_or_all(text: str) -> int | str:
     return text if text == backbone.ALL else at_least(1)(text)
 
 
-def number_or_auto(text: str) -> float | str:
+def share_or_auto(text: str) -> float | str:
     """A type of option: "auto", or a number above 0 and at most 1."""
-    try:
-        if text == "auto" or 0 < float(text) <= 1:
-            return text if text == "auto" else float(text)
-    except ValueError:
-        pass
-    raise UserError(f"{text!r} is not a number above 0 and at most 1, or auto")
-
-
-def finite(text: str) -> float:
-    """A type of option: a number that is neither infinite nor NaN."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = float("nan")
-    if not isfinite(number):
-        raise UserError(f"{text!r} is not a finite number")
-    return number
-
-
-def rate(text: str) -> float:
-    """A type of option: a number between 0 and 1, both excluded."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise UserError(f"{text!r} is not a number between 0 and 1")
-    return value
+    return text if text == "auto" else share(text)
 
 
 def figure_count(text: str) -> int | None:
     """A type of option: "all" (None), "none" (0) or a number of figures."""
-    if text in ("all", "none"):
-        return None if text == "all" else 0
-    return at_least(0)(text)
+    return {"all": None, "none": 0}[text] if text in ("all", "none") else at_least(0)(text)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,8 +119,8 @@ class DataSettings:
         None,
         "folder that holds <class>/train/good/*.png and <class>/test/<defect type>/*.png, or "
         "good/*.png and <defect type>/*.png",
-        parse=Path,
-        metavar="PATH",
+        Path,
+        "PATH",
         affects_results=False,
     )
     dataset: str = option(
@@ -147,16 +137,10 @@ class DataSettings:
         None, "name of the folders of good images (default: good, ok or normal)", metavar="NAME"
     )
     resize: int = option(
-        DEFAULT.resize,
-        "pixels of the images' shorter side; 0 keeps their size",
-        parse=at_least(0),
-        metavar="N",
+        DEFAULT.resize, "pixels of the images' shorter side; 0 keeps their size", at_least(0), "N"
     )
     crop: int = option(
-        DEFAULT.crop,
-        "side of the square cut from their centre; 0 cuts nothing",
-        parse=at_least(0),
-        metavar="N",
+        DEFAULT.crop, "side of the square cut from their centre; 0 cuts nothing", at_least(0), "N"
     )
     exif: bool = option(False, "turn images upright, as their EXIF orientation says")
     bit_depth: int = option(
@@ -185,18 +169,16 @@ class NetworkSettings:
     weights: Path | None = option(
         None,
         "local state dict instead of the published ImageNet weights",
-        parse=Path,
-        metavar="FILE",
+        Path,
+        "FILE",
         affects_results=False,  # by its path; its content does
     )
-    batch_size: int = option(
-        backbone.BATCH_SIZE, "images in a batch", parse=at_least(1), metavar="N"
-    )
+    batch_size: int = option(backbone.BATCH_SIZE, "images in a batch", at_least(1), "N")
     num_workers: int = option(
         count_workers,
         "threads that decode images (default: one per core, at most 8)",
-        parse=at_least(0),
-        metavar="N",
+        at_least(0),
+        "N",
         affects_results=False,
     )
     device: str = option(
@@ -209,17 +191,15 @@ class MethodSettings(NetworkSettings, DataSettings):
     """What the experiment and the studies share."""
 
     save_path: Path = option(
-        Path("results"), "folder for the results", parse=Path, metavar="PATH", affects_results=False
+        Path("results"), "folder for the results", Path, "PATH", affects_results=False
     )
-    seed: int = option(
-        backbone.SEED, "seed for drawing the channels", parse=at_least(0), metavar="N"
-    )
+    seed: int = option(backbone.SEED, "seed for drawing the channels", at_least(0), "N")
     n_features: int | str | None = option(
         None,
         "channels to draw, or all (default: upstream's number for its two networks; all channels "
         "for the others)",
-        parse=number_or_all,
-        metavar="D|all",
+        number_or_all,
+        "D|all",
     )
     layers: list[str] = option(
         lambda: list(backbone.LAYERS),
@@ -228,13 +208,13 @@ class MethodSettings(NetworkSettings, DataSettings):
         choices=backbone.LAYERS,
     )
     neighbourhood: int = option(
-        1, "average each layer's output over K x K positions, K odd", parse=odd, metavar="K"
+        1, "average each layer's output over K x K positions, K odd", odd, "K"
     )
     context: int = option(
         0,
         "pixels around the crop that the network sees as well, as far as the image goes",
-        parse=at_least(0),
-        metavar="N",
+        at_least(0),
+        "N",
     )
     align: str = option(
         "off",
@@ -247,16 +227,16 @@ class MethodSettings(NetworkSettings, DataSettings):
         "image in black and white, white where defects matter: drawn on an image as it is given, "
         "or with --align on the template that a run saves; of several classes a folder of "
         "<class>.png",
-        parse=Path,
-        metavar="FILE_OR_FOLDER",
+        Path,
+        "FILE_OR_FOLDER",
         affects_results=False,  # by its path; its content does
     )
     shrinkage: float | str | None = option(
         None,
         "add R times the mean variance of all features to the covariances' diagonals instead of "
         "0.01; auto: R by Ledoit and Wolf's formula (default: 0.01 is added)",
-        parse=number_or_auto,
-        metavar="R|auto",
+        share_or_auto,
+        "R|auto",
     )
     image_score: str = option(
         "max",
@@ -302,13 +282,10 @@ class Experiment(MethodSettings):
         choices=backbone.BACKBONES,
     )
     target_fpr: float = option(
-        TARGET_FPR, "rate of false alarms at which the thresholds are set", parse=rate, metavar="X"
+        TARGET_FPR, "rate of false alarms at which the thresholds are set", rate, "X"
     )
     pixel_fpr: float = option(
-        PIXEL_FPR,
-        "rate of good pixels that may reach the pixel threshold",
-        parse=rate,
-        metavar="X",
+        PIXEL_FPR, "rate of good pixels that may reach the pixel threshold", rate, "X"
     )
     save_models: str = option(
         "auto", "which models to save; auto: those up to 500 MB", choices=("auto", "all", "none")
@@ -320,8 +297,8 @@ class Experiment(MethodSettings):
     figures: int | None = option(
         None,
         "localisation figures per class: all, none or a number (default: all)",
-        parse=figure_count,
-        metavar="all|none|N",
+        figure_count,
+        "all|none|N",
     )
 
 

@@ -8,7 +8,6 @@ from time import sleep
 from typing import Any, NamedTuple, NoReturn
 
 from utils.settings import DEMO_PRESET, PRESETS, Experiment
-from utils.system.errors import UserError
 from utils.system.processes import Processes
 from utils.system.program import MISTAKE
 
@@ -102,36 +101,16 @@ class OneLineParser(argparse.ArgumentParser):
         """Add a field as --name, also spelled with hyphens, or by its place."""
         how, name = field.metadata, field.name
         default = field.default if field.default is not MISSING else field.default_factory()
-        flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+        keywords = {"help": how["help"].replace("%", "%%"), "default": argparse.SUPPRESS}
         if default is False:
-            self.add_argument(
-                *flags, help=how["help"], action="store_true", default=argparse.SUPPRESS
-            )
-            return
-        keywords = {
-            "type": _refusing(how["parse"]),
-            "metavar": how["metavar"],
-            "choices": how["choices"],
-            "nargs": "+" if how["several"] else None,
-            "default": argparse.SUPPRESS,
-        }
+            keywords["action"] = "store_true"
+        else:
+            if default is not None and "(default" not in how["help"]:
+                keywords["help"] += f" (default: {default})"
+            keywords |= {"type": how["parse"], "metavar": how["metavar"], "choices": how["choices"]}
+            keywords["nargs"] = "+" if how["several"] else None
         if how["positional"]:
-            self.add_argument(name, help=how["help"], **keywords)
-            return
-        help = how["help"].replace("%", "%%")
-        if default is not None and "(default" not in help:
-            help += f" (default: {default})"
-        self.add_argument(*flags, help=help, required=how["required"], **keywords)
-
-
-def _refusing(parse: Callable[[str], Any]) -> Callable[[str], Any]:
-    """The function with its UserError as argparse takes it."""
-
-    def parse_word(text: str) -> Any:
-        try:
-            return parse(text)
-        except UserError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
-
-    parse_word.__name__ = getattr(parse, "__name__", "value")
-    return parse_word
+            self.add_argument(name, **keywords)
+        else:
+            flags = dict.fromkeys((f"--{name}", f"--{name.replace('_', '-')}"))
+            self.add_argument(*flags, required=how["required"], **keywords)

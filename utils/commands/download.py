@@ -49,14 +49,14 @@ class Settings:
     """What to download, and where to."""
 
     data_path: Path = option(
-        None, "folder for the classes; made if need be", parse=Path, required=True, metavar="PATH"
+        None, "folder for the classes; made if need be", Path, "PATH", required=True
     )
     accept_license: bool = option(
         False, "accept the licence of MVTec AD, CC BY-NC-SA 4.0: not for commercial use"
     )
     url: str = option(URL, "another address of the same file", metavar="URL")
     archive: Path | None = option(
-        None, "the file, downloaded by hand; it is left where it is", parse=Path, metavar="FILE"
+        None, "the file, downloaded by hand; it is left where it is", Path, "FILE"
     )
 
 

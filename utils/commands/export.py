@@ -44,15 +44,13 @@ MAX_BYTES = 2 * 10**9  # of Gaussians: a single ONNX file ends at 2 GiB, and net
 class Settings:
     """What to export."""
 
-    model: Path = option(
-        None, "fitted class (.safetensors)", parse=Path, required=True, metavar="FILE"
-    )
-    onnx: Path = option(None, "file to write (.onnx)", parse=Path, required=True, metavar="FILE")
+    model: Path = option(None, "fitted class (.safetensors)", Path, "FILE", required=True)
+    onnx: Path = option(None, "file to write (.onnx)", Path, "FILE", required=True)
     weights: Path | None = option(
         None,
         "local state dict that the model was fitted with, instead of the published weights",
-        parse=Path,
-        metavar="FILE",
+        Path,
+        "FILE",
     )
 
 
@@ -143,7 +141,7 @@ class ExportedModel(nn.Module):
         self.model = model
         self.extractor = model.extractor
         alignment = model.view.alignment
-        self.search = None if alignment is None else SearchBySums(alignment)
+        self.search = None if alignment is None else SearchBySums(alignment).find
         self.eval()
         # indices of channels and cells are kept: real ones, if it runs before the graph is traced
         model.anomaly_maps(np.zeros((1, 3, *model.window_size), dtype=np.uint8))
@@ -198,10 +196,6 @@ class SearchBySums(Search):
             slice(sides[0] + int(shifts[0]), 2 * sides[0] + int(shifts[-1]))
             for shifts in (self.rows, self.columns)
         ]
-
-    def __call__(self, grey: Tensor) -> tuple[Tensor, Tensor]:
-        """Poses (B, 3) in the template's pixels, and correlations (B,)."""
-        return self.find(grey)
 
     def cross_correlate(self, small: Tensor) -> list[Tensor]:
         """As that of Search."""

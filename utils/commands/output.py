@@ -3,8 +3,7 @@
 import csv
 import json
 import os
-from collections.abc import Callable, Iterable
-from functools import partial
+from collections.abc import Iterable
 from io import StringIO
 from pathlib import Path
 from shutil import rmtree
@@ -18,8 +17,6 @@ from utils.regions import Region
 from utils.system.errors import UserError
 
 TABLE, REGIONS = "predictions.csv", "regions.csv"
-
-Sink = Callable[[Prediction], None]
 
 
 def refuse_foreign(output: Path, kinds: Iterable[str], page: bool = False) -> None:
@@ -49,45 +46,22 @@ def prepare_folders(output: Path, kinds: Iterable[str], clear: bool = True) -> N
         mark_results(output / kind)
 
 
-def tables(folder: Path) -> Sink:
-    """A function that adds an answer to regions.csv and predictions.csv.
+def start_tables(folder: Path) -> None:
+    """Write the headers of regions.csv and predictions.csv."""
+    append(folder / REGIONS, to_csv(("path", "number", *Region._fields)))
+    append(folder / TABLE, to_csv(COLUMNS))
+
+
+def add_to_tables(folder: Path, answer: Prediction) -> None:
+    """Add an answer to both tables.
 
     Each is closed after the rows of an image, those of its regions first: whatever ends the
     program, an image in predictions.csv has all its regions in regions.csv.
     """
-    columns = ("path", "number", *Region._fields)
-    write_regions = csv_rows(partial(append, folder / REGIONS), columns, to_regions)
-    write_row = csv_rows(partial(append, folder / TABLE), COLUMNS, to_row)
-
-    def write(answer: Prediction) -> None:
-        write_regions(answer)
-        write_row(answer)
-
-    return write
-
-
-def printed(format: str | None) -> Sink:
-    """A function that prints an answer at once: as a row below a header, or as "json"."""
-    write = partial(print, end="", flush=True)
-    if format == "json":
-        return lambda answer: write(to_json(answer))
-    return csv_rows(write, COLUMNS, to_row)
-
-
-def csv_rows(
-    write: Callable[[str], Any],
-    columns: Iterable[str],
-    to_rows: Callable[[Prediction], Iterable[Iterable[Any]]],
-) -> Sink:
-    """A function that writes the rows of an answer as CSV; the header is written here."""
-
-    def write_rows(rows: Iterable[Iterable[Any]]) -> None:
-        text = StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        write(text.getvalue())
-
-    write_rows([columns])
-    return lambda answer: write_rows(to_rows(answer))
+    regions = enumerate(answer.regions, start=1)
+    rows = [(answer.row["path"], number, *region) for number, region in regions]
+    append(folder / REGIONS, to_csv(*rows))
+    append(folder / TABLE, to_csv(to_row(answer)))
 
 
 def append(path: Path, text: str) -> None:
@@ -101,16 +75,16 @@ def append(path: Path, text: str) -> None:
         ) from error
 
 
-def to_row(answer: Prediction) -> list[list[Any]]:
+def to_row(answer: Prediction) -> list[Any]:
     """The row as CSV has it: a decision is 0 or 1."""
-    cells = answer.row.values()
-    return [[int(cell) if isinstance(cell, bool) else cell for cell in cells]]
+    return [int(cell) if isinstance(cell, bool) else cell for cell in answer.row.values()]
 
 
-def to_regions(answer: Prediction) -> list[tuple]:
-    """A numbered row for each region."""
-    regions = enumerate(answer.regions, start=1)
-    return [(answer.row["path"], number, *region) for number, region in regions]
+def to_csv(*rows: Iterable[Any]) -> str:
+    """The rows as lines of CSV."""
+    text = StringIO()
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    return text.getvalue()
 
 
 def to_json(answer: Prediction) -> str:

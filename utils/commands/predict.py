@@ -24,9 +24,17 @@ from tqdm import tqdm
 from datasets.images import IMAGE_SUFFIXES, read_size
 from datasets.loading import Loader
 from datasets.notes import NESTED, Notes
-from utils.commands.output import prepare_folders, printed, refuse_foreign, tables
+from utils.commands.output import (
+    add_to_tables,
+    prepare_folders,
+    refuse_foreign,
+    start_tables,
+    to_csv,
+    to_json,
+    to_row,
+)
 from utils.commands.predict_page import write_predictions_page
-from utils.commands.prediction import Loaded, Prediction, Predictor, kinds_of_files
+from utils.commands.prediction import COLUMNS, Loaded, Predictor, kinds_of_files
 from utils.commands.sources import Source, find_images, split_paths, to_source
 from utils.settings import NetworkSettings, at_least, finite, option, rate
 from utils.system.errors import UserError
@@ -45,17 +53,17 @@ class Settings(NetworkSettings):
         None,
         f"images ({', '.join(IMAGE_SUFFIXES)}), or folders that hold images at any depth; "
         "- reads a path a line from stdin and prints a row each",
-        parse=Path,
+        Path,
+        "IMAGE_OR_FOLDER",
         several=True,
         positional=True,
-        metavar="IMAGE_OR_FOLDER",
     )
-    model: Path = option(None, "a .safetensors file", parse=Path, required=True, metavar="FILE")
+    model: Path = option(None, "a .safetensors file", Path, "FILE", required=True)
     output: Path | None = option(
         None,
         f"folder for the results (default: {FOLDER}; with - none, and no file is written)",
-        parse=Path,
-        metavar="PATH",
+        Path,
+        "PATH",
     )
     format: str | None = option(
         None,
@@ -65,29 +73,29 @@ class Settings(NetworkSettings):
     target_fpr: float | None = option(
         None,
         "rate of false alarms at which the thresholds are set (default: the model's)",
-        parse=rate,
-        metavar="X",
+        rate,
+        "X",
     )
     pixel_fpr: float | None = option(
         None,
         "rate of good pixels that may reach the pixel threshold (default: the model's)",
-        parse=rate,
-        metavar="X",
+        rate,
+        "X",
     )
     threshold: float | None = option(
         None,
         "an image is anomalous if its score reaches this (default: that of --target_fpr)",
-        parse=finite,
-        metavar="X",
+        finite,
+        "X",
     )
     pixel_threshold: float | None = option(
         None,
         "regions are the pixels whose score reaches this, in anomalous images (default: that of "
         "--pixel_fpr)",
-        parse=finite,
-        metavar="X",
+        finite,
+        "X",
     )
-    min_area: int = option(0, "leave out regions of fewer pixels", parse=at_least(0), metavar="N")
+    min_area: int = option(0, "leave out regions of fewer pixels", at_least(0), "N")
     overlays: str = option(
         "all", "the images of which overlays are written", choices=("all", "anomalous", "none")
     )
@@ -101,17 +109,17 @@ class Settings(NetworkSettings):
         "yes", "write index.html, the images by score with regions", choices=("yes", "no")
     )
     batch_size: int = option(
-        BATCH_SIZE, "images in a batch, fewer if memory is short", parse=at_least(1), metavar="N"
+        BATCH_SIZE, "images in a batch, fewer if memory is short", at_least(1), "N"
     )
 
 
+@dataclass(frozen=True)
 class Images:
     """A dataset for Loader: each source as Loaded."""
 
-    def __init__(self, sources: Sequence[Source], predictor: Predictor, notes: Notes) -> None:
-        self.sources = sources
-        self.predictor = predictor
-        self.notes = notes
+    sources: Sequence[Source]
+    predictor: Predictor
+    notes: Notes
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -122,14 +130,15 @@ class Images:
 
 def run(settings: Settings) -> None:
     """Score the images; exit with status 1 if one could not be scored."""
-    counts = score_stream(settings) if STDIN in settings.images else score_folders(settings)
-    if counts["failed"]:
+    score = score_stream if STDIN in settings.images else score_folders
+    n_failed = score(settings)
+    if n_failed:
         print(end="", flush=True)
         raise SystemExit(1)
 
 
-def score_folders(settings: Settings) -> Counter[str]:
-    """Score images and those in folders, and write the results; return how many there are."""
+def score_folders(settings: Settings) -> int:
+    """Score images and those in folders, and write the results; return how many have failed."""
     if settings.format is not None:
         raise UserError("--format applies only when paths are read from stdin (-); leave it out")
     settings = replace(settings, output=settings.output or FOLDER)
@@ -141,17 +150,19 @@ def score_folders(settings: Settings) -> Counter[str]:
     batch_size = choose_batch_size(predictor, sources)
     images = Images(sources, predictor, predictor.make_notes())
     prepare_folders(settings.output, kinds)
-    write, counts = tables(settings.output), Counter()
+    start_tables(settings.output)
+    answers, counts = [], Counter()
     with (
         Loader([images], batch_size, settings.num_workers, batches_ahead=1) as loader,
         ThreadPoolExecutor(settings.num_workers or 1) as pool,
         tqdm(total=len(images), desc="predict", unit="image", disable=None) as progress,
     ):
-        answers: list[Prediction] = []
         try:
             for answer in predictor.answer(loader.items(images), batch_size, pool.map):
-                write(answer)
-                count(answer, counts)
+                add_to_tables(settings.output, answer)
+                counts["images"] += 1
+                counts["anomalous"] += answer.row["anomalous"] is True
+                counts["failed"] += answer.row["error"] != ""
                 predictor.note_pose(answer, images.notes)
                 if settings.page == "yes":
                     answers.append(answer)
@@ -162,11 +173,11 @@ def score_folders(settings: Settings) -> Counter[str]:
             if answers:
                 write_predictions_page(predictor, answers)
     summarise(predictor, counts, [*files.sentences(), *images.notes.sentences()])
-    return counts
+    return counts["failed"]
 
 
-def score_stream(settings: Settings) -> Counter[str]:
-    """Answer each path on standard input at once and in order; return how many there are.
+def score_stream(settings: Settings) -> int:
+    """Answer each path on standard input at once and in order; return how many have failed.
 
     Nothing but the rows is printed on standard output. Memory does not grow with their number.
     """
@@ -183,23 +194,17 @@ def score_stream(settings: Settings) -> Counter[str]:
         prepare_folders(make_folder(settings.output, "--output"), kinds, clear=False)
     predictor = Predictor(settings, sys.stderr)
     choose_batch_size(predictor)
-    write, counts, said = printed(settings.format), Counter(), set()
-    sources = (to_source(path, settings.output) for path in split_paths(sys.stdin.buffer))
-    for answer in predictor.answer(load_noting(source, predictor, said) for source in sources):
-        write(answer)
-        count(answer, counts)
-        notes = Notes()
+    as_json, failed, said = settings.format == "json", 0, set()
+    if not as_json:
+        print(to_csv(COLUMNS), end="", flush=True)
+    for path in split_paths(sys.stdin.buffer):
+        source, notes = to_source(path, settings.output), predictor.make_notes()
+        (answer,) = predictor.answer([predictor.load(source, notes)])
+        print(to_json(answer) if as_json else to_csv(to_row(answer)), end="", flush=True)
+        failed += answer.row["error"] != ""
         predictor.note_pose(answer, notes)
-        say(notes, answer.source, said)
-    return counts
-
-
-def load_noting(source: Source, predictor: Predictor, said: set[str]) -> Loaded:
-    """Read an image and print its notes."""
-    notes = predictor.make_notes()
-    loaded = predictor.load(source, notes)
-    say(notes, source, said)
-    return loaded
+        say(notes, source, said)
+    return failed
 
 
 def say(notes: Notes, source: Source, said: set[str]) -> None:
@@ -209,13 +214,6 @@ def say(notes: Notes, source: Source, said: set[str]) -> None:
         if kind not in said:
             said.add(kind)
             print(f"note: {sentence}", file=sys.stderr)
-
-
-def count(answer: Prediction, counts: Counter[str]) -> None:
-    """Count an answer, and whether it is anomalous or failed."""
-    counts["images"] += 1
-    counts["anomalous"] += answer.row["anomalous"] is True
-    counts["failed"] += answer.row["error"] != ""
 
 
 def summarise(predictor: Predictor, counts: Counter[str], notes: Sequence[str]) -> None:

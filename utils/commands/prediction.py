@@ -38,10 +38,9 @@ Scored = tuple[np.ndarray, Sequence[float]]  # a map (H, W), and the pose if the
 
 
 class Loaded(NamedTuple):
-    """An image in RGB, and what the network sees of it, (3, H, W); or the error instead."""
+    """An image in RGB, and what the network sees of it, (3, H, W); neither if there is an error."""
 
     source: Source
-    error: str
     image: Image.Image | None = None
     prepared: np.ndarray | None = None
 
@@ -115,18 +114,18 @@ class Predictor:
     def load(self, source: Source, notes: Notes) -> Loaded:
         """Read an image and prepare it for the network; note what of it is not used."""
         if source.error:
-            return Loaded(source, source.error)
+            return Loaded(source)
         preprocessing = self.detector.model.preprocessing
         try:
             image = open_image(source.path)
             look_at_image(image, source.path, preprocessing, notes)
             image = to_rgb(image, source.path, preprocessing)
-            return Loaded(source, "", image, self.detector.prepare(image, source.path))
+            return Loaded(source, image, self.detector.prepare(image, source.path))
         except UserError as error:
-            return Loaded(source, describe(error))
+            return Loaded(source._replace(error=describe(error)))
 
     def answer(
-        self, loaded: Iterator[Loaded], batch_size: int = 1, run: Callable[..., Iterable] = map
+        self, loaded: Iterable[Loaded], batch_size: int = 1, run: Callable[..., Iterable] = map
     ) -> Iterator[Prediction]:
         """Yield the answer about each image once the files about it are written.
 
@@ -135,12 +134,14 @@ class Predictor:
             batch_size: images.
             run: map, or that of a pool of threads.
         """
-        while batch := list(islice(loaded, batch_size)):
-            valid = [item.prepared for item in batch if not item.error]
+        items = iter(loaded)
+        while batch := list(islice(items, batch_size)):
+            valid = [item.prepared for item in batch if not item.source.error]
             maps, poses = self.detector.model.score(np.stack(valid)) if valid else ((), None)
             rows = poses and zip(*(values.tolist() for values in poses), strict=True)
             scored = zip(maps, rows or [()] * len(maps), strict=True)
-            yield from run(self.judge, batch, [None if x.error else next(scored) for x in batch])
+            of_batch = [None if item.source.error else next(scored) for item in batch]
+            yield from run(self.judge, batch, of_batch)
 
     def judge(self, loaded: Loaded, scored: Scored | None) -> Prediction:
         """Judge an image, unless it could not be scored, and write the files about it."""
@@ -148,7 +149,7 @@ class Predictor:
         row = dict.fromkeys(COLUMNS) | {
             "path": loaded.source.given,
             "threshold": settings.threshold,
-            "error": loaded.error,
+            "error": loaded.source.error,
         }
         if scored is None:
             return Prediction(loaded.source, row)

@@ -21,7 +21,7 @@ from inspect import getdoc
 from pathlib import Path
 from pkgutil import resolve_name
 from time import perf_counter
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from tqdm import tqdm
 
@@ -47,61 +47,25 @@ from utils.system.errors import UserError
 from utils.system.files import make_folder, replacing, write_csv
 
 if TYPE_CHECKING:
-    from utils.commands.study_methods import ClassFeatures, Setup
+    from utils.commands.study_features import ClassFeatures
+    from utils.features import FeatureExtractor
 
 SEEDS = 5  # paper, section V-C: versions of Rd-MVTec AD (and 10 draws of channels, section V-A)
 FIGURE = "studies.png"
 
 
-class Study(NamedTuple):
-    """A study of each class.
-
-    Attributes:
-        title: of its table.
-        place: module below utils.commands and name of a generator, which takes a class's
-            ClassFeatures and yields the rows of a CSV file. The paragraphs of its docstring after
-            the first are the notes below the table. The module is imported when the study is made:
-            it needs torch, which takes 3 seconds.
-        columns: of the table.
-    """
-
-    title: str
-    place: str
-    columns: Columns = ACCURACY
-
-    @property
-    def make_rows(self) -> Callable[[ClassFeatures], Iterator[Row]]:
-        """The generator of the rows."""
-        return resolve_name(f"utils.commands.{self.place}")
-
-    @property
-    def notes(self) -> list[str]:
-        """Sentences on how the numbers are made."""
-        _, *paragraphs = (getdoc(self.make_rows) or "").split("\n\n")
-        return [" ".join(text.split()) for text in paragraphs]
-
-
-STUDIES = {
-    "layers": Study(
-        "layers alone, their maps summed, their concatenation", "study_methods:study_layers"
-    ),
-    "dimensions": Study(
-        "random channels and principal components", "study_methods:study_dimensions"
-    ),
-    "draws": Study("several draws of channels", "study_methods:study_draws", ALL_METRICS),
-    "cost": Study("time and memory of inference", "study_size:study_cost", COST),
-    "neighbourhood": Study(
-        "features averaged over neighbouring positions", "study_methods:study_neighbourhood"
-    ),
-    "networks": Study("the networks at hand", "study_methods:study_networks"),
-    "size": Study("smaller models", "study_size:study_size", SIZE),
-    "shrinkage": Study(
-        "what is added to the covariances", "study_methods:study_shrinkage", SHRINKAGE
-    ),
-    "alignment": Study(
-        "images as they lie and aligned", "study_alignment:study_alignment", ALIGNMENT
-    ),
-    "rotation": Study("aligned and randomly rotated images", "study_rotation:study_rotation"),
+# a study's title and columns; study_methods has the generator of its rows, study_<name>
+STUDIES: dict[str, tuple[str, Columns]] = {
+    "layers": ("layers alone, their maps summed, their concatenation", ACCURACY),
+    "dimensions": ("random channels and principal components", ACCURACY),
+    "draws": ("several draws of channels", ALL_METRICS),
+    "cost": ("time and memory of inference", COST),
+    "neighbourhood": ("features averaged over neighbouring positions", ACCURACY),
+    "networks": ("the networks at hand", ACCURACY),
+    "size": ("smaller models", SIZE),
+    "shrinkage": ("what is added to the covariances", SHRINKAGE),
+    "alignment": ("images as they lie and aligned", ALIGNMENT),
+    "rotation": ("aligned and randomly rotated images", ACCURACY),
 }
 
 
@@ -121,8 +85,8 @@ class Settings(MethodSettings):
         SEEDS,
         "draws of channels (dimensions, draws) and versions of the images (rotation), with seeds "
         "counting up from --seed",
-        parse=at_least(1),
-        metavar="K",
+        at_least(1),
+        "K",
     )
 
 
@@ -139,19 +103,22 @@ def run(settings: Settings) -> None:
     if not names:
         return
 
-    from utils.commands.study_methods import ClassFeatures, make_setup  # torch takes 3 seconds
+    from utils.commands.study_features import ClassFeatures  # torch takes 3 seconds
+    from utils.features import load_extractor
 
-    setup = make_setup(settings, draws)
+    network = settings.arch, settings.weights, settings.device, settings.precision
+    extractor = load_extractor(*network)
+    print(f"{settings.arch} on {device_name(extractor.device)}")
     rows: dict[str, list[Row]] = {name: [] for name in names}
     for train, test in datasets:
         print(f"{test.class_name}: {len(train)} training images, {len(test)} test images")
-        images = ClassFeatures(setup, train, test)
+        images = ClassFeatures(settings, extractor, draws, train, test)
         for name in names:
             rows[name] += make_study(name, images)
         for note in test.notes.sentences():
             print(f"({note})")
         del images  # free its memory before the next class is loaded
-        tables = write_studies(folder, rows, settings, describe_origin(setup))
+        tables = write_studies(folder, rows, settings, describe_origin(extractor))
     print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
 
 
@@ -183,17 +150,28 @@ def make_study(name: str, images: ClassFeatures) -> list[Row]:
     """The rows of a study of one class; prints the seconds that it took."""
     start = perf_counter()
     title = f"{images.test.class_name} {name}"
-    rows = list(tqdm(STUDIES[name].make_rows(images), title, unit="model", disable=None))
+    rows = list(tqdm(find_study(name)(images), title, unit="model", disable=None))
     print(f"{name}: {perf_counter() - start:.0f} s", flush=True)
     return rows
 
 
-def describe_origin(setup: Setup) -> str:
+def find_study(name: str) -> Callable[[ClassFeatures], Iterator[Row]]:
+    """The generator of a study's rows."""
+    return resolve_name(f"utils.commands.study_methods:study_{name}")
+
+
+def describe_study(name: str) -> list[str]:
+    """Sentences on how the numbers of a study are made."""
+    _, *paragraphs = (getdoc(find_study(name)) or "").split("\n\n")
+    return [" ".join(text.split()) for text in paragraphs]
+
+
+def describe_origin(extractor: FeatureExtractor) -> str:
     """The command, weights, device, version and date that make the numbers."""
     command = shlex.join(["python", "main.py", *sys.argv[1:]])
     return (
-        f"{command}; weights sha256 {setup.extractor.weights_sha256[:12]}…, "
-        f"{device_name(setup.extractor.device)}, torch {version('torch')}, "
+        f"{command}; weights sha256 {extractor.weights_sha256[:12]}…, "
+        f"{device_name(extractor.device)}, torch {version('torch')}, "
         f"{date.today().isoformat()}."
     )
 
@@ -205,10 +183,10 @@ def write_studies(
     data = settings.data_path.resolve().name
     tables = []
     for name, of_study in rows.items():
-        study = STUDIES[name]
         write_csv(folder / f"{name}.csv", list(of_study[0]), map(dict.values, of_study))
-        title = f"{settings.arch} on {data}: {study.title}"
-        tables.append(make_table(title, of_study, study.columns, [*study.notes, origin]))
+        title, columns = STUDIES[name]
+        title = f"{settings.arch} on {data}: {title}"
+        tables.append(make_table(title, of_study, columns, [*describe_study(name), origin]))
         with replacing(folder / f"{name}.md") as path:
             path.write_text(to_markdown(tables[-1]), encoding="utf-8", errors="backslashreplace")
     title = f"PaDiM, {settings.arch}, {data}"

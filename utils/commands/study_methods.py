@@ -1,207 +1,40 @@
-"""What the studies share, and those of layers, channels, neighbourhoods, networks and shrinkage.
+"""The studies: each is a generator that yields the rows of its CSV file for a class.
 
-Each study is a generator that yields the rows of its CSV file.
+The paragraphs of its docstring after the first are the notes below its table.
 
 Reference: Defard et al., arXiv 2011.08785, section V.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from statistics import median
+from time import perf_counter
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.loading import load_batches
-from utils.alignment import Poses
-from utils.backbone import ALL, BACKBONES, LAYERS, Channels, draw_channels
+from datasets.preprocessing import WHOLE
+from utils.alignment import MOST_SHIFTED, Alignment, PoseRange, learn_alignment
+from utils.backbone import ALL, BACKBONES, LAYERS, draw_channels
+from utils.commands.study_features import BEST_NEIGHBOURHOOD, ClassFeatures, Features, Transform
+from utils.commands.study_rotation import RotatedDataset
 from utils.commands.study_tables import Row
-from utils.evaluation import ScoredImages, evaluate, score_images
-from utils.features import (
-    FeatureExtractor,
-    average_neighbours,
-    concatenate,
-    load_extractor,
-    select_channels,
-)
-from utils.gaussian import Gaussians, fit_gaussians
-from utils.settings import MethodSettings
+from utils.evaluation import evaluate
+from utils.features import average_neighbours, concatenate, load_extractor
+from utils.gaussian import Gaussians
+from utils.model_file import DTYPES, model_bytes
 from utils.shrinkage import AUTO
-from utils.system.device import device_name
 from utils.thresholds import score_maps
-from utils.view import View, learn_view
+from utils.view import View
 
 DIMENSIONS = (100, 200)  # paper, table II
 NEIGHBOURHOODS = (1, 3, 5)
-BEST_NEIGHBOURHOOD = 3  # on four classes of MVTec AD, by the study of neighbourhoods
 SHRINKAGES = (0.03, 0.1, 0.2, 0.3, 1.0, AUTO, None)
+WARM_UP, REPEATS = 2, 15  # images, untimed and timed
 
-Features = list[Tensor]  # of each layer, finest first
-Transform = Callable[[Features], Features]
 Axes = Sequence[Tensor | None]  # (C_l, d_l) to project each layer onto; None leaves it out
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What the studies of all classes share.
-
-    Attributes:
-        settings: of the method, unless a study varies them.
-        extractor: of all channels of a network, without an average over neighbours.
-        draws: of channels, by seed. A study that needs one takes the first. The seeds are also
-            those of the random versions of the images.
-    """
-
-    settings: MethodSettings
-    extractor: FeatureExtractor
-    draws: Mapping[int, Channels]
-
-    @property
-    def arch(self) -> str:
-        """The network's name, a key of BACKBONES."""
-        return self.extractor.arch
-
-    @property
-    def layer_channels(self) -> tuple[int, int, int]:
-        """The numbers of channels of the three layers."""
-        return BACKBONES[self.arch].layer_channels
-
-    @property
-    def all_channels(self) -> Channels:
-        """All channels of the three layers."""
-        return draw_channels(self.arch, n_features=ALL)
-
-    @property
-    def first_draw(self) -> tuple[int, Channels]:
-        """The first seed and its draw of channels."""
-        return next(iter(self.draws.items()))
-
-    def load(self, images: Any) -> Iterator[list[np.ndarray]]:
-        """The batches of a data set: images, labels and masks."""
-        return load_batches(images, self.settings.batch_size, self.settings.num_workers)
-
-    def choices(self) -> Iterator[tuple[str, int | None, Channels]]:
-        """Title, seed and channels of the first draw, unless it has all, and of all channels."""
-        seed, channels = self.first_draw
-        if len(channels) < len(self.all_channels):
-            yield f"Rd{len(channels)}", seed, channels
-        yield "all channels", None, self.all_channels
-
-
-def make_setup(settings: MethodSettings, draws: Mapping[int, Channels]) -> Setup:
-    """The network of the settings and the draws, for all studies."""
-    extractor = load_extractor(settings.arch, settings.weights, settings.device, settings.precision)
-    print(f"{settings.arch} on {device_name(extractor.device)}")
-    return Setup(settings, extractor, draws)
-
-
-class Seen(NamedTuple):
-    """The features of images, their poses if they were aligned, and H and W of what was seen."""
-
-    layers: Features
-    poses: Poses | None
-    size: tuple[int, int]
-
-
-class ClassFeatures:
-    """The images of a class and their features, computed once for all studies that need them.
-
-    Args:
-        setup: of the studies.
-        train, test: the images.
-        view: how the network sees them; None takes or learns it as the settings say.
-    """
-
-    def __init__(self, setup: Setup, train: Any, test: Any, view: View | None = None) -> None:
-        self.setup, self.train, self.test = setup, train, test
-        self._view = view
-        self._rows: dict[tuple, Row] = {}
-
-    @cached_property
-    def view(self) -> View:
-        """How the network sees the images."""
-        settings, view = self.setup.settings, View(self.train.preprocessing)
-        if self._view is not None:
-            return self._view
-        if settings.align != "off":
-            some = (images for images, *_ in self.setup.load(self.train.sample()))
-            view, sentence = learn_view(some, settings.unaligned, settings.align)
-            print(f"{self.test.class_name} is {sentence}")
-        frame = "off" if view.alignment is None else "on"
-        return view._replace(region=self.train.read_region(view.preprocessing, frame))
-
-    @cached_property
-    def good(self) -> list[Features]:
-        """The layers of each batch of training images."""
-        return [self.see(images).layers for images, *_ in self.setup.load(self.train)]
-
-    @cached_property
-    def unseen(self) -> list[tuple[Seen, np.ndarray, np.ndarray, np.ndarray]]:
-        """Features, images, labels and masks of each batch of test images."""
-        return [(self.see(images), images, *truth) for images, *truth in self.setup.load(self.test)]
-
-    def see(self, images: np.ndarray) -> Seen:
-        """What the network makes of images."""
-        seen, poses = self.view.see(images)
-        return Seen(self.setup.extractor(seen), poses, tuple(seen.shape[2:]))
-
-    def selecting(self, channels: Channels, neighbourhood: int | None = None) -> Transform:
-        """A function that selects channels and averages them, by default as the settings say."""
-        size = neighbourhood or self.setup.settings.neighbourhood
-        return lambda layers: average(select_channels(layers, channels), size)
-
-    @torch.inference_mode()
-    def fit(self, transform: Transform) -> Gaussians:
-        """The Gaussians of the transformed features of the training images."""
-        options = {"shrinkage": self.setup.settings.shrinkage, "region": self.view.region}
-        return fit_gaussians(map(transform, self.good), len(self.train), **options)
-
-    @torch.inference_mode()
-    def make_maps(self, gaussians: Gaussians, transform: Transform, seen: Seen) -> np.ndarray:
-        """The anomaly maps (B, H, W) of images."""
-        return self.view.lay_back(
-            gaussians.distances(transform(seen.layers)), seen.poses, seen.size
-        )
-
-    def score(self, transform: Transform, gaussians: Gaussians | None = None) -> ScoredImages:
-        """The test images, scored on transformed features; None fits Gaussians to them."""
-        gaussians = gaussians or self.fit(transform)
-        maps = ((self.make_maps(gaussians, transform, seen), *rest) for seen, *rest in self.unseen)
-        size, keep_maps = self.test.image_size, True
-        return score_images(maps, len(self.test), size, keep_maps, score=self.image_scores)
-
-    def image_scores(self, anomaly_maps: np.ndarray) -> np.ndarray:
-        """The scores (B,) of images from their maps."""
-        image_score = self.setup.settings.image_score
-        return score_maps(anomaly_maps, image_score, self.view.seen(anomaly_maps))
-
-    def row_of(
-        self,
-        method: str,
-        channels: Channels,
-        seed: int | None = None,
-        neighbourhood: int | None = None,
-    ) -> Row:
-        """The row of PaDiM on what selecting selects; the same is evaluated only once."""
-        key = channels.of_layers, neighbourhood or self.setup.settings.neighbourhood
-        if key not in self._rows:
-            scored = self.score(self.selecting(channels, neighbourhood))
-            self._rows[key] = self.row(method, len(channels), scored)
-        return self._rows[key] | {"method": method, "seed": seed}
-
-    def row(self, method: str, n_features: int, scored: ScoredImages) -> Row:
-        """The row of scored test images."""
-        named = {"class_name": self.test.class_name, "method": method, "n_features": n_features}
-        has_region = self.view.region is not None
-        metrics = evaluate(scored, self.test.has_masks, has_region).metrics
-        return {**named, "seed": None, **metrics}
-
-
-def average(layers: Features, neighbourhood: int) -> Features:
-    """All layers, averaged over neighbouring positions."""
-    return [average_neighbours(layer, neighbourhood) for layer in layers]
 
 
 def study_layers(images: ClassFeatures) -> Iterator[Row]:
@@ -211,18 +44,18 @@ def study_layers(images: ClassFeatures) -> Iterator[Row]:
     1+2+3: the sum of these three anomaly maps; concatenation: one Gaussian per patch over all
     three layers; Rdn: over n random channels, as in the main run.
     """
-    total, everything = 0, images.setup.all_channels
+    total, everything = 0, images.all_channels
     for number, layer in enumerate(LAYERS, start=1):
-        of_layer = draw_channels(images.setup.arch, n_features=ALL, layers=[layer])
+        of_layer = draw_channels(images.extractor.arch, n_features=ALL, layers=[layer])
         scored = images.score(images.selecting(of_layer))
         yield images.row(f"layer {number}", len(of_layer), scored)
         total = total + scored.anomaly_maps
     summed = scored._replace(anomaly_maps=total, image_scores=images.image_scores(total))
     yield images.row("layers 1+2+3", len(everything), summed)
     yield images.row_of("concatenation", everything)
-    seed, channels = images.setup.first_draw
-    if len(channels) < len(everything):
-        yield images.row_of(f"concatenation, Rd{len(channels)}", channels, seed)
+    *drawn, _ = images.choices()
+    for title, seed, channels in drawn:
+        yield images.row_of(f"concatenation, {title}", channels, seed)
 
 
 def study_dimensions(images: ClassFeatures) -> Iterator[Row]:
@@ -232,23 +65,217 @@ def study_dimensions(images: ClassFeatures) -> Iterator[Row]:
     10); PCAn: the first n principal components of the class's training embeddings, all patches of
     all images together (the paper does not say over what it takes them).
     """
-    setup, everything = images.setup, images.setup.all_channels
+    everything = images.all_channels
     yield images.row_of("all channels", everything)
     averaged = images.selecting(everything)
     axes = principal_axes(map(averaged, images.good))
-    n_drawn = len(setup.first_draw[1])
+    n_drawn = len(images.first_draw[1])
     for n_features in sorted({*DIMENSIONS, n_drawn}):
         if n_features >= len(everything):
             continue
-        for seed, channels in setup.draws.items():
+        for seed, channels in images.draws.items():
             if n_features != n_drawn:
-                channels = draw_channels(setup.arch, seed, n_features)
+                channels = draw_channels(images.extractor.arch, seed, n_features)
             yield images.row_of(f"Rd{n_features}", channels, seed)
 
         def transform(layers: Features, axes: Tensor = axes[:, :n_features]) -> Features:
             return project([concatenate(averaged(layers))], [axes])
 
         yield images.row(f"PCA{n_features}", n_features, images.score(transform))
+
+
+def study_draws(images: ClassFeatures) -> Iterator[Row]:
+    """All metrics of the main run for several draws of channels, a row for each seed.
+
+    Rdn: n random channels, as many as in the main run; mean ± sd over the draws. The first draw is
+    the main run's.
+    """
+    for seed, channels in images.draws.items():
+        yield images.row_of(f"Rd{len(channels)}", channels, seed)
+
+
+def study_cost(images: ClassFeatures) -> Iterator[Row]:
+    """Seconds of inference and bytes of the tensors that are kept.
+
+    As the paper's tables VII and VIII. Time: medians over single images, after warm-up, without
+    reading the file; the network with the alignment, if there is one; the map is distances,
+    enlarging and smoothing. Memory: the tensors that inference needs, float32, 1 MB = 10⁶ bytes.
+
+    The coarser layers' factor is kept once for all patches that share it; the finest layer's
+    factor, given the coarser layers, is kept for each patch. Primal: factors of the covariance.
+    Dual, where there are no more training images than coarser dimensions: of the inner products of
+    the training embeddings. Both give the same distances.
+    """
+    network_bytes = sum(tensor.nbytes for tensor in images.extractor.state_dict().values())
+    for method, _, channels in images.choices():
+        transform = images.selecting(channels)
+        gaussians = images.fit(transform)
+        network_seconds, map_seconds = time_inference(images, gaussians, transform)
+        yield {
+            "class_name": images.test.class_name,
+            "method": method,
+            "n_features": len(channels),
+            "n_train": len(images.train),
+            "form": "primal" if gaussians.is_primal else "dual",
+            "network_seconds": network_seconds,
+            "map_seconds": map_seconds,
+            "network_bytes": network_bytes,
+            "gaussians_bytes": model_bytes(gaussians),
+        }
+        del gaussians  # free its memory before the next fit
+
+
+def study_neighbourhood(images: ClassFeatures) -> Iterator[Row]:
+    """The metrics with larger and larger neighbourhoods, of random and of all channels.
+
+    K × K: each layer's output is averaged over K × K of its own positions, at the border over those
+    that exist, as --neighbourhood K does; with the main run's channels (Rdn) and with all.
+    """
+    yield from vary_neighbourhood(images, NEIGHBOURHOODS)
+
+
+def study_networks(images: ClassFeatures) -> Iterator[Row]:
+    """The metrics of the network of --arch, and of others whose weights are at hand.
+
+    The network of --arch, and all whose published weights are installed or were downloaded before;
+    each with the channels that it draws by default (Rdn) and with all, without and with an average
+    over 3 × 3 positions.
+    """
+    given, sizes = images.extractor, (1, BEST_NEIGHBOURHOOD)
+    yield from vary_neighbourhood(images, sizes, f"{given.arch}, ")
+    for arch, network in BACKBONES.items():
+        if arch != given.arch and network.has_weights():
+            extractor = load_extractor(arch, None, str(given.device), given.precision)
+            draws = {seed: draw_channels(arch, seed) for seed in images.draws}
+            other = replace(images, extractor=extractor, draws=draws, given_view=images.view)
+            yield from vary_neighbourhood(other, sizes, f"{arch}, ")
+
+
+def vary_neighbourhood(
+    images: ClassFeatures, sizes: Sequence[int], prefix: str = ""
+) -> Iterator[Row]:
+    """Rows of the first draw and of all channels, averaged over neighbourhoods of these sizes."""
+    for method, seed, channels in images.choices():
+        for size in sizes:
+            yield images.row_of(f"{prefix}{method}, {size} × {size}", channels, seed, size)
+
+
+def study_size(images: ClassFeatures) -> Iterator[Row]:
+    """Megabytes, milliseconds and metrics of smaller and smaller models.
+
+    All features averaged over 3 × 3 positions. Half, quarter: of the channels of each layer, drawn
+    at random, or projected onto random orthogonal axes or onto the layer's principal components in
+    the training images (all patches together). Each model was rounded to float16, as --save_dtype
+    float16 saves it, unless the row says float32. Map: distances, enlarging and smoothing of one
+    image, median. Efficient: no other method has a higher image ROCAUC in as few megabytes.
+    """
+    *drawn, (_, _, everything) = images.choices()
+    for title, _, channels in drawn:
+        yield size_row(images, title, images.selecting(channels, BEST_NEIGHBOURHOOD))
+    average = images.selecting(everything, BEST_NEIGHBOURHOOD)
+    yield size_row(images, "all channels, float32", average, "float32")
+    yield size_row(images, "all channels", average)
+    for method, axes in projections(images).items():
+
+        def transform(layers: Features, axes: Axes = axes) -> Features:
+            return project(average(layers), axes)
+
+        yield size_row(images, method, transform)
+
+
+def size_row(
+    images: ClassFeatures, method: str, transform: Transform, dtype: str = "float16"
+) -> Row:
+    """The row of a method, of a model that is rounded to a dtype of DTYPES."""
+    gaussians = rounded(images.fit(transform), DTYPES[dtype])
+    n_features = sum(mean.shape[2] for mean in gaussians.means)
+    scored = images.score(transform, gaussians)
+    _, map_seconds = time_inference(images, gaussians, transform)
+    measured = {"model_bytes": model_bytes(gaussians, dtype), "map_seconds": map_seconds}
+    return images.row(method, n_features, scored) | measured
+
+
+def study_shrinkage(images: ClassFeatures) -> Iterator[Row]:
+    """The metrics of shrinkage from small to large, of Ledoit and Wolf's, and of the paper's eps.
+
+    All channels, averaged over 3 × 3 positions. Shrinkage R adds R times the mean variance of all
+    features of the class to the diagonal of each covariance, as --shrinkage R does; eps adds 0.01,
+    as the paper does. The column eps is what was added.
+    """
+    everything = images.all_channels
+    transform = images.selecting(everything, BEST_NEIGHBOURHOOD)
+    for shrinkage in SHRINKAGES:
+        gaussians = images.fit(transform, shrinkage=shrinkage)
+        added = {"shrinkage": gaussians.shrinkage, "eps": gaussians.eps}
+        method = "eps" if shrinkage is None else f"R = {shrinkage}"
+        yield images.row(method, len(everything), images.score(transform, gaussians)) | added
+
+
+def study_alignment(images: ClassFeatures) -> Iterator[Row]:
+    """The metrics of images as they lie, and turned and moved onto a template.
+
+    All channels, averaged over 3 × 3 positions. Whole circle: the part is sought at all angles and
+    at shifts of up to a quarter of the sides; range: where parts of training images lie, as --align
+    does. Whole image: the network sees the resized image up to its border, else the crop alone;
+    all is measured on the crop. Max, top: image scores as of --image_score. Search: milliseconds of
+    the search for the part in an image.
+    """
+    for context, seen in ((0, "crop"), (WHOLE, "whole image")):
+        preprocessing = images.settings.unaligned._replace(context=context)
+        train, test = (
+            replace(dataset, preprocessing=preprocessing) for dataset in (images.train, images.test)
+        )
+        some = (torch.as_tensor(batch) for batch, *_ in images.load(train.sample()))
+        alignment = learn_alignment(some)
+        choices = {"as it lies": None, "whole circle": widen(alignment), "range": alignment}
+        for method, chosen in choices.items():
+            view = View(preprocessing, chosen)
+            of_view = replace(images, train=train, test=test, given_view=view)
+            yield alignment_row(of_view, f"{method}, {seen}")
+
+
+def widen(alignment: Alignment) -> Alignment:
+    """The alignment with all poses that are sought in training images."""
+    height, width = (MOST_SHIFTED * side for side in alignment.image_size)
+    return replace(alignment, range=PoseRange(-180, 360, -height, height, -width, width))
+
+
+def alignment_row(images: ClassFeatures, method: str) -> Row:
+    """The row of a view of the images."""
+    everything = images.all_channels
+    scored = images.score(images.selecting(everything, BEST_NEIGHBOURHOOD))
+    row = images.row(method, len(everything), scored)
+    for image_score, column in (("max", "image_auroc"), ("top", "image_auroc_top")):
+        again = scored._replace(image_scores=score_maps(scored.anomaly_maps, image_score))
+        row[column] = evaluate(again, has_masks=False).metrics["image_auroc"]
+    return row | {"search_seconds": time_search(images)}
+
+
+def time_search(images: ClassFeatures) -> float | None:
+    """Seconds of the search for the part in an image of a batch; None without a search."""
+    alignment, device = images.view.alignment, images.extractor.device
+    if alignment is None:
+        return None
+    _, batch, *_ = images.unseen[0]
+    start = synchronised_time(device)
+    alignment.find_poses(torch.as_tensor(batch))
+    return (synchronised_time(device) - start) / len(batch)
+
+
+def study_rotation(images: ClassFeatures) -> Iterator[Row]:
+    """The metrics of aligned images, and those of a model for each random version of the images.
+
+    As the paper's table VI. Rotated: training and test images resized to 256, turned by up to 10
+    degrees (bicubic), cropped at random to 224, masks alike (nearest); mean ± sd over random
+    versions of the images. The paper does not say what fills the corners; here the image is
+    reflected. Aligned: the main run's centre crop.
+    """
+    _, channels = images.first_draw
+    yield images.row_of("aligned", channels)
+    for seed in images.draws:
+        train, test = RotatedDataset(images.train, seed), RotatedDataset(images.test, seed)
+        rotated = replace(images, train=train, test=test, given_view=images.view)
+        yield rotated.row_of("rotated", channels, seed)
 
 
 @torch.inference_mode()
@@ -280,67 +307,69 @@ def project(layers: Features, axes: Axes) -> Features:
     ]
 
 
-def study_draws(images: ClassFeatures) -> Iterator[Row]:
-    """All metrics of the main run for several draws of channels, a row for each seed.
+def projections(images: ClassFeatures) -> dict[str, Axes]:
+    """The axes of every method, by its name; what is drawn at random depends on the first seed."""
+    everything = [torch.eye(n) for n in images.all_channels.counts]
+    generator = torch.Generator().manual_seed(images.first_draw[0])
+    components = [
+        principal_axes(
+            [average_neighbours(layers[number], BEST_NEIGHBOURHOOD)] for layers in images.good
+        )
+        for number in range(len(everything))
+    ]
 
-    Rdn: n random channels, as many as in the main run; mean ± sd over the draws. The first draw is
-    the main run's.
-    """
-    for seed, channels in images.setup.draws.items():
-        yield images.row_of(f"Rd{len(channels)}", channels, seed)
+    def drawn(axes: Tensor) -> Tensor:
+        return axes[:, torch.randperm(len(axes), generator=generator)]
 
+    def orthogonal(axes: Tensor) -> Tensor:
+        return torch.linalg.qr(torch.randn(axes.shape, generator=generator))[0]
 
-def study_neighbourhood(images: ClassFeatures) -> Iterator[Row]:
-    """The metrics with larger and larger neighbourhoods, of random and of all channels.
+    def first(axes: Axes, share: int) -> Axes:
+        return [layer[:, : layer.shape[1] // share] for layer in axes]
 
-    K × K: each layer's output is averaged over K × K of its own positions, at the border over those
-    that exist, as --neighbourhood K does; with the main run's channels (Rdn) and with all.
-    """
-    yield from vary_neighbourhood(images, NEIGHBOURHOODS)
-
-
-def study_networks(images: ClassFeatures) -> Iterator[Row]:
-    """The metrics of the network of the setup, and of others whose weights are at hand.
-
-    The network of --arch, and all whose published weights are installed or were downloaded before;
-    each with the channels that it draws by default (Rdn) and with all, without and with an average
-    over 3 × 3 positions.
-    """
-    setup, sizes = images.setup, (1, BEST_NEIGHBOURHOOD)
-    yield from vary_neighbourhood(images, sizes, f"{setup.arch}, ")
-    device, precision = str(setup.extractor.device), setup.extractor.precision
-    for arch, network in BACKBONES.items():
-        if arch != setup.arch and network.has_weights():
-            extractor = load_extractor(arch, None, device, precision)
-            draws = {seed: draw_channels(arch, seed) for seed in setup.draws}
-            other = Setup(setup.settings, extractor, draws)
-            of_other = ClassFeatures(other, images.train, images.test, images.view)
-            yield from vary_neighbourhood(of_other, sizes, f"{arch}, ")
+    _, *coarser = everything
+    return {
+        "layers 2+3": [None, *coarser],
+        "layer 3": [None, None, coarser[-1]],
+        "half, drawn by layer": first(list(map(drawn, everything)), 2),
+        "half, orthogonal": first(list(map(orthogonal, everything)), 2),
+        "half, PCA": first(components, 2),
+        "quarter, PCA": first(components, 4),
+        "layers 2+3, half, PCA": [None, *first(components[1:], 2)],
+    }
 
 
-def study_shrinkage(images: ClassFeatures) -> Iterator[Row]:
-    """The metrics of shrinkage from small to large, of Ledoit and Wolf's, and of the paper's eps.
+def rounded(gaussians: Gaussians, dtype: torch.dtype) -> Gaussians:
+    """The Gaussians as they are read from a file in another dtype."""
 
-    All channels, averaged over 3 × 3 positions. Shrinkage R adds R times the mean variance of all
-    features of the class to the diagonal of each covariance, as --shrinkage R does; eps adds 0.01,
-    as the paper does. The column eps is what was added.
-    """
-    everything = images.setup.all_channels
-    transform = images.selecting(everything, BEST_NEIGHBOURHOOD)
-    for shrinkage in SHRINKAGES:
-        with torch.inference_mode():
-            features = map(transform, images.good)
-            options = {"shrinkage": shrinkage, "region": images.view.region}
-            gaussians = fit_gaussians(features, len(images.train), **options)
-        method = "eps" if shrinkage is None else f"R = {shrinkage}"
-        row = images.row(method, len(everything), images.score(transform, gaussians))
-        yield row | {"shrinkage": gaussians.shrinkage, "eps": gaussians.eps}
+    def round_all(value: Any) -> Any:
+        if isinstance(value, list):
+            return list(map(round_all, value))
+        return value.to(dtype).float() if isinstance(value, Tensor) else value
+
+    return replace(gaussians, **{name: round_all(value) for name, value in vars(gaussians).items()})
 
 
-def vary_neighbourhood(
-    images: ClassFeatures, sizes: Sequence[int], prefix: str = ""
-) -> Iterator[Row]:
-    """Rows of the first draw and of all channels, averaged over neighbourhoods of these sizes."""
-    for method, seed, channels in images.setup.choices():
-        for size in sizes:
-            yield images.row_of(f"{prefix}{method}, {size} × {size}", channels, seed, size)
+def time_inference(
+    images: ClassFeatures, gaussians: Gaussians, transform: Transform
+) -> tuple[float, float]:
+    """Median seconds of the network and of the anomaly map for one test image at a time."""
+    device = images.extractor.device
+    pixels = np.concatenate([batch for _, batch, *_ in images.unseen])
+    timed = []
+    for i in range(WARM_UP + REPEATS):
+        image = pixels[i % len(pixels), None]
+        start = synchronised_time(device)
+        seen = images.see(image)
+        between = synchronised_time(device)
+        images.make_maps(gaussians, transform, seen)
+        timed.append((between - start, synchronised_time(device) - between))
+    network_seconds, map_seconds = zip(*timed[WARM_UP:], strict=True)
+    return median(network_seconds), median(map_seconds)
+
+
+def synchronised_time(device: torch.device) -> float:
+    """The time after the device has finished its work."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()

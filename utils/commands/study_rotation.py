@@ -1,10 +1,9 @@
-"""The study of images that are not aligned: Rd-MVTec AD against MVTec AD.
+"""Images that are not aligned: the random versions of a class, as in Rd-MVTec AD.
 
 Reference: Defard et al., arXiv 2011.08785, sections IV-A and V-C.
 """
 
 import random
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -13,27 +12,9 @@ from PIL import Image
 
 from datasets.dataset import ImageDataset
 from datasets.preprocessing import CROP, RESIZE
-from utils.commands.study_methods import ClassFeatures
-from utils.commands.study_tables import Row
 
 MAX_ANGLE = 10  # degrees (paper, section IV-A)
 MARGIN = 24  # pixels; a corner of the 256-pixel square turned by 10 degrees looks 21 beyond it
-
-
-def study_rotation(images: ClassFeatures) -> Iterator[Row]:
-    """The metrics of aligned images, and those of a model for each random version of the images.
-
-    As the paper's table VI. Rotated: training and test images resized to 256, turned by up to 10
-    degrees (bicubic), cropped at random to 224, masks alike (nearest); mean ± sd over random
-    versions of the images. The paper does not say what fills the corners; here the image is
-    reflected. Aligned: the main run's centre crop.
-    """
-    _, channels = images.setup.first_draw
-    yield images.row_of("aligned", channels)
-    for seed in images.setup.draws:
-        train, test = RotatedDataset(images.train, seed), RotatedDataset(images.test, seed)
-        rotated = ClassFeatures(images.setup, train, test, images.view)
-        yield rotated.row_of("rotated", channels, seed)
 
 
 class Move(NamedTuple):

@@ -58,14 +58,14 @@ class Settings:
 def run(_: Settings) -> None:
     """Write all tables, after all files that they are made from were read."""
     results = ROOT / "results"
-    tables = {path: read_tables(path) for path in find_runs(results)}
+    runs = read_runs(results)
     readme = {"results at a glance": glance(results), "options": tabulate_options()}
     readmes = {
         results / "README.md": fill_in("results/README.md", {"tables": all_tables(results)}),
         ROOT / "README.md": fill_in("README.md", readme),
     }
-    for path, of_run in tables.items():
-        write_tables(path.parent, of_run)
+    for path, measured in runs.items():
+        write_tables(path.parent, run_tables(measured))
         print(path.with_name("tables.md"))
     for path, text in readmes.items():
         with replacing(path) as temporary:
@@ -73,20 +73,16 @@ def run(_: Settings) -> None:
         print(path)
 
 
-def find_runs(results: Path) -> list[Path]:
-    """The metrics.json of each measured run."""
-    return sorted(results.glob("measured/**/metrics.json"))
-
-
-def read_tables(path: Path) -> list[Table]:
-    """The tables of the run that wrote this metrics.json."""
-    return run_tables(read_run(path))
+def read_runs(results: Path) -> dict[Path, Run]:
+    """The measured runs, by the path of their metrics.json."""
+    return {path: read_run(path) for path in sorted(results.glob("measured/**/metrics.json"))}
 
 
 def all_tables(results: Path) -> str:
     """The tables of the measured runs, of the studies and of the benchmark, in Markdown."""
     measured = results / "measured"
-    parts = [to_markdown(table) for path in find_runs(results) for table in read_tables(path)]
+    runs = read_runs(results).values()
+    parts = [to_markdown(table) for run in runs for table in run_tables(run)]
     # studies, the benchmark and the test of near copies have written their own
     for pattern in WRITTEN:
         for path in sorted(measured.glob(pattern)):
@@ -100,8 +96,7 @@ def glance(results: Path) -> str:
 
     Published networks that were not measured here come last, with the means over all classes.
     """
-    published = read_all_published()
-    runs = [read_run(path) for path in find_runs(results)]
+    published, runs = read_all_published(), read_runs(results).values()
     rows = [row for run in runs for row in glance_rows(run, published)]
     measured = {run.settings["arch"] for run in runs}
     for arch in backbone.BACKBONES:
@@ -109,9 +104,8 @@ def glance(results: Path) -> str:
             rows += published_rows(arch, mvtec.CLASS_NAMES, published)
     rows = [list(row) for row in dict.fromkeys(map(tuple, rows))]  # PatchCore's once
     columns = ["network, numbers", *(METRICS[metric] for metric in COMPARED), "mean over"]
-    return to_markdown(
-        Table("Means over classes of MVTec AD, published and measured here", columns, rows)
-    )
+    title = "Means over classes of MVTec AD, published and measured here"
+    return to_markdown(Table(title, columns, rows))
 
 
 def glance_rows(run: Run, published: Published) -> list[list[str]]:
