@@ -43,7 +43,7 @@ SETTINGS: list[dict[str, Any]] = [
     *(AS_THEY_ARE | {"ANGLE_STEP": step} for step in (2.5, 10.0)),
     *(AS_THEY_ARE | {"COARSE_SIDE": side} for side in (32, 96)),
     *(AS_THEY_ARE | {"REFINED_SIDES": sides} for sides in ((64, 128), (256,))),
-    *(AS_THEY_ARE | {"REFINED_STEPS": steps} for steps in (2, 4)),
+    *(AS_THEY_ARE | {"REFINED_STEPS": steps} for steps in (1, 3)),
     AS_THEY_ARE | {"FAR_ANGLE": 361.0},  # no second angle is tried
 ]
 COLUMNS = ["class", "step of angles", "coarse side", "refined at sides", "steps at each"]

@@ -21,7 +21,7 @@ from utils.backbone import IMAGENET_MEAN, IMAGENET_STD
 from utils.commands import export
 from utils.detector import Detector
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+README = Path(__file__).resolve().parent.parent / "utils" / "README.md"
 SIZE = (64, 48)
 
 
@@ -193,7 +193,7 @@ def test_graph_of_an_aligned_model_finds_the_part_and_obeys_the_region(
 ):
     # a graph holds every step of the search: with all of them its export takes minutes
     monkeypatch.setattr(alignment, "REFINED_SIDES", (64, 128))
-    monkeypatch.setattr(alignment, "REFINED_STEPS", 2)
+    monkeypatch.setattr(alignment, "REFINED_STEPS", 1)
     region = np.zeros((80, 80), dtype=bool)  # of the template
     region[15:65, 20:60] = True
     settings = {"n_features": 6, "align": "on", "region": region, "image_score": "top"}

@@ -12,7 +12,7 @@ Reference: Baker and Matthews, "Lucas-Kanade 20 years on: a unifying framework",
 section 3.2 (inverse compositional), with gain and bias.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from math import ceil, floor, radians, sqrt
@@ -29,7 +29,7 @@ SIDE = 256
 COARSE_SIDE, ANGLE_STEP = 64, 5.0
 # and of what then is moved by least squares, so often at each; before the last, the better is kept
 # of two poses that are so many degrees apart
-REFINED_SIDES, REFINED_STEPS, FAR_ANGLE = (64, 128, 256), 3, 45.0
+REFINED_SIDES, REFINED_STEPS, FAR_ANGLE = (64, 128, 256), 2, 45.0
 MOST_MOVED = 2.0  # pixels of a side, in a step of least squares
 LEAST_GAIN = 0.1  # contrast of an image over the template's; steps are noise where it is lower
 WINDOW_EDGE = 0.2  # of the radius: where the window falls from 1 to 0
@@ -110,7 +110,9 @@ class Alignment:
         return cls(**{**description, **changed, "range": PoseRange(**description["range"])})
 
     @torch.inference_mode()
-    def find_poses(self, images: Tensor, search: "Search | None" = None) -> Poses:
+    def find_poses(
+        self, images: Tensor, search: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+    ) -> Poses:
         """The poses of images (B, 3, H, W) uint8, within the range of the training images.
 
         An image of one colour has pose zero and correlation 0. The search may be another one for
@@ -313,14 +315,15 @@ class Search:
         """The best of the poses on the way to the least squares at a level, and correlations."""
         scale = _ratio(grey.shape[1:], level.size)
         grey = _resize(grey, level.size)
-        best, best_correlation = poses, torch.full_like(poses[:, 0], -1)
+        aligned = level.centre(_warp(grey, _scaled(poses, 1 / scale)))
+        best, best_correlation = poses, level.correlations(aligned)
         for _ in range(REFINED_STEPS):
+            poses = self._limit(_compose(poses, _invert(_scaled(level.steps(aligned), scale))))
             aligned = level.centre(_warp(grey, _scaled(poses, 1 / scale)))
             correlation = level.correlations(aligned)
             better = correlation > best_correlation
             best = torch.where(better[:, None], poses, best)
             best_correlation = torch.where(better, correlation, best_correlation)
-            poses = self._limit(_compose(poses, _invert(_scaled(level.steps(aligned), scale))))
         return best, best_correlation
 
     def _limit(self, poses: Tensor) -> Tensor:
