@@ -155,13 +155,6 @@ def test_auto_recognises_the_folders_of_a_data_sets_authors(tmp_path, dataset, p
     assert find_classes(tmp_path, normal="good")[0].shape == LAYOUTS["mvtec"].shape
 
 
-def test_class_given_as_data_path_is_refused_with_the_options(tmp_path):
-    touch(tmp_path / "bolt/train/good/0.png")
-    message = f"bolt is itself a class; give --data_path {tmp_path} --class_name bolt"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        find_classes(tmp_path / "bolt")
-
-
 @pytest.mark.parametrize("dataset", ["auto", *TREES])
 def test_folder_without_classes_is_refused_with_what_is_expected(tmp_path, dataset):
     names = ["mvtec", "folder"] if dataset == "auto" else [dataset]
@@ -292,7 +285,7 @@ FILES = st.dictionaries(STEMS, SUFFIXES, min_size=1, max_size=8)  # suffixes by 
 DEFECT_TYPES = st.text("abc _{}", min_size=1, max_size=4).filter(lambda name: name.strip() == name)
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
+@settings(max_examples=10)
 @given(good=FILES, defects=st.dictionaries(DEFECT_TYPES, FILES, min_size=1, max_size=3))
 def test_images_of_any_names_are_read_in_order_with_their_masks(good, defects):
     expected = []
