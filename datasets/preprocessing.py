@@ -22,21 +22,14 @@ LARGEST = 8192  # pixels of the shorter side
 
 
 class Preprocessing(NamedTuple):
-    """How an image file is read, and the sizes to which it is resized and cropped at its centre.
+    """How an image file is read, and the sizes to which it is resized and cropped at its centre."""
 
-    Attributes:
-        resize: pixels of the shorter side; 0 keeps the size.
-        crop: side of the square; 0 keeps the whole image, whatever its shape.
-        exif: whether images are turned as their EXIF orientation says.
-        bit_depth: bits that are used of the 16 of a grey image, one of BIT_DEPTHS.
-        context: pixels around the crop that the network sees too, as far as the resized image
-            goes. Masks and anomaly maps are of the crop alone.
-    """
-
-    resize: int = RESIZE
-    crop: int = CROP
-    exif: bool = False
-    bit_depth: int = 16
+    resize: int = RESIZE  # pixels of the shorter side; 0 keeps the size
+    crop: int = CROP  # side of the square; 0 keeps the whole image, whatever its shape
+    exif: bool = False  # whether images are turned as their EXIF orientation says
+    bit_depth: int = 16  # bits that are used of the 16 of a grey image, one of BIT_DEPTHS
+    # pixels around the crop that the network sees too, as far as the resized image goes; masks
+    # and anomaly maps are of the crop alone
     context: int = 0
 
     def whole(self) -> "Preprocessing":
