@@ -25,6 +25,7 @@ from tests.bad_inputs import (
     ROOT,
     SMALL_FILES,
     UNSCORED,
+    VALUES,
     matches,
     spoil,
     words,
@@ -100,6 +101,13 @@ def test_bad_input_is_refused_in_one_line_and_leaves_no_file(case, place, run):
     assert_refused(run(*words(command)), message)
     assert snapshot() == before
     assert not Path("unpickled").exists()
+
+
+@pytest.mark.parametrize("command", VALUES)
+def test_values_that_options_cannot_have_are_refused(command, refused):
+    for option in VALUES[command].split():
+        flag = option.partition("=")[0]
+        assert f"error: argument {flag}" in refused(*words(f"{command} {option}")), option
 
 
 @pytest.mark.parametrize("command", ["run", "predict", "check", "tables"])
