@@ -251,13 +251,11 @@ def save_again() -> None:
         image.save(DATA / "good/2.png", compress_level=0)
 
 
-def write_labels(name: str) -> None:
-    """Other programs' descriptions of defects in place of masks."""
-    if name.startswith("bolt"):
-        in_mvtec()
-    shutil.rmtree(next(DATA.glob("**/ground_truth")))
-    (DATA / name).parent.mkdir()
-    (DATA / name).write_text("{}")
+def write_labels() -> None:
+    """Another program's descriptions of defects in place of masks."""
+    shutil.rmtree(DATA / "ground_truth")
+    (DATA / "annotations").mkdir()
+    (DATA / "annotations/0.json").write_text("{}")
 
 
 IMAGES = "*/*.png"
@@ -315,9 +313,7 @@ UNREAD = "folders that are not read: data/bolt/{}; move"
 LOOSE = "images beside the folders of a split or class: data/{}; they are not"
 ORPHAN = "masks that belong to no image: data/{}; they are not read"
 UNLIKE = "that differ from the training images in {}: 3, for example data/broken/0"
-LABELS = "bolt/test/labels/0.txt"
 GOOD_0 = "bolt/train/good/0.png"
-TABLES = "that are not read (.json, .csv): 2, for example data/good/metrics.json"
 OURS = "folders that are not read, as they hold results of this program"
 NO_MASKS = "folders that hold no masks, in spite of their name"
 LIKE_MASKS = "test images in black and white among others, as masks are"
@@ -339,7 +335,6 @@ NOTED = {
     "transparent images": (f"{UNUSED}: 3, for example data/broken/0", edit, "broken/*", add_alpha),
     "infrared": (f"{UNUSED}: 6, for example data/good/0.tif", write_infrared),
     "stacks": ("files of several pages or frames: 6, for", write_tiff, "good/*", stack),
-    "stacks of masks": ("several pages or frames: 3, for", write_tiff, MASKS, stack, "minisblack"),
     "masks on their side": (f"stored: 3, for example data/{MASK}", edit, MASKS, tag_as_on_side),
     "raw files": (RAW, copy, "good/0.png", "good/0.CR2", "good/0.heic"),
     "no image in a folder": ("not read (.gif): data/dent", copy, "good/0.png", "dent/0.gif"),
@@ -359,20 +354,8 @@ NOTED = {
         }.items()
     },
     "results": (f"{OURS}: data/resnet18;", copy, "good/0.png", "resnet18/a.png", "resnet18/.padim"),
-    "annotations as JSON": (f"{NO_MASKS}: data/annotations;", write_labels, "annotations/0.json"),
-    "labels as text": (
-        f"{NO_MASKS}: data/bolt/test/labels;",
-        write_labels,
-        "bolt/test/labels/0.txt",
-    ),
+    "annotations as JSON": (f"{NO_MASKS}: data/annotations;", write_labels),
     "a mask among the defects": (f"{LIKE_MASKS}: data/broken/0_m.png", leave_one_mask, "0_m.png"),
-    "tables of one's own": (
-        TABLES,
-        copy,
-        "good/0.png",
-        "good/metrics.json",
-        "good/predictions.csv",
-    ),
     "thumbnails": (UNLIKE.format("size"), keep_images, partial(resize, size=(24, 24))),
     "squeezed images": (UNLIKE.format("shape"), keep_images, partial(resize, size=(50, 40))),
     "defects in grey": (UNLIKE.format("mode"), edit, "broken/*", to_grey),

@@ -151,7 +151,7 @@ def test_check_finds_what_a_run_refuses_or_miscounts(place, run):
 def rename_all():
     """Give the test images odd names, and add files and folders that are no images."""
     folder = Path("data/bolt")
-    names = ["a b", "it's", 'say "x"', "-r", "new\nline", os.fsdecode(b"\xff"), "*?[a]", "größe"]
+    names = ["{a}.b", "it's", 'say "x"', "-r", "new\nline", os.fsdecode(b"\xff"), "*?[a]", "größe"]
     for name, path in zip(names, sorted((folder / "test").rglob("*.png")), strict=True):
         mask = folder / "ground_truth" / path.parent.name / f"{path.stem}_mask.png"
         if mask.exists():

@@ -1,11 +1,8 @@
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from datasets.dataset import load_splits
 from datasets.layouts import LAYOUTS, VISA_SPLIT, find_classes
@@ -273,29 +270,3 @@ def test_incomplete_table_of_visa_is_refused(tmp_path):
     write_visa(tmp_path, "candle,train,normal,a.png,")
     with pytest.raises(ValueError, match=r"1cls\.csv names no test images of candle"):
         read_visa(tmp_path)
-
-
-# any names
-
-STEMS = st.text("ab01_ é-.{}", min_size=1, max_size=6).filter(
-    lambda name: name[0] not in ". " and name[-1] not in ". "
-)
-SUFFIXES = st.sampled_from([".png", ".PNG", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"])
-FILES = st.dictionaries(STEMS, SUFFIXES, min_size=1, max_size=8)  # suffixes by stem
-DEFECT_TYPES = st.text("abc _{}", min_size=1, max_size=4).filter(lambda name: name.strip() == name)
-
-
-@settings(max_examples=10)
-@given(good=FILES, defects=st.dictionaries(DEFECT_TYPES, FILES, min_size=1, max_size=3))
-def test_images_of_any_names_are_read_in_order_with_their_masks(good, defects):
-    expected = []
-    with tempfile.TemporaryDirectory() as data_path:
-        root = Path(data_path, "bolt")
-        for defect_type, files in sorted((defects | {"good": good}).items()):
-            for stem, suffix in sorted(files.items(), key="".join):
-                image = root / "test" / defect_type / (stem + suffix)
-                mask = root / "ground_truth" / defect_type / f"{stem}_mask.png"
-                touch(image, mask)
-                expected.append((image, () if defect_type == "good" else (mask,)))
-        samples, _ = LAYOUTS["mvtec"].list_samples(Path(data_path), "bolt", "test", Notes())
-    assert [(sample.path, sample.mask_paths) for sample in samples] == expected
