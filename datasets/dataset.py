@@ -108,9 +108,9 @@ class ImageDataset:
                 )
         return place_region(white, preprocessing, self.region)
 
-    def sample(self) -> "ImageDataset":
-        """At most MOST_SAMPLED of the images, spread evenly."""
-        n = min(len(self), MOST_SAMPLED)
+    def sample(self, most: int = MOST_SAMPLED) -> "ImageDataset":
+        """At most so many of the images, spread evenly."""
+        n = min(len(self), most)
         return replace(self, samples=[self.samples[i * len(self) // n] for i in range(n)])
 
     def find_copies(self) -> list[int]:

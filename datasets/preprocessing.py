@@ -167,11 +167,9 @@ def _cut(resized: tuple[int, int], preprocessing: Preprocessing) -> tuple[Box, B
         return (Box(0, 0, width, height),) * 2
     left, top = round((width - side) / 2), round((height - side) / 2)
     right, bottom = left + side, top + side
-    crop = Box(left, top, right, bottom)
-    if not context:
-        return crop, crop
     near = max(left - context, 0), max(top - context, 0)
-    return crop, Box(*near, min(right + context, width), min(bottom + context, height))
+    far = min(right + context, width), min(bottom + context, height)
+    return Box(left, top, right, bottom), Box(*near, *far)
 
 
 def _in_original(box: Box, size: tuple[int, int], resized: tuple[int, int]) -> Box:
@@ -186,15 +184,10 @@ def crop_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
 
 
 def uncrop(anomaly_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    """An anomaly map of the crop, laid over the original image.
+    """An anomaly map (H, W) float32 laid over an original image of size: (h, w) float32.
 
-    Args:
-        anomaly_map: (H, W) float32.
-        size: width w and height h of the original image.
-        box: the part of it that the map covers, from crop_box.
-
-    Returns:
-        (h, w) float32, interpolated bilinearly; NaN at pixels whose centre is outside the box.
+    It is interpolated bilinearly in the box that it covers, from crop_box, and NaN at pixels whose
+    centre is outside.
     """
     width, height = size
     rows, ys = _positions(box.top, box.bottom, anomaly_map.shape[0])
