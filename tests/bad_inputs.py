@@ -240,17 +240,33 @@ OTHERS = {
     "damaged model to export": ("export", DAMAGED, cut, MODEL, 1000),
     "onnx is a folder": ("export --onnx=a.onnx", "a.onnx is a folder; choose", os.mkdir, "a.onnx"),
 }
-# by command, values that an option cannot have, whatever the files
-VALUES = {
-    "run": "--dataset=coco --arch=resnet19 --seed=1e3 --n_features=0 --neighbourhood=2 "
-    "--shrinkage=0 --shrinkage=-0.1 --shrinkage=1.5 --image_score=mean --align=yes --context=-1 "
-    f"--preset=best --layers=layer4 --batch_size={'9' * 5000} --num_workers=1.5 --precision=fp8 "
-    "--target_fpr=nan --figures=some --save_models=some --save_dtype=int8 --force=yes",
-    "study": "--study=colours --seeds=0",
-    "predict": "--target_fpr=1 --pixel_fpr=0 --threshold=nan --pixel_threshold=inf --min_area=-1 "
-    "--overlays=some --maps=jpg --batch_size=0",
-    "stream": "--format=xml",
-}
+# values that an option cannot have, whatever the files: the command, the message, the options
+VALUES = [
+    (
+        "run",
+        "invalid choice: ",
+        "--dataset=coco --arch=resnet19 --image_score=mean --align=yes --preset=best "
+        "--layers=layer4 --precision=fp8 --save_models=some --save_dtype=int8",
+    ),
+    ("run", "is not a whole number >= 0", "--seed=1e3 --context=-1 --num_workers=1.5 --figures=x"),
+    ("run", "is not a whole number >= 1", "--n_features=0 --n_features=most"),
+    ("run", "is not an odd whole number", "--neighbourhood=2"),
+    (
+        "run",
+        "is not a number above 0 and at most 1, or auto",
+        "--shrinkage=0 --shrinkage=-0.1 --shrinkage=1.5",
+    ),
+    ("run", "is not a number between 0 and 1", "--target_fpr=nan --target_fpr=0"),
+    ("run", "invalid parse value: '999", f"--batch_size={'9' * 5000}"),
+    ("run", "ignored explicit argument 'yes'", "--force=yes"),
+    ("study", "invalid choice: 'colours' (choose from", "--study=colours"),
+    ("predict", "is not a whole number >= 0", "--min_area=-1"),
+    ("predict", "is not a whole number >= 1", "--batch_size=0"),
+    ("predict", "is not a number between 0 and 1", "--target_fpr=1 --pixel_fpr=0"),
+    ("predict", "is not a finite number", "--threshold=nan --pixel_threshold=inf"),
+    ("predict", "invalid choice: ", "--overlays=some --maps=jpg"),
+    ("stream", "invalid choice: 'xml' (choose from 'csv', 'json')", "--format=xml"),
+]
 # the command with the bad option, and its message
 ARGUMENTS = {
     "run --colour=red": "unrecognized arguments: --colour=red",

@@ -19,6 +19,7 @@ import torch
 
 from datasets.folders import MARKER
 from tests.bad_inputs import (
+    COMMANDS,
     FOUND,
     MASK,
     REFUSED,
@@ -103,17 +104,25 @@ def test_bad_input_is_refused_in_one_line_and_leaves_no_file(case, place, run):
     assert not Path("unpickled").exists()
 
 
-@pytest.mark.parametrize("command", VALUES)
-def test_values_that_options_cannot_have_are_refused(command, refused):
-    for option in VALUES[command].split():
-        flag = option.partition("=")[0]
-        assert f"error: argument {flag}" in refused(*words(f"{command} {option}")), option
+@pytest.mark.parametrize(("command", "message", "options"), VALUES)
+def test_values_that_options_cannot_have_are_refused(command, message, options, refused):
+    for option in options.split():
+        line = refused(*words(f"{command} {option}"))
+        assert matches(f"argument {option.partition('=')[0]}…{message}", line), line
 
 
 @pytest.mark.parametrize("command", ["run", "predict", "check", "tables"])
 def test_commands_of_the_catalogue_succeed_on_good_input(command, place, run):
     done = run(*words(command))
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name != "run"])
+def test_torchrun_is_refused_for_all_but_the_experiment(command, refused, monkeypatch):
+    for name, value in (("RANK", 0), ("WORLD_SIZE", 2), ("LOCAL_RANK", 0), ("LOCAL_WORLD_SIZE", 2)):
+        monkeypatch.setenv(name, str(value))
+    line = refused(*words(command))
+    assert "torchrun is for the experiment; start this command with" in line
 
 
 def read_rows(path):
