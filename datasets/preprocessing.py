@@ -40,13 +40,7 @@ class Preprocessing(NamedTuple):
 DEFAULT = Preprocessing()
 
 
-class Place(NamedTuple):
-    """Where a rectangle lies in an array of pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+Place = tuple[int, int, int, int]  # top, left, height and width in an array of pixels
 
 
 class Box(NamedTuple):
@@ -135,22 +129,21 @@ def resize_and_crop(
 
 def window_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
     """Width and height of what the network sees of an image of width and height size."""
-    _, window = _cut(resized_size(size, preprocessing.resize), preprocessing)
-    return window.right - window.left, window.bottom - window.top
+    _, (left, top, right, bottom) = _cut(resized_size(size, preprocessing.resize), preprocessing)
+    return right - left, bottom - top
 
 
 def crop_place(size: tuple[int, int], preprocessing: Preprocessing) -> Place:
     """Where the crop lies in what the network sees of an image of width and height size."""
     crop, window = _cut(resized_size(size, preprocessing.resize), preprocessing)
-    height, width = crop.bottom - crop.top, crop.right - crop.left
-    return Place(crop.top - window.top, crop.left - window.left, height, width)
+    top, left = crop.top - window.top, crop.left - window.left
+    return top, left, crop.bottom - crop.top, crop.right - crop.left
 
 
 def window_place(size: tuple[int, int], preprocessing: Preprocessing) -> Place:
     """Where the window lies in an image of H x W = size that was resized, or is the window."""
-    _, window = _cut(size[::-1], preprocessing)
-    height, width = window.bottom - window.top, window.right - window.left
-    return Place(window.top, window.left, height, width)
+    _, (left, top, right, bottom) = _cut(size[::-1], preprocessing)
+    return top, left, bottom - top, right - left
 
 
 def crop_share(size: tuple[int, int], preprocessing: Preprocessing) -> float:

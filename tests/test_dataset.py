@@ -9,7 +9,7 @@ from datasets.folders import mark_results
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
 from datasets.preprocessing import DEFAULT, Preprocessing
-from tests.conftest import write_image
+from tests.helpers import write_image
 
 
 def grey(width, height, value=90):

@@ -10,7 +10,7 @@ from datasets.images import is_image, is_jpeg, load_image, open_image, read_size
 from datasets.masks import load_mask
 from datasets.notes import TURNED, Notes
 from datasets.preprocessing import BIT_DEPTHS, Preprocessing, resize_and_crop
-from tests.conftest import write_image
+from tests.helpers import write_image
 
 UNTOUCHED = Preprocessing(0, 0)
 

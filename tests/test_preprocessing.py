@@ -13,7 +13,6 @@ from datasets.preprocessing import (
     DEFAULT,
     SMALLEST,
     WHOLE,
-    Place,
     Preprocessing,
     check_preprocessing,
     crop_box,
@@ -23,7 +22,7 @@ from datasets.preprocessing import (
     uncrop,
     window_size,
 )
-from tests.conftest import write_image
+from tests.helpers import write_image
 
 UNTOUCHED = Preprocessing(0, 0)
 # squares whose crop Pillow resizes alone, and other squares; wide, tall and odd sizes
@@ -101,7 +100,7 @@ def test_context_is_what_lies_around_the_crop_and_changes_no_pixel_of_it(
 def test_context_goes_as_far_as_the_resized_image(size, context, window, place):
     preprocessing = Preprocessing(context=context)
     assert window_size(size, preprocessing) == window
-    assert crop_place(size, preprocessing) == Place(*place)
+    assert crop_place(size, preprocessing) == place
     assert crop_box(size, preprocessing) == crop_box(size, DEFAULT)
     whole = window_size(size, Preprocessing(context=WHOLE))
     assert crop_share(size, preprocessing) == 224**2 / prod(whole)
