@@ -104,26 +104,6 @@ def test_what_may_be_meant_otherwise_is_noted_once(tmp_path, pixels, invert, kin
 
 
 @pytest.mark.parametrize(
-    "image",
-    [
-        Image.fromarray(SOFT.astype(np.uint16) * 999),
-        Image.fromarray(SOFT.astype(np.int32) * 999),
-        layers(WHITE * 0, SOFT),
-        layers(SOFT * 0, SOFT // 2, SOFT),
-        layers(WHITE, WHITE, WHITE, SOFT),
-        palette(SOFT, *((i, i, i) for i in range(256))),
-    ],
-    ids=lambda image: image.mode,
-)
-def test_soft_edges_are_noted_in_any_mode(tmp_path, image):
-    notes = Notes()
-    image.save(tmp_path / "mask.tif" if image.mode == "I" else tmp_path / "mask.png")
-    marked = load_mask(next(tmp_path.iterdir()), UNTOUCHED, notes=notes)
-    np.testing.assert_array_equal(marked, SOFT > 0)
-    assert MANY_VALUES.what in " ".join(notes.sentences())
-
-
-@pytest.mark.parametrize(
     ("preprocessing", "seen"),
     [((0, 32), False), ((0, 36), True), ((256, 32, False, 16, WHOLE), False), ((32, 0), False)],
 )
