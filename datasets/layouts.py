@@ -125,12 +125,10 @@ def _find_sign(data_path: Path) -> str | None:
     if (data_path / VISA_SPLIT).is_file():
         return "visa"
     classes = [data_path / name for name in list_folders(data_path)]
-    found = (
-        name
-        for name, layout in LAYOUTS.items()
-        if any((folder / sign).is_dir() for folder in classes for sign in layout.signs)
-    )
-    return next(found, None)
+    for name, layout in LAYOUTS.items():
+        if any((folder / sign).is_dir() for folder in classes for sign in layout.signs):
+            return name
+    return None
 
 
 def _describe(data_path: Path) -> str:
