@@ -20,8 +20,8 @@ from datasets.preprocessing import (
     DEFAULT,
     Preprocessing,
     check_preprocessing,
+    crop_place,
     preprocessed_size,
-    resized_size,
     window_size,
 )
 from datasets.region import place_region, read_region, region_files
@@ -35,27 +35,17 @@ MOST_SAMPLED = 256  # training images that suffice to see how the part lies
 
 @dataclass(frozen=True)
 class ImageDataset:
-    """The images of one class and split.
-
-    Attributes:
-        class_name: of the class.
-        split: "train" (only good images) or "test".
-        samples: one Sample per image.
-        has_masks: whether defects are marked.
-        preprocessing: of images and masks alike.
-        invert_masks: whether masks mark the background.
-        notes: on the class; reading images adds to them.
-        region: file of the region of interest, if there is one.
-    """
+    """The images of one class and split."""
 
     class_name: str
-    split: str
+    split: str  # "train" (only good images) or "test"
     samples: Sequence[Sample]
-    has_masks: bool
-    preprocessing: Preprocessing
-    invert_masks: bool = False
+    has_masks: bool  # whether defects are marked
+    preprocessing: Preprocessing  # of images and masks alike
+    invert_masks: bool = False  # whether masks mark the background
+    # on the class; reading images adds to them
     notes: Notes = field(default_factory=Notes, compare=False)
-    region: Path | None = None
+    region: Path | None = None  # file of the region of interest, if there is one
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -69,12 +59,8 @@ class ImageDataset:
     @property
     def image_size(self) -> tuple[int, int]:
         """H and W of the preprocessed images, without their context."""
-        preprocessing = self.preprocessing
-        if preprocessing.crop:
-            return preprocessing.crop, preprocessing.crop
-        size = read_size(self.samples[0].path, preprocessing.exif)
-        width, height = resized_size(size, preprocessing.resize)
-        return height, width
+        size = read_size(self.samples[0].path, self.preprocessing.exif)
+        return crop_place(size, self.preprocessing)[2:]
 
     @property
     def window_size(self) -> tuple[int, int]:
@@ -97,10 +83,9 @@ class ImageDataset:
     def read_region(self, preprocessing: Preprocessing, align: str) -> np.ndarray | None:
         """The region of interest (H, W) bool of what the network sees; None without one.
 
-        Args:
-            preprocessing: of a view that is not aligned.
-            align: "on" if the region is drawn on the template, which is all that the network sees,
-                "off" if on an image as it is given; "auto": on the one whose size it has.
+        With align "on" it is drawn on the template, which is all that the network sees; with "off"
+        on an image as it is given, which the preprocessing of a view that is not aligned takes;
+        with "auto" on the one whose size it has.
         """
         if self.region is None:
             return None
@@ -123,9 +108,9 @@ class ImageDataset:
                 )
         return place_region(white, preprocessing, self.region)
 
-    def sample(self) -> "ImageDataset":
-        """At most MOST_SAMPLED of the images, spread evenly."""
-        n = min(len(self), MOST_SAMPLED)
+    def sample(self, most: int = MOST_SAMPLED) -> "ImageDataset":
+        """At most so many of the images, spread evenly."""
+        n = min(len(self), most)
         return replace(self, samples=[self.samples[i * len(self) // n] for i in range(n)])
 
     def find_copies(self) -> list[int]:
@@ -157,10 +142,9 @@ def load_all(options: Any) -> list[Splits]:
     loaded = []
     for name in chosen:
         splits = load_splits(path, name, layout, *prepared)
-        train, test = (replace(split, region=regions.get(name)) for split in splits)
-        for split in (train, test):
+        loaded.append(tuple(replace(split, region=regions.get(name)) for split in splits))
+        for split in loaded[-1]:
             split.read_region(options.unaligned, options.align)
-        loaded.append((train, test))
     return loaded
 
 
@@ -217,19 +201,17 @@ def list_splits(
 ) -> Splits:
     """The training and test images of a class, by the names of files alone."""
     check_preprocessing(preprocessing)
-    notes = Notes()
-
-    def list_split(split: str) -> ImageDataset:
+    notes, splits = Notes(), []
+    for split in ("train", "test"):
         samples, has_masks = [], False
         try:
             with readable():
                 samples, has_masks = layout.list_samples(data_path, class_name, split, notes)
         except UserError as problem:
             notes.problems.append(problem)
-        arguments = class_name, split, samples, has_masks, preprocessing, invert_masks, notes
-        return ImageDataset(*arguments)
-
-    return list_split("train"), list_split("test")
+        read = samples, has_masks, preprocessing, invert_masks, notes
+        splits.append(ImageDataset(class_name, split, *read))
+    return tuple(splits)
 
 
 def find_problems(train: ImageDataset, test: ImageDataset) -> Iterator[UserError]:

@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from numpy.random import Generator
 from PIL import Image, ImageDraw, ImageOps
 from tqdm import tqdm
 
@@ -59,6 +60,9 @@ CONTRAST_FACTORS |= {"coffee": 1.0, "rocket": 0.3, "cup": 1.0}
 FOREIGN_STRENGTH = 0.5
 DONORS = {"brick": "grass", "grass": "brick", "gravel": "brick"}
 DONORS |= {"coffee": "rocket", "rocket": "coffee", "cup": "rocket"}
+
+Area = tuple[int, int, int, int]  # top, left, bottom, right
+Photos = dict[str, Image.Image]
 
 
 def make_demo(cache: Path | None = None) -> Path:
@@ -139,44 +143,40 @@ def _cut_out(coffee: Image.Image) -> Image.Image:
 
 def _write_image(path: Path, pixels: np.ndarray) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(pixels).save(path)
+    Image.fromarray(pixels.round().clip(0, 255).astype(np.uint8)).save(path)
 
 
 def _draw(
-    photos: dict[str, Image.Image], class_name: str, group: str, index: int
+    photos: Photos, class_name: str, group: str, index: int
 ) -> tuple[np.ndarray, np.ndarray | None]:
-    """One image (SIZE, SIZE) or (SIZE, SIZE, 3) uint8, and its mask (SIZE, SIZE) 0/255 or None."""
+    """One image (SIZE, SIZE) or (SIZE, SIZE, 3), and its mask (SIZE, SIZE) 0/255 or None."""
     # a seed for each image: none depends on those drawn before
     rng = np.random.default_rng((CLASS_NAMES.index(class_name), list(COUNTS).index(group), index))
     image = _draw_good(photos[class_name], class_name, rng)
     defect_type = group.split("/")[1]
     if defect_type == "good":
-        return _to_uint8(image), None
+        return image, None
     strength = index / (COUNTS[group] - 1)
     alpha, paint = _draw_defect(defect_type, image, class_name, strength, photos, rng)
-    alpha_of_channels = alpha.reshape(alpha.shape + (1,) * (image.ndim - 2))
-    image += alpha_of_channels * (paint - image)
-    return _to_uint8(image), np.where(alpha >= MASK_LEVEL, 255, 0).astype(np.uint8)
+    image += alpha.reshape(alpha.shape + (1,) * (image.ndim - 2)) * (paint - image)
+    return image, np.where(alpha >= MASK_LEVEL, 255.0, 0.0)
 
 
-def _draw_good(photo: Image.Image, class_name: str, rng: np.random.Generator) -> np.ndarray:
+def _draw_good(photo: Image.Image, class_name: str, rng: Generator) -> np.ndarray:
     """A defect-free image (SIZE, SIZE) or (SIZE, SIZE, 3) float64."""
-    image = (
-        _crop(photo, TEXTURE_TRAVEL, rng)
-        if class_name in TEXTURES
-        else _pose(photo, class_name, rng)
-    )
+    is_texture = class_name in TEXTURES
+    image = _crop(photo, TEXTURE_TRAVEL, rng) if is_texture else _pose(photo, class_name, rng)
     image = 128 + rng.normal(1, GAIN_SD) * (image - 128) + rng.normal(0, OFFSET_SD)
     return image + rng.normal(0, NOISE_SD, image.shape)
 
 
-def _crop(photo: Image.Image, travel: int, rng: np.random.Generator) -> np.ndarray:
+def _crop(photo: Image.Image, travel: int, rng: Generator) -> np.ndarray:
     """A random window (SIZE, SIZE) or (SIZE, SIZE, 3), within travel pixels around the centre."""
     left, top = (np.array(photo.size) - SIZE - travel) // 2 + rng.integers(travel + 1, size=2)
     return np.asarray(photo.crop((left, top, left + SIZE, top + SIZE)), dtype=np.float64)
 
 
-def _pose(photo: Image.Image, class_name: str, rng: np.random.Generator) -> np.ndarray:
+def _pose(photo: Image.Image, class_name: str, rng: Generator) -> np.ndarray:
     """The photograph's centre at SIZE, shifted and rotated at random."""
     side = SIZE + 2 * POSE_MARGIN
     square = ImageOps.fit(photo, (side, side), Image.Resampling.LANCZOS)
@@ -192,8 +192,8 @@ def _draw_defect(
     image: np.ndarray,
     class_name: str,
     strength: float,
-    photos: dict[str, Image.Image],
-    rng: np.random.Generator,
+    photos: Photos,
+    rng: Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The share of each pixel that the defect covers (SIZE, SIZE), and its colours, as image."""
     from scipy.ndimage import gaussian_filter
@@ -212,7 +212,11 @@ def _draw_defect(
         alpha = _draw_blob(area, _between(STAIN_RADIUS, strength), rng)
         alpha = gaussian_filter(alpha, STAIN_BLUR)
         contrast = _between(STAIN_CONTRAST, strength)
-    return alpha, _shade(image, alpha, CONTRAST_FACTORS[class_name] * contrast, rng)
+    # darker or brighter at random, unless one would clip
+    contrast *= CONTRAST_FACTORS[class_name] * rng.choice((-1, 1))
+    if not 0 < image[alpha >= MASK_LEVEL].mean() + contrast < 255:
+        contrast = -contrast
+    return alpha, image + contrast
 
 
 def _between(ends: tuple[float, float], strength: float) -> float:
@@ -220,60 +224,39 @@ def _between(ends: tuple[float, float], strength: float) -> float:
     return hard + strength * (easy - hard)
 
 
-def _place(area: tuple[int, int, int, int], reach: float, rng: np.random.Generator) -> np.ndarray:
-    """A random centre (x, y) in the area, at least reach pixels from the border."""
-    top, left, bottom, right = np.clip(area, BORDER + reach, SIZE - BORDER - reach)
-    return np.array([rng.uniform(left, right), rng.uniform(top, bottom)])
-
-
-def _draw_curve(
-    area: tuple[int, int, int, int], length: float, width: float, rng: np.random.Generator
-) -> np.ndarray:
+def _draw_curve(area: Area, length: float, width: float, rng: Generator) -> np.ndarray:
     """The share of each pixel (SIZE, SIZE) that a parabola with its vertex in the area covers."""
     along, bend = np.linspace(-length / 2, length / 2, 33), rng.uniform(-0.2, 0.2) * length
-    angle = rng.uniform(0, np.pi)
-    across = bend * (2 * along / length) ** 2
-    x = np.cos(angle) * along - np.sin(angle) * across
-    y = np.sin(angle) * along + np.cos(angle) * across
-    points = _place(area, 0.55 * length + width, rng) + np.stack([x, y], axis=1)
-    canvas = _new_canvas()
-    line = [tuple(point) for point in points * SUPERSAMPLING]
-    ImageDraw.Draw(canvas).line(line, 255, round(width * SUPERSAMPLING), joint="curve")
-    return _to_coverage(canvas)
+    curve = along + 1j * bend * (2 * along / length) ** 2  # x + iy
+    curve *= np.exp(1j * rng.uniform(0, np.pi))
+    return _cover(area, curve, 0.55 * length + width, rng, width)
 
 
-def _draw_blob(
-    area: tuple[int, int, int, int], radius: float, rng: np.random.Generator
-) -> np.ndarray:
+def _draw_blob(area: Area, radius: float, rng: Generator) -> np.ndarray:
     """The share of each pixel (SIZE, SIZE) that a disc with a wavy outline covers."""
     angles = np.linspace(0, 2 * np.pi, 120, endpoint=False)
     waves = [rng.uniform(0, 0.4) / k * np.cos(k * angles + rng.uniform(0, 6.3)) for k in (2, 3, 4)]
     radii = radius * (1 + np.sum(waves, axis=0))
-    outline = np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1)
-    points = _place(area, radii.max() + 3 * STAIN_BLUR, rng) + outline
-    canvas = _new_canvas()
-    ImageDraw.Draw(canvas).polygon([tuple(point) for point in points * SUPERSAMPLING], 255)
-    return _to_coverage(canvas)
+    return _cover(area, radii * np.exp(1j * angles), radii.max() + 3 * STAIN_BLUR, rng)
 
 
-def _new_canvas() -> Image.Image:
-    return Image.new("L", (SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING))
-
-
-def _to_coverage(canvas: Image.Image) -> np.ndarray:
-    return np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float64) / 255
-
-
-def _shade(
-    image: np.ndarray, alpha: np.ndarray, contrast: float, rng: np.random.Generator
+def _cover(
+    area: Area,
+    points: np.ndarray,
+    reach: float,
+    rng: Generator,
+    width: float = 0,
 ) -> np.ndarray:
-    """The image darker or brighter by contrast grey levels: at random, unless one would clip."""
-    level = image[alpha >= MASK_LEVEL].mean()
-    sign = rng.choice((-1, 1))
-    if not 0 < level + sign * contrast < 255:
-        sign = -sign
-    return image + sign * contrast
+    """The share of each pixel (SIZE, SIZE) that a polygon, or a line of this width, covers.
 
-
-def _to_uint8(image: np.ndarray) -> np.ndarray:
-    return image.round().clip(0, 255).astype(np.uint8)
+    Its points x + iy are relative to a random centre in the area, at least reach off the border.
+    """
+    top, left, bottom, right = np.clip(area, BORDER + reach, SIZE - BORDER - reach)
+    centre = rng.uniform(left, right) + 1j * rng.uniform(top, bottom)
+    xy = (SUPERSAMPLING * (centre + points)).view(np.float64).tolist()
+    canvas = Image.new("L", (SIZE * SUPERSAMPLING, SIZE * SUPERSAMPLING))
+    if width:
+        ImageDraw.Draw(canvas).line(xy, 255, round(width * SUPERSAMPLING), joint="curve")
+    else:
+        ImageDraw.Draw(canvas).polygon(xy, 255)
+    return np.asarray(canvas.reduce(SUPERSAMPLING), dtype=np.float64) / 255

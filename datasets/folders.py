@@ -33,11 +33,6 @@ def mark_results(folder: Path) -> None:
     (folder / MARKER).touch()
 
 
-def is_junk(name: str) -> bool:
-    """Whether a file or folder is hidden or another program's own."""
-    return name.startswith(".") or name.casefold() in JUNK
-
-
 def fold(name: str) -> str:
     """A name without what the eye cannot tell: case, Unicode form and invisible characters."""
     visible = (c for c in normalize("NFC", name).casefold() if category(c) != "Cf")
@@ -64,33 +59,33 @@ def holds_masks(name: str) -> bool:
 
 
 def scan(folder: Path, notes: Notes | None = None) -> tuple[list[str], list[Path]]:
-    """The names of the folders in a folder, and its files, sorted, without junk.
+    """The names of the folders in a folder, and its files, sorted, without hidden files and JUNK.
 
-    A broken link counts as a file. A folder of results of this suite is empty, which is noted.
+    A broken link counts as a file. What is no folder is empty; a folder of results of this suite
+    is, too, which is noted.
     """
+    if not folder.is_dir():
+        return [], []
     with os.scandir(folder) as found:
         entries = sorted(found, key=lambda entry: entry.name)
     if any(entry.name == MARKER for entry in entries):
         if notes:
             notes.add(RESULTS, folder)
         return [], []
-    entries = [entry for entry in entries if not is_junk(entry.name)]
+    entries = [e for e in entries if not e.name.startswith(".") and e.name.casefold() not in JUNK]
     # DirEntry.is_dir raises an error for a link to itself
     folders = [entry.name for entry in entries if os.path.isdir(entry)]
     return folders, [folder / entry.name for entry in entries if not os.path.isdir(entry)]
 
 
 def list_folders(folder: Path) -> list[str]:
-    """The names of the folders in a folder, sorted, without junk; refuses one that is not there."""
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder}; a class needs training and test images")
+    """The names of the folders in a folder, sorted, without junk; none if it does not exist."""
     return scan(folder)[0]
 
 
 def find_good(folder: Path, normal: str | None = None) -> str | None:
     """The name of the folder of good images in a folder; None if there is none."""
-    names = list_folders(folder) if folder.is_dir() else []
-    found = [name for name in names if is_good(name, normal)]
+    found = [name for name in list_folders(folder) if is_good(name, normal)]
     if len(found) > 1:
         raise UserError(
             f"{folder} has several folders of good images by their names, {', '.join(found)}; "
@@ -102,14 +97,9 @@ def find_good(folder: Path, normal: str | None = None) -> str | None:
 def list_images(folder: Path, notes: Notes | None = None) -> list[Path]:
     """The image files in a folder at any depth, sorted, without junk; none if it does not exist.
 
-    Links are followed, but not to a folder that is read already.
-
-    Args:
-        folder: to look in.
-        notes: gets files that are no images, images in folders below, and folders of results.
+    Links are followed, but not to a folder that is read already. The notes get files that are no
+    images, images in folders below, and folders of results.
     """
-    if not folder.is_dir():
-        return []
     parent = Path(os.path.realpath(Path(os.path.abspath(folder)).parent))  # also of "."
     return sorted(_walk(folder, {parent, *parent.parents}, notes or Notes()))
 

@@ -87,17 +87,14 @@ BY_NAME = [name for name, layout in LAYOUTS.items() if layout.by_name]
 def find_classes(
     data_path: Path, dataset: str = AUTO, normal: str | None = None
 ) -> tuple[Layout | Visa, list[str]]:
-    """The layout of data_path and its classes, sorted.
+    """The layout of data_path, a key of LAYOUTS or AUTO, and its classes, sorted.
 
-    Args:
-        data_path: of the data set.
-        dataset: a key of LAYOUTS; AUTO means the one whose signs or table are there, else "mvtec"
-            if that fits, else "folder".
-        normal: name of the folders of good images; None takes those in folders.GOOD.
+    AUTO is the one whose signs or table are there, else "mvtec" if that fits, else "folder". The
+    folders of good images are called normal; None takes those in folders.GOOD.
     """
     names = [dataset]
     if dataset == AUTO:
-        sign = normal is None and data_path.is_dir() and _find_sign(data_path)
+        sign = normal is None and _find_sign(data_path)
         names = [sign] if sign else BY_NAME
     layouts = [LAYOUTS[name] for name in names]
     if normal is not None:
@@ -128,12 +125,10 @@ def _find_sign(data_path: Path) -> str | None:
     if (data_path / VISA_SPLIT).is_file():
         return "visa"
     classes = [data_path / name for name in list_folders(data_path)]
-    found = (
-        name
-        for name, layout in LAYOUTS.items()
-        if any((folder / sign).is_dir() for folder in classes for sign in layout.signs)
-    )
-    return next(found, None)
+    for name, layout in LAYOUTS.items():
+        if any((folder / sign).is_dir() for folder in classes for sign in layout.signs):
+            return name
+    return None
 
 
 def _describe(data_path: Path) -> str:
@@ -141,7 +136,7 @@ def _describe(data_path: Path) -> str:
     folders = [data_path / name for name in list_folders(data_path) if not holds_masks(name)]
     seen = []
     for place in (data_path, *(folder / "train" for folder in folders), *folders):
-        names = [n for n in (list_folders(place) if place.is_dir() else ()) if not holds_masks(n)]
+        names = [name for name in list_folders(place) if not holds_masks(name)]
         seen += [f"{place} holds {', '.join(names[:MOST_SEEN])}"] if names else []
     if not seen:
         return ""

@@ -18,15 +18,10 @@ BYTES_AHEAD = 256_000_000  # of items that wait; one item a thread may be added 
 class Loader:
     """Reads datasets one after the other with threads; leaving the context stops the threads.
 
-    The threads start at once, and go on to the next dataset while the caller works on the last.
-    Threads suffice: Pillow releases Python's lock while it decodes and resizes.
-
-    Args:
-        datasets: have __len__ and __getitem__, and for batches class_name and split.
-        batch_size: items in a batch; the last batch of a dataset may be smaller.
-        num_workers: threads; with 0 each item is made when it is needed.
-        batches_ahead: the most batches that wait for the caller, if BYTES_AHEAD allows.
-        show_progress: whether batches shows a progress bar.
+    The threads start at once, and go on to the next dataset while the caller works on the last, up
+    to batches_ahead batches and BYTES_AHEAD; with 0 num_workers each item is made when it is
+    needed. Threads suffice: Pillow releases Python's lock while it decodes and resizes. Datasets
+    have __len__ and __getitem__, and for batches class_name and split.
     """
 
     def __init__(

@@ -22,13 +22,10 @@ COLOUR = (1, 256, 65536)  # red, green and blue as one number
 def load_mask(
     path: Path, preprocessing: Preprocessing, invert: bool = False, notes: Notes | None = None
 ) -> np.ndarray:
-    """A mask file, preprocessed: (H, W) bool, of the crop without its context.
+    """A mask file, preprocessed like its image: (H, W) bool, of the crop without its context.
 
-    Args:
-        path: of the mask; refused if it marks no pixel, or if it is unclear what it marks.
-        preprocessing: of the mask and of its image.
-        invert: whether what the file marks is the background.
-        notes: gets what may be meant otherwise.
+    With invert, what the file marks is the background. Refused if it marks no pixel or if it is
+    unclear what; the notes get what may be meant otherwise.
     """
     notes = notes or Notes()
     mask = open_image(path)

@@ -55,21 +55,13 @@ OBJECTS = tuple(name for name in CLASS_NAMES if name not in TEXTURES)
 
 
 class Sample(NamedTuple):
-    """One image file with its label and masks.
-
-    Attributes:
-        path: of the image.
-        defect_type: "good", or the name of the image's folder.
-        label: 0 for good, 1 for anomalous, UNLABELLED if it is not known.
-        mask_paths: the defect is what any of these masks marks; none if no pixel is marked.
-        below: the image's folder below that of its defect type, with slashes.
-    """
+    """One image file with its label and masks."""
 
     path: Path
-    defect_type: str
-    label: int
-    mask_paths: tuple[Path, ...] = ()
-    below: str = ""
+    defect_type: str  # "good", or the name of the image's folder
+    label: int  # 0 for good, 1 for anomalous, UNLABELLED if it is not known
+    mask_paths: tuple[Path, ...] = ()  # the defect is what any of them marks; none if there is none
+    below: str = ""  # the image's folder below that of its defect type, with slashes
 
     @property
     def name(self) -> str:
@@ -88,26 +80,16 @@ HELD_OUT = slice(2, None, 5)
 
 
 class Layout(NamedTuple):
-    """How the folders of a data set are called. The default is MVTec AD's way.
+    """How the folders of a data set are called. The default is MVTec AD's way."""
 
-    Attributes:
-        train: folder of a class that holds the folder of good training images.
-        test: folder of a class that holds a folder of test images for each defect type.
-        good: name of the folders of good images; None takes those in folders.GOOD.
-        below: folder of the images within that of their defect type.
-        types: the folders of test images, in this order; none for all that there are.
-        masks: pattern of an image's mask, or first mask; "" takes folders called as in
-            folders.MASKS and the endings in pairing.ENDINGS.
-        signs: each tells this layout from MVTec AD's where a class has such a folder.
-    """
-
-    train: str = "train"
-    test: str = "test"
-    good: str | None = None
-    below: str = ""
-    types: tuple[str, ...] = ()
+    train: str = "train"  # folder of a class that holds the folder of good training images
+    test: str = "test"  # folder of a class that holds a folder of images for each defect type
+    good: str | None = None  # name of the folders of good images; None: any in folders.GOOD
+    below: str = ""  # folder of the images within that of their defect type
+    types: tuple[str, ...] = ()  # the folders of test images, in this order; none: all there are
+    # pattern of an image's mask, or first mask; "": folders.MASKS and pairing.ENDINGS
     masks: str = ""
-    signs: tuple[str, ...] = ()
+    signs: tuple[str, ...] = ()  # each tells this layout from MVTec AD's: folders of a class
 
     @property
     def by_name(self) -> bool:
@@ -169,6 +151,8 @@ class Layout(NamedTuple):
             return [good]
         if self.types:
             return list(self.types)
+        if not place.is_dir():
+            raise UserError(f"no folder {place}; a class needs training and test images")
         types = [name for name in list_folders(place) if not holds_masks(name)]
         # good images are the first where they are also those of training
         return types if self.train else sorted(types, key=lambda name: name != good)
@@ -231,8 +215,8 @@ def _choose(samples: list[Sample], split: str, good: Path) -> list[Sample]:
 
 def find_mask_folder(folder: Path, notes: Notes) -> Path | None:
     """The folder of masks in a folder, by its name; None if there is none."""
-    names = list_folders(folder) if folder.is_dir() else ()
-    found = [n for n in names if holds_masks(n) and not _lacks_images(folder / n)]
+    names = filter(holds_masks, list_folders(folder))
+    found = [name for name in names if not _lacks_images(folder / name)]
     found.sort(key=lambda name: name != "ground_truth")
     if len(found) > 1 and found[0] != "ground_truth":
         names = ", ".join(found)
@@ -246,7 +230,7 @@ def note_unread(
     notes: Notes, folder: Path, known: Sequence[str], masks: Path | None = None
 ) -> None:
     """Note the images in a folder itself, and its folders that are neither known nor masks."""
-    names, files = scan(folder, notes) if folder.is_dir() else ((), ())
+    names, files = scan(folder, notes)
     for path in filter(is_image, files):
         notes.add(LOOSE, path)
     for name in names:

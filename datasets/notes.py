@@ -82,18 +82,11 @@ MASK_LIKE = Kind(
 
 
 class Notes:
-    """The notes on one class, or on the images of a prediction. Threads may add to them.
-
-    Attributes:
-        problems: what a run refuses in the names and folders of the files.
-
-    Args:
-        training: headers of the training images, if these are not read themselves.
-    """
+    """The notes on one class, or on the images of a prediction. Threads may add to them."""
 
     def __init__(self, training: Collection[Header] = ()) -> None:
-        self.problems: list[UserError] = []
-        self._training = training
+        self.problems: list[UserError] = []  # what a run refuses in the names of files and folders
+        self._training = training  # headers of the training images, if these are not read
         self._lock = Lock()
         self._paths: dict[Kind, set[Path]] = defaultdict(set)
         self._brightest: dict[Path, int] = {}  # pixel of each image with 16 bits

@@ -71,14 +71,11 @@ def _bare_stems(path: Path) -> list[str]:
 
 
 class MaskFinder:
-    """Finds the masks of an image in a folder of masks; lists each folder once.
+    """Finds the masks of an image in a folder of masks, root; lists each folder once.
 
-    Args:
-        root: the folder of masks. They lie in the folder of their defect type, or in root itself.
-        notes: gets masks that belong to no image, and the problems.
-        place: of the folder of a defect type below root, in terms of {type}.
-        endings: of a mask's stem after the image's, the expected one first. If one begins with a
-            slash, an image has all masks in the folder that has its stem.
+    They lie in the folder of their defect type, whose place below root is in terms of {type}, or
+    in root itself. The stem of a mask is the image's with one of the endings, the expected one
+    first; if that begins with a slash, an image has all masks in the folder that has its stem.
     """
 
     def __init__(

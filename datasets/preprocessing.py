@@ -22,21 +22,14 @@ LARGEST = 8192  # pixels of the shorter side
 
 
 class Preprocessing(NamedTuple):
-    """How an image file is read, and the sizes to which it is resized and cropped at its centre.
+    """How an image file is read, and the sizes to which it is resized and cropped at its centre."""
 
-    Attributes:
-        resize: pixels of the shorter side; 0 keeps the size.
-        crop: side of the square; 0 keeps the whole image, whatever its shape.
-        exif: whether images are turned as their EXIF orientation says.
-        bit_depth: bits that are used of the 16 of a grey image, one of BIT_DEPTHS.
-        context: pixels around the crop that the network sees too, as far as the resized image
-            goes. Masks and anomaly maps are of the crop alone.
-    """
-
-    resize: int = RESIZE
-    crop: int = CROP
-    exif: bool = False
-    bit_depth: int = 16
+    resize: int = RESIZE  # pixels of the shorter side; 0 keeps the size
+    crop: int = CROP  # side of the square; 0 keeps the whole image, whatever its shape
+    exif: bool = False  # whether images are turned as their EXIF orientation says
+    bit_depth: int = 16  # bits that are used of the 16 of a grey image, one of BIT_DEPTHS
+    # pixels around the crop that the network sees too, as far as the resized image goes; masks
+    # and anomaly maps are of the crop alone
     context: int = 0
 
     def whole(self) -> "Preprocessing":
@@ -47,13 +40,7 @@ class Preprocessing(NamedTuple):
 DEFAULT = Preprocessing()
 
 
-class Place(NamedTuple):
-    """Where a rectangle lies in an array of pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
+Place = tuple[int, int, int, int]  # top, left, height and width in an array of pixels
 
 
 class Box(NamedTuple):
@@ -142,22 +129,21 @@ def resize_and_crop(
 
 def window_size(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
     """Width and height of what the network sees of an image of width and height size."""
-    _, window = _cut(resized_size(size, preprocessing.resize), preprocessing)
-    return window.right - window.left, window.bottom - window.top
+    _, (left, top, right, bottom) = _cut(resized_size(size, preprocessing.resize), preprocessing)
+    return right - left, bottom - top
 
 
 def crop_place(size: tuple[int, int], preprocessing: Preprocessing) -> Place:
     """Where the crop lies in what the network sees of an image of width and height size."""
     crop, window = _cut(resized_size(size, preprocessing.resize), preprocessing)
-    height, width = crop.bottom - crop.top, crop.right - crop.left
-    return Place(crop.top - window.top, crop.left - window.left, height, width)
+    top, left = crop.top - window.top, crop.left - window.left
+    return top, left, crop.bottom - crop.top, crop.right - crop.left
 
 
 def window_place(size: tuple[int, int], preprocessing: Preprocessing) -> Place:
     """Where the window lies in an image of H x W = size that was resized, or is the window."""
-    _, window = _cut(size[::-1], preprocessing)
-    height, width = window.bottom - window.top, window.right - window.left
-    return Place(window.top, window.left, height, width)
+    _, (left, top, right, bottom) = _cut(size[::-1], preprocessing)
+    return top, left, bottom - top, right - left
 
 
 def crop_share(size: tuple[int, int], preprocessing: Preprocessing) -> float:
@@ -174,11 +160,9 @@ def _cut(resized: tuple[int, int], preprocessing: Preprocessing) -> tuple[Box, B
         return (Box(0, 0, width, height),) * 2
     left, top = round((width - side) / 2), round((height - side) / 2)
     right, bottom = left + side, top + side
-    crop = Box(left, top, right, bottom)
-    if not context:
-        return crop, crop
     near = max(left - context, 0), max(top - context, 0)
-    return crop, Box(*near, min(right + context, width), min(bottom + context, height))
+    far = min(right + context, width), min(bottom + context, height)
+    return Box(left, top, right, bottom), Box(*near, *far)
 
 
 def _in_original(box: Box, size: tuple[int, int], resized: tuple[int, int]) -> Box:
@@ -193,15 +177,10 @@ def crop_box(size: tuple[int, int], preprocessing: Preprocessing) -> Box:
 
 
 def uncrop(anomaly_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarray:
-    """An anomaly map of the crop, laid over the original image.
+    """An anomaly map (H, W) float32 laid over an original image of size: (h, w) float32.
 
-    Args:
-        anomaly_map: (H, W) float32.
-        size: width w and height h of the original image.
-        box: the part of it that the map covers, from crop_box.
-
-    Returns:
-        (h, w) float32, interpolated bilinearly; NaN at pixels whose centre is outside the box.
+    It is interpolated bilinearly in the box that it covers, from crop_box, and NaN at pixels whose
+    centre is outside.
     """
     width, height = size
     rows, ys = _positions(box.top, box.bottom, anomaly_map.shape[0])

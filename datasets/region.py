@@ -39,9 +39,7 @@ def region_files(given: Path | None, class_names: Sequence[str]) -> dict[str, Pa
 def read_region(path: Path, exif: bool = False) -> np.ndarray:
     """The white pixels of an image file, (h, w) bool; refused if none is, or others are not black.
 
-    Args:
-        path: of the file.
-        exif: whether it is turned as its EXIF orientation says.
+    With exif, the image is turned as its EXIF orientation says.
     """
     image = open_image(path)
     size = f"{image.width}x{image.height} pixels"
@@ -65,11 +63,8 @@ def place_region(
 ) -> np.ndarray:
     """A region (h, w) bool as one of what the network sees, (H, W) bool; refused if none is scored.
 
-    Args:
-        white: on an image as it is given, or on the window.
-        preprocessing: of the images, by which it is resized and cropped like a mask.
-        path: of the region, for errors.
-        on_window: whether it is drawn on what the network sees, and stays as it is.
+    It is drawn on an image as it is given, and resized and cropped like a mask, unless it is drawn
+    on_window, what the network sees.
     """
     size = white.shape[::-1]
     if on_window:

@@ -9,6 +9,8 @@ groups. New good images are those held out in their true groups.
 """
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
@@ -120,13 +122,12 @@ def main() -> None:
     parser.add_argument("--data_path", type=Path, required=True, help="folder in MVTec's layout")
     parser.add_argument("--class_name", nargs="+", required=True)
     parser.add_argument("--arch", default="resnet18")
-    parser.add_argument("--n_features", default=None, help="a number, or all")
+    parser.add_argument("--n_features", type=number_or_all, help="a number, or all")
     parser.add_argument("--save_path", type=Path, default=Path("results"))
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args()
-    n_features = args.n_features and number_or_all(args.n_features)
-    channels = draw_channels(args.arch, n_features=n_features)
+    channels = draw_channels(args.arch, n_features=args.n_features)
     extractor = load_extractor(args.arch, args.weights, args.device, "float32", channels, 1)
     rows = []
     for class_name in args.class_name:
@@ -134,9 +135,7 @@ def main() -> None:
         images = [open_image(sample.path).convert("RGB") for sample in train.samples]
         for name in tqdm(VARIATIONS, class_name):
             rows.append([class_name, *measure(name, images, extractor)])
-    names = " ".join(args.class_name)
-    options = f"--arch {args.arch}" + (f" --n_features {n_features}" if n_features else "")
-    command = f"python -m tests.near_copies --data_path mvtec_ad --class_name {names} {options}"
+    command = shlex.join(["python", "-m", "tests.near_copies", *sys.argv[1:]])
     note = f"{command}; a false alarm rate of {TARGET_FPR}, {date.today().isoformat()}."
     text = to_markdown(Table(f"Near copies, {args.arch}", COLUMNS, rows, [note]))
     with replacing(args.save_path / f"near_copies_{args.arch}.md") as path:

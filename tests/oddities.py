@@ -86,47 +86,6 @@ def in_mvtec(function: Callable | None = None, *arguments: object) -> None:
         function(*arguments)
 
 
-def move_beside() -> None:
-    move("bolt/ground_truth/broken/*", "bolt/test/broken")
-
-
-def in_btad() -> None:
-    in_mvtec(rename, "bolt/train/good", "bolt/train/ok", "bolt/test/good", "bolt/test/ok")
-    rename("bolt/test/broken", "bolt/test/ko")
-    move("bolt/ground_truth/broken/*", "bolt/ground_truth/ko", "{0[0]}{1}")
-
-
-def in_loco() -> None:
-    in_mvtec()
-    for i in range(N_BROKEN):
-        move(f"bolt/ground_truth/broken/{i}_mask.png", f"bolt/ground_truth/broken/{i}")
-    copy("bolt/train/good/0.png", "bolt/validation/good/0.png")
-
-
-def in_mvtec3d() -> None:
-    in_mvtec()
-    move("bolt/ground_truth/broken/*", "bolt/test/broken/gt", "{0[0]}{1}")
-    for folder in ("train/good", "test/good", "test/broken"):
-        move(f"bolt/{folder}/*.png", f"bolt/{folder}/rgb")
-        (DATA / f"bolt/{folder}/xyz").mkdir()
-    write_image(DATA / "bolt/test/good/gt/5.png", SQUARE * 0)
-
-
-def in_mvtec_ad_2() -> None:
-    in_mvtec(rename, "bolt/test/broken", "bolt/test/bad", "bolt/test", "bolt/test_public")
-    move("bolt/ground_truth/broken/*", "bolt/test_public/ground_truth/bad")
-    for folder in ("validation/good", "test_private", "test_private_mixed"):
-        copy("bolt/train/good/0.png", f"bolt/{folder}/0.png")
-
-
-def in_visa() -> None:
-    rows = [f"bolt,{'test' if i == 5 else 'train'},normal,good/{i}.png," for i in range(N_GOOD)]
-    names = ((f"broken/{i}.png", f"ground_truth/broken/{i}_mask.png") for i in range(N_BROKEN))
-    rows += [f"bolt,test,anomaly,{','.join(pair)}" for pair in names]
-    (DATA / "split_csv").mkdir()
-    (DATA / "split_csv/1cls.csv").write_text("\n".join(["object,split,label,image,mask", *rows]))
-
-
 def rename_defects(name: str) -> None:
     """Give the only defect another name; there are no masks."""
     shutil.rmtree(DATA / "ground_truth")
@@ -237,10 +196,6 @@ def write_planes(pixels: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def take_red(pixels: np.ndarray) -> np.ndarray:
-    return pixels[..., 0].astype(np.float32)
-
-
 def stack(pixels: np.ndarray) -> np.ndarray:
     """Two pages in colour."""
     return np.stack([pixels, pixels // 2])
@@ -290,13 +245,17 @@ def make_all_wide() -> None:
         edit(pattern, partial(resize, size=(200, 60)))
 
 
-def write_labels(name: str) -> None:
-    """Other programs' descriptions of defects in place of masks."""
-    if name.startswith("bolt"):
-        in_mvtec()
-    shutil.rmtree(next(DATA.glob("**/ground_truth")))
-    (DATA / name).parent.mkdir()
-    (DATA / name).write_text("{}")
+def save_again() -> None:
+    """In another file of the same pixels."""
+    with Image.open(DATA / "good/0.png") as image:
+        image.save(DATA / "good/2.png", compress_level=0)
+
+
+def write_labels() -> None:
+    """Another program's descriptions of defects in place of masks."""
+    shutil.rmtree(DATA / "ground_truth")
+    (DATA / "annotations").mkdir()
+    (DATA / "annotations/0.json").write_text("{}")
 
 
 IMAGES = "*/*.png"
@@ -313,11 +272,6 @@ TO_TEST = ("bolt/ground_truth", "bolt/test/ground_truth")
 TAKEN = {
     "plain": (ALL, nothing),
     "MVTec's layout": (ALL, in_mvtec),
-    "--dataset btad: BTAD": (ALL, in_btad),
-    "--dataset loco: MVTec LOCO AD": (ALL, in_loco),
-    "--dataset mvtec3d: MVTec 3D-AD": (ALL, in_mvtec3d),
-    "--dataset visa: VisA": (ALL, in_visa),
-    "BTAD": (ALL, in_btad),
     "masks in alpha": (ALL, edit, MASKS, put_in_alpha),
     "--invert_masks: inverted masks": (ALL, edit, MASKS, invert),
     "junk": (ALL, add_junk),
@@ -340,8 +294,6 @@ TAKEN = {
     "masks as PBM": (ALL, edit, MASKS, to_black_and_white, ".pbm"),
     "an empty folder": (ALL, in_mvtec, os.mkdir, "data/bolt/notes"),
     "--exif: images on their side": (ALL, edit, "broken/*", lay_on_side),
-    "--dataset mvtec_ad_2: MVTec AD 2": (ALL, in_mvtec_ad_2),
-    "MVTec AD 2": (ALL, in_mvtec_ad_2),
     "masks in another case": (ALL, move, MASKS, "ground_truth/Broken", "{0[0]}-MASK{1}"),
     "--exif: wide images on their side": (ALL, lay_wide_on_side),
     "--bit_depth 12: a camera of 12 bits": (ALL, edit, IMAGES, make_deep),
@@ -361,9 +313,7 @@ UNREAD = "folders that are not read: data/bolt/{}; move"
 LOOSE = "images beside the folders of a split or class: data/{}; they are not"
 ORPHAN = "masks that belong to no image: data/{}; they are not read"
 UNLIKE = "that differ from the training images in {}: 3, for example data/broken/0"
-LABELS = "bolt/test/labels/0.txt"
 GOOD_0 = "bolt/train/good/0.png"
-TABLES = "that are not read (.json, .csv): 2, for example data/good/metrics.json"
 OURS = "folders that are not read, as they hold results of this program"
 NO_MASKS = "folders that hold no masks, in spite of their name"
 LIKE_MASKS = "test images in black and white among others, as masks are"
@@ -374,31 +324,17 @@ NOTED = {
     "--invert_masks: masks that are not inverted": ("once inverted: 3, for example", nothing),
     "blurred masks": ("of more than 16 different values", edit, MASKS, blur),
     "masks beside their images": (f"{BESIDE}{ONE}", move, MASKS, "broken"),
-    "masks beside, in MVTec's layout": (
-        f"3, for example data/bolt/test/broken/{ONE}",
-        in_mvtec,
-        move_beside,
-    ),
-    "masks beside, with another ending": (
-        f"{BESIDE}0_gt.png",
-        move,
-        MASKS,
-        "broken",
-        "{0[0]}_gt{1}",
-    ),
     "masks in the folder of the defect": (f"{BESIDE}masks/{ONE}", move, MASKS, "broken/masks"),
     "mask of a good image": ("masks of good images: data", copy, MASK, f"ground_truth/good/{ONE}"),
     "mask without image": ("belong to no image: data", copy, MASK, MASK.replace("0", "7")),
     "images on their side": (ON_SIDE, edit, "broken/*", lay_on_side),
     "a camera of 12 bits": (DARK.format(4095, 12), edit, IMAGES, make_deep),
     "a camera of 10 bits": (DARK.format(1023, 10), edit, IMAGES, partial(make_deep, bits=10)),
-    "a camera of 14 bits": (DARK.format(16383, 14), edit, IMAGES, partial(make_deep, bits=14)),
     "--bit_depth 14: a camera of 12 bits": (DARK.format(4095, 12), edit, IMAGES, make_deep),
     "colours of 12 bits": (DARK.format(4095, 12), write_deep_colours, "good/*"),
     "transparent images": (f"{UNUSED}: 3, for example data/broken/0", edit, "broken/*", add_alpha),
     "infrared": (f"{UNUSED}: 6, for example data/good/0.tif", write_infrared),
     "stacks": ("files of several pages or frames: 6, for", write_tiff, "good/*", stack),
-    "stacks of masks": ("several pages or frames: 3, for", write_tiff, MASKS, stack, "minisblack"),
     "masks on their side": (f"stored: 3, for example data/{MASK}", edit, MASKS, tag_as_on_side),
     "raw files": (RAW, copy, "good/0.png", "good/0.CR2", "good/0.heic"),
     "no image in a folder": ("not read (.gif): data/dent", copy, "good/0.png", "dent/0.gif"),
@@ -418,20 +354,8 @@ NOTED = {
         }.items()
     },
     "results": (f"{OURS}: data/resnet18;", copy, "good/0.png", "resnet18/a.png", "resnet18/.padim"),
-    "annotations as JSON": (f"{NO_MASKS}: data/annotations;", write_labels, "annotations/0.json"),
-    "labels as text": (
-        f"{NO_MASKS}: data/bolt/test/labels;",
-        write_labels,
-        "bolt/test/labels/0.txt",
-    ),
+    "annotations as JSON": (f"{NO_MASKS}: data/annotations;", write_labels),
     "a mask among the defects": (f"{LIKE_MASKS}: data/broken/0_m.png", leave_one_mask, "0_m.png"),
-    "tables of one's own": (
-        TABLES,
-        copy,
-        "good/0.png",
-        "good/metrics.json",
-        "good/predictions.csv",
-    ),
     "thumbnails": (UNLIKE.format("size"), keep_images, partial(resize, size=(24, 24))),
     "squeezed images": (UNLIKE.format("shape"), keep_images, partial(resize, size=(50, 40))),
     "defects in grey": (UNLIKE.format("mode"), edit, "broken/*", to_grey),
@@ -442,7 +366,8 @@ NOTED = {
     ),
     "--resize 64 --crop 32: small defects": (f"{UNSEEN}: 3, for", edit, MASKS, keep_corner),
     "wide images": ("the network sees 23 % of each image; --crop 0 shows it all", make_all_wide),
-    "a test image that was trained on": (TWICE, copy, "good/0.png", "good/2.png"),
+    "a test image that was trained on": (TWICE, save_again),
+    "a name of two lines": ("(.gif): data/good/a b.gif", copy, "good/0.png", "good/a\nb.gif"),
     "a training image twice": (
         "content of another: data/good/1.png",
         copy,
@@ -472,7 +397,6 @@ REFUSED = {
     "--bit_depth 12: in colour": ("--bit_depth cannot scale", write_deep_colours, "good/*"),
     "a page for each colour": (PLANES, write_tiff, "good/*", write_planes, "minisblack"),
     "floating-point colours": (FLOAT, write_tiff, "good/*", np.float32),
-    "floating-point grey": (FLOAT, write_tiff, "good/*", take_red, "minisblack"),
     "class numbers in 16-bit colours": (DEEP_MASK, write_deep_masks),
     "two folders of good images": (TWO_GOOD, copy, "good/0.png", "OK/0.png"),
     "no usual name": (f"data holds broken, fine: {SAY}", rename, "good", "fine"),

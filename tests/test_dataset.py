@@ -9,7 +9,7 @@ from datasets.folders import mark_results
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
 from datasets.preprocessing import DEFAULT, Preprocessing
-from tests.conftest import write_image
+from tests.helpers import write_image
 
 
 def grey(width, height, value=90):
@@ -52,18 +52,12 @@ def test_default_classes_are_mvtec_s_15_in_its_layout_and_all_in_others(tmp_path
     assert choose_classes(tmp_path, None, "loco")[1] == sorted([*CLASS_NAMES, "own"])
 
 
-def test_unknown_class_is_refused_with_the_choice(tree):
-    message = r"unknown class 'botl', 'wave' in .*; choose from bolt, weave$"
-    with pytest.raises(ValueError, match=message):
-        choose_classes(tree, ["botl", "bolt", "wave"])
-
-
 def test_a_class_is_found_whatever_its_case_and_unicode_form(tmp_path):
     for name in ("m\u00fcller", "bolt", "Bolt"):
         (tmp_path / name / "good").mkdir(parents=True)
     assert choose_classes(tmp_path, ["Mu\u0308ller", "Bolt"])[1] == ["m\u00fcller", "Bolt"]
-    with pytest.raises(ValueError, match="unknown class 'BOLT' in .*; choose from Bolt, bolt, m"):
-        choose_classes(tmp_path, ["BOLT"])
+    with pytest.raises(ValueError, match="unknown class 'BOLT', 'x' in .*; choose from Bolt, bolt"):
+        choose_classes(tmp_path, ["BOLT", "bolt", "x"])
 
 
 def test_missing_mvtec_classes_are_reported_with_the_option_if_one_is_there(tree):
@@ -84,14 +78,6 @@ def test_item_is_an_rgb_image_its_label_and_the_mask_of_the_defect(tree):
     assert (mask.shape, mask.dtype) == ((224, 224), bool)
     assert image[:, mask].mean() > 230
     assert image[:, ~mask].mean() < 140
-
-
-def test_image_without_masks_has_an_empty_one(tree):
-    _, label, mask = load_splits(tree, "weave")[1][3]
-    assert (label, mask.any()) == (0, False)
-    shutil.rmtree(tree / "weave/ground_truth")
-    _, label, mask = load_splits(tree, "weave")[1][0]
-    assert (label, mask.any()) == (1, False)
 
 
 def test_several_masks_of_an_image_are_united_and_must_all_have_its_size(tmp_path):
@@ -171,8 +157,6 @@ def test_images_that_end_in_different_sizes_are_refused(parts):
         load_parts(parts, 64, 0)
     with pytest.raises(ValueError, match=r"--crop 41 is larger than .*good/0\.png, 40x40 pixels"):
         load_parts(parts, 0, 41)
-    with pytest.raises(ValueError, match=r"--crop 300 is larger than --resize 256"):
-        load_parts(parts, 256, 300)
     for preprocessing in ((0, 32), (64, 48)):
         _, test = load_parts(parts, *preprocessing)
         assert {image.shape for image, _, _ in test} == {(3, *test.image_size)}

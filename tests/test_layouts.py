@@ -1,14 +1,13 @@
+import os
 import re
 import shutil
-import tempfile
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from datasets.dataset import load_splits
 from datasets.layouts import LAYOUTS, VISA_SPLIT, find_classes
+from datasets.mvtec import UNLABELLED
 from datasets.notes import LOOSE, UNREAD, Notes
 
 # files of a class called bolt, and its samples: name, and masks of the defects
@@ -155,13 +154,6 @@ def test_auto_recognises_the_folders_of_a_data_sets_authors(tmp_path, dataset, p
     assert find_classes(tmp_path, normal="good")[0].shape == LAYOUTS["mvtec"].shape
 
 
-def test_class_given_as_data_path_is_refused_with_the_options(tmp_path):
-    touch(tmp_path / "bolt/train/good/0.png")
-    message = f"bolt is itself a class; give --data_path {tmp_path} --class_name bolt"
-    with pytest.raises(ValueError, match=re.escape(message)):
-        find_classes(tmp_path / "bolt")
-
-
 @pytest.mark.parametrize("dataset", ["auto", *TREES])
 def test_folder_without_classes_is_refused_with_what_is_expected(tmp_path, dataset):
     names = ["mvtec", "folder"] if dataset == "auto" else [dataset]
@@ -282,27 +274,58 @@ def test_incomplete_table_of_visa_is_refused(tmp_path):
         read_visa(tmp_path)
 
 
-# any names
+# masks and images of MVTec AD's layout
 
-STEMS = st.text("ab01_ é-.{}", min_size=1, max_size=6).filter(
-    lambda name: name[0] not in ". " and name[-1] not in ". "
+
+def list_mvtec(folder):
+    return LAYOUTS["mvtec"].list_samples(folder.parent, folder.name, "test", Notes())
+
+
+def test_images_in_test_itself_are_unlabelled(tmp_path):
+    touch(tmp_path / "bolt/test/7.png")
+    touch(tmp_path / "bolt/ground_truth/crack/7_mask.png")
+    (sample,), has_masks = list_mvtec(tmp_path / "bolt")
+    assert (sample.name, sample.label, has_masks) == ("unlabelled_7", UNLABELLED, False)
+
+
+def test_an_empty_test_folder_is_reported(tmp_path):
+    (tmp_path / "bolt/test").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"no images in .*test; expected <defect type>/"):
+        list_mvtec(tmp_path / "bolt")
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (["000", "001"], ["000-mask", "001_MASK"]),
+        (["m\u00fcller"], ["mu\u0308ller_mask"]),
+        (["A", "a"], ["A_mask", "a_mask"]),  # as it is comes first
+        (["a-b", "a_b"], ["a-b_gt", "a_b_gt"]),
+        (["good_mask", "x"], ["good_mask_mask", "X seg"]),
+    ],
 )
-SUFFIXES = st.sampled_from([".png", ".PNG", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff"])
-FILES = st.dictionaries(STEMS, SUFFIXES, min_size=1, max_size=8)  # suffixes by stem
-DEFECT_TYPES = st.text("abc _{}", min_size=1, max_size=4).filter(lambda name: name.strip() == name)
+@pytest.mark.parametrize("place", ["ground_truth/Crack", "test/crack"])
+def test_masks_are_paired_whatever_their_case_and_unicode_form(tmp_path, images, masks, place):
+    folder = tmp_path / "bolt"
+    for stem in images:
+        touch(folder / f"test/crack/{stem}.png")
+    for stem in masks:
+        touch(folder / place / f"{stem}.png")
+    samples, _ = list_mvtec(folder)
+    found = {sample.path.stem: [path.stem for path in sample.mask_paths] for sample in samples}
+    assert found == {image: [mask] for image, mask in zip(images, masks, strict=True)}
 
 
-@settings(deadline=None, max_examples=30, derandomize=True)
-@given(good=FILES, defects=st.dictionaries(DEFECT_TYPES, FILES, min_size=1, max_size=3))
-def test_images_of_any_names_are_read_in_order_with_their_masks(good, defects):
-    expected = []
-    with tempfile.TemporaryDirectory() as data_path:
-        root = Path(data_path, "bolt")
-        for defect_type, files in sorted((defects | {"good": good}).items()):
-            for stem, suffix in sorted(files.items(), key="".join):
-                image = root / "test" / defect_type / (stem + suffix)
-                mask = root / "ground_truth" / defect_type / f"{stem}_mask.png"
-                touch(image, mask)
-                expected.append((image, () if defect_type == "good" else (mask,)))
-        samples, _ = LAYOUTS["mvtec"].list_samples(Path(data_path), "bolt", "test", Notes())
-    assert [(sample.path, sample.mask_paths) for sample in samples] == expected
+def test_folders_are_listed_as_often_for_many_images_as_for_few(tmp_path, monkeypatch):
+    listed, original = [], os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or original(path))
+    counts = []
+    for n in (5, 50):
+        folder = tmp_path / str(n) / "bolt"
+        for name in ("train/good/{}", "test/crack/{}", "ground_truth/crack/{}_mask"):
+            for i in range(n):
+                touch(folder / f"{name.format(i)}.png")
+        listed.clear()
+        assert len(list_mvtec(folder)[0]) == n
+        counts.append(len(listed))
+    assert counts[0] == counts[1] > 2

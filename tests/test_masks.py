@@ -1,5 +1,3 @@
-from pathlib import Path
-
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,6 +27,13 @@ def palette(indices, *colours, **info):
     return image
 
 
+def with_transparent(value):
+    """A grey image in which this value is declared transparent: the background."""
+    image = Image.fromarray(np.where(DEFECT, 7, value).astype(np.uint8))
+    image.info["transparency"] = value
+    return image
+
+
 MEANT = {
     "white, the defect in alpha": layers(WHITE, WHITE, WHITE, GREY),
     "grey with alpha": layers(WHITE, GREY),
@@ -41,6 +46,7 @@ MEANT = {
     "class numbers in colours": palette(DEFECT * 3, (9, 9, 9), (1, 1, 1), (2, 2, 2), (0, 0, 0)),
     "white background in a palette": palette(DEFECT, (255, 255, 255), (255, 0, 0)),
     "transparent index": palette(DEFECT, (0, 0, 0), (255, 255, 255), transparency=1),
+    "transparent grey": with_transparent(255),
     "1 bit": Image.fromarray(DEFECT),
     "faint": Image.fromarray(GREY // 255),
     "16 bits": Image.fromarray(DEFECT.astype(np.uint16)),
@@ -51,12 +57,6 @@ MEANT = {
 @pytest.mark.parametrize("image", MEANT.values(), ids=MEANT)
 def test_what_is_meant_is_marked(tmp_path, image):
     image.save(tmp_path / "mask.png")
-    np.testing.assert_array_equal(load_mask(tmp_path / "mask.png", UNTOUCHED), DEFECT)
-
-
-def test_a_colour_that_is_declared_transparent_is_the_background(tmp_path):
-    image = Image.fromarray(np.where(DEFECT, 7, 255).astype(np.uint8))
-    image.save(tmp_path / "mask.png", transparency=255)
     np.testing.assert_array_equal(load_mask(tmp_path / "mask.png", UNTOUCHED), DEFECT)
 
 
@@ -104,26 +104,6 @@ def test_what_may_be_meant_otherwise_is_noted_once(tmp_path, pixels, invert, kin
 
 
 @pytest.mark.parametrize(
-    "image",
-    [
-        Image.fromarray(SOFT.astype(np.uint16) * 999),
-        Image.fromarray(SOFT.astype(np.int32) * 999),
-        layers(WHITE * 0, SOFT),
-        layers(SOFT * 0, SOFT // 2, SOFT),
-        layers(WHITE, WHITE, WHITE, SOFT),
-        palette(SOFT, *((i, i, i) for i in range(256))),
-    ],
-    ids=lambda image: image.mode,
-)
-def test_soft_edges_are_noted_in_any_mode(tmp_path, image):
-    notes = Notes()
-    image.save(tmp_path / "mask.tif" if image.mode == "I" else tmp_path / "mask.png")
-    marked = load_mask(next(tmp_path.iterdir()), UNTOUCHED, notes=notes)
-    np.testing.assert_array_equal(marked, SOFT > 0)
-    assert MANY_VALUES.what in " ".join(notes.sentences())
-
-
-@pytest.mark.parametrize(
     ("preprocessing", "seen"),
     [((0, 32), False), ((0, 36), True), ((256, 32, False, 16, WHOLE), False), ((32, 0), False)],
 )
@@ -134,11 +114,3 @@ def test_mask_that_is_lost_in_resizing_or_cropping_is_noted(tmp_path, preprocess
     mask = load_mask(tmp_path / "mask.png", Preprocessing(*preprocessing), notes=notes)
     assert mask.any() == seen
     assert [UNSEEN_MASKS.what in sentence for sentence in notes.sentences()] == [True] * (not seen)
-
-
-def test_notes_count_files_and_show_the_first():
-    notes = Notes()
-    for name in ("b.png", "a\nb.png", "c.png"):
-        notes.add(LARGE_MASK, Path(name))
-    (sentence,) = notes.sentences()
-    assert sentence.startswith(f"{LARGE_MASK.what}: 3, for example a b.png; --invert_masks")

@@ -30,9 +30,18 @@ def test_bursts_are_grouped(n_each, noise):
     assert sorted(group_near_copies(samples, range(20 * n_each))) == groups_of(20, n_each)
 
 
-@pytest.mark.parametrize("n", [4, 20, 200])
-def test_images_of_their_own_are_not_grouped(n):
-    assert group_near_copies(draw_samples(n, 1, 0), range(n)) is None
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [(4, 1, 0)],
+        [(200, 1, 0)],
+        [(60, 1, 0), (5, 3, 0.1, 7)],  # few bursts among many images
+        [(1, 15, 0.1), (6, 2, 0.1, 5)],  # most are alike: they are the class itself
+    ],
+)
+def test_images_of_their_own_are_not_grouped(parts):
+    samples = torch.cat([draw_samples(*part) for part in parts])
+    assert group_near_copies(samples, range(len(samples))) is None
 
 
 def test_a_class_that_varies_in_few_ways_is_not_grouped():
@@ -62,16 +71,6 @@ def test_directions_of_little_variance_do_not_matter():
     noise = take_samples([0.05 * draw_layer(80, 48, (7, 7), seed=4)])
     noise[:, :12] += scenes
     assert sorted(group_near_copies(noise, range(80))) == groups_of(40, 2)
-
-
-def test_few_bursts_among_many_images_are_none():
-    many, burst = draw_samples(60, 1, 0), draw_samples(5, 3, 0.1, seed=7)
-    assert group_near_copies(torch.cat([many, burst]), range(75)) is None
-
-
-def test_images_most_of_which_are_alike_are_the_class_itself():
-    samples = torch.cat([draw_samples(1, 15, 0.1), draw_samples(6, 2, 0.1, seed=5)])
-    assert group_near_copies(samples, range(27)) is None
 
 
 def test_images_without_a_near_copy_are_alone():

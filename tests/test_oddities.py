@@ -12,6 +12,8 @@ from utils.commands.command_line import parse_command_line
 @pytest.fixture(autouse=True)
 def data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    # takes most of the time; test_check.py is about it
+    monkeypatch.setattr("utils.commands.check.advise_alignment", lambda _: [])
     build()
 
 

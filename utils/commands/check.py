@@ -91,10 +91,10 @@ def advise_alignment(train: ImageDataset) -> list[str]:
 
     from utils.alignment import RESEMBLING, learn_alignment
 
-    whole = replace(train, preprocessing=train.preprocessing.whole(), notes=Notes())
-    chosen = sorted({i * len(train) // MOST_ALIGNED for i in range(MOST_ALIGNED)})
-    bar = tqdm(chosen, f"{train.class_name} alignment", unit="image", leave=False, disable=None)
-    images = [whole[i][0] for i in bar]
+    whole = {"preprocessing": train.preprocessing.whole(), "notes": Notes()}
+    chosen = replace(train.sample(MOST_ALIGNED), **whole)
+    title = f"{train.class_name} alignment"
+    images = [image for image, *_ in tqdm(chosen, title, unit="image", leave=False, disable=None)]
     if len({image.shape for image in images}) > 1:  # which --align refuses
         return []
     found = learn_alignment(map(torch.from_numpy, np.stack(images)[:, None]))
