@@ -224,9 +224,8 @@ class MethodSettings(NetworkSettings, DataSettings):
     )
     region: Path | None = option(
         None,
-        "image in black and white, white where defects matter: drawn on an image as it is given, "
-        "or with --align on the template that a run saves; of several classes a folder of "
-        "<class>.png",
+        "image in black and white, white where defects matter, with --align drawn on the template "
+        "that a run saves; of several classes a folder of <class>.png",
         Path,
         "FILE_OR_FOLDER",
         affects_results=False,  # by its path; its content does
