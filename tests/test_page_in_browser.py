@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.records import make_image, make_record
-from utils.report.page import Picture, Section, Shown, write_page, write_run_page
+from utils.report.page import Picture, Section, Shown, describe_classes, write_page
 from utils.report.tables import Table
 
 webdriver = pytest.importorskip("selenium.webdriver")
@@ -44,8 +44,9 @@ def folder(tmp_path_factory):
         records.append(make_record(class_name, images, figure_size=FIGURE_SIZE))
     Image.new("RGB", ROC_SIZE, "white").save(folder / "roc_curve.png")
     table = Table("AUROC", ["class", "image"], [["bolt", "0.123"]])
-    roc = Picture("roc_curve.png", ROC_SIZE)
-    write_run_page(folder, "A run", ["resnet18"], [table], records, roc)
+    roc = Picture("roc_curve.png", ROC_SIZE, "ROC curves")
+    sections = describe_classes(records)
+    write_page(folder / "index.html", "A run", ["resnet18"], sections, [table], roc)
     return folder
 
 
@@ -186,9 +187,12 @@ def test_threshold_that_is_typed_moves_counts_verdicts_groups_and_strokes(browse
             9 - flagged,
         ]
     assert images(browser) == sorted(SCORES["bolt"], key=lambda row: -row[1])
-    browser.find_element("name", "restore").click()
+    browser.find_element("css selector", "[type=reset]").click()
     assert outcomes(browser) == AT_5
     assert visible(browser, "code") == ["--threshold 5.0"]
+    assert browser.find_element("name", "mark").get_attribute("value") == "5"
+    browser.find_element("css selector", "code").click()  # selects all of it, to be copied
+    assert browser.execute_script("return String(getSelection())") == "--threshold 5.0"
 
 
 def test_mark_is_dragged_and_moved_by_keys_while_the_deployed_one_stays(browser):
@@ -220,23 +224,10 @@ def test_mark_is_dragged_and_moved_by_keys_while_the_deployed_one_stays(browser)
     assert visible(browser, "code", "große Platte") == ["--threshold 5.0"]
 
 
-def test_option_is_copied(browser):
-    field = browser.find_element("name", "threshold")
-    field.clear()
-    field.send_keys("2.7")
-    copy = browser.find_element("name", "copy")
-    copy.click()
-    assert copy.text == "Copied"
-    search = browser.find_element("name", "name")
-    search.send_keys(Keys.CONTROL, "v")
-    assert search.get_attribute("value") == "--threshold 2.7"
-
-
 def test_threshold_of_images_without_labels(browser, tmp_path):
     kinds = [("a", 9.0), ("b", 4.0), ("c", 1.0), ("d", None)]
-    section = Section("Images", [Shown(name, "image", score, None, "") for name, score in kinds], 5)
-    values = {"title": "New", "summary": [], "tables": [], "roc": None, "sections": [section]}
-    write_page(tmp_path / "new.html", "run.html", **values)
+    section = Section("Images", [Shown(name, "image", score, None) for name, score in kinds], 5)
+    write_page(tmp_path / "new.html", "New", [], [section])
     browser.get((tmp_path / "new.html").as_uri())
     field = browser.find_element("name", "threshold")
     field.clear()
@@ -273,7 +264,7 @@ def test_page_of_2000_figures_loads_those_near_the_window_and_filters(browser, t
         (tmp_path / f"{i}.png").symlink_to("figure.png")
         images.append(make_image(f"{i}.png", ("dent", "good")[i % 2], i / 200, figure=f"{i}.png"))
     record = make_record("bolt", images, figure_size=FIGURE_SIZE)
-    write_run_page(tmp_path, "", [], [], [record], None)
+    write_page(tmp_path / "index.html", "", [], describe_classes([record]))
     browser.get((tmp_path / "index.html").as_uri())
     browser.find_element("name", "mark").send_keys(Keys.ARROW_LEFT)
     choose(browser, "type", "dent")

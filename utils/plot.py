@@ -57,11 +57,10 @@ class Localisation(NamedTuple):
 Curves = Mapping[str, RocCurve | None]
 
 
-def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> tuple[int, int]:
-    """Write the ROC curves of all classes, image level left and pixel level right, to a PNG file.
+def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> None:
+    """Write the ROC curves by class name, image level left and pixel level right, to a PNG file.
 
-    The curves are given by class name; a class whose curve is None is left out. Returns the width
-    and height of the figure in pixels.
+    A class whose curve is None is left out.
     """
     width, height = ROC_SIZE
     figure = Figure(figsize=(width / DPI, height / DPI), layout="constrained")
@@ -70,7 +69,6 @@ def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> t
     _plot_roc_panel(right, "pixel", pixel_curves)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
-    return ROC_SIZE
 
 
 def thin(curve: RocCurve | None) -> RocCurve | None:

@@ -15,10 +15,10 @@ from datasets.notes import NEAR_COPIES
 from utils.evaluation import Evaluation, ScoredImages
 from utils.model_file import model_bytes
 from utils.padim import PaDiM
-from utils.plot import plot_roc_curves, thin
+from utils.plot import ROC_SIZE, plot_roc_curves, thin
 from utils.report.figures import Figures, draw_alignment, draw_figures
 from utils.report.finished import discard_record, write_record
-from utils.report.page import Picture, describe_learnt, write_run_page
+from utils.report.page import Picture, describe_classes, describe_learnt, write_page
 from utils.report.results import (
     RATES,
     STAGES,
@@ -38,7 +38,7 @@ from utils.settings import AUTO_BYTES, Experiment
 from utils.system.files import shorten
 from utils.thresholds import Thresholds
 
-ROC_FIGURE = "roc_curve.png"
+PAGE, ROC_FIGURE = "index.html", "roc_curve.png"
 MODELS = "models"
 SIGNIFICANCE = 0.001  # of more false alarms than promised, by chance
 
@@ -228,15 +228,16 @@ def write_report(
     write_scores(folder, records)
     write_thresholds(folder, records)
     write_tables(folder, tables)
-    roc_size = plot_roc_curves(
+    plot_roc_curves(
         folder / ROC_FIGURE,
         {record.result.class_name: record.image_curve for record in records},
         {record.result.class_name: record.pixel_curve for record in records},
     )
     title = f"PaDiM: {settings['arch']} on {settings['data']}"
+    roc = Picture(ROC_FIGURE, ROC_SIZE, "ROC curves of all classes, of images and of pixels")
     shown = tables + tabulate_rates(records)
-    roc_figure = Picture(ROC_FIGURE, roc_size)
-    write_run_page(folder, title, [settings["command"]], shown, records, roc_figure)
+    sections = describe_classes(records)
+    write_page(folder / PAGE, title, [settings["command"]], sections, shown, roc)
     return tables
 
 
