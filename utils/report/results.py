@@ -109,7 +109,7 @@ class ClassRecord:
     pixel_curve: RocCurve | None
     images: Sequence[ImageResult]
     panels: Sequence[str]
-    figure_size: tuple[int, int] | None
+    figure_size: Sequence[int] | None
     files: Sequence[str]
     pictures: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
