@@ -24,7 +24,6 @@ import pytest
 import main
 
 ROOT = Path(__file__).resolve().parent.parent
-# files that hold times or the date
 
 
 def run_main(*words: object) -> None:
