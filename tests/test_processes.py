@@ -252,16 +252,9 @@ def test_other_number_of_processes_finds_the_classes_finished(alone, experiment,
     assert [(done.returncode, done.stderr) for done in ends] == [(0, "")] * 3
     stdout = "".join(done.stdout for done in ends)
     assert stdout.count("is finished with these images and settings") == 2
+    assert stdout.count("1 of 3 processes have no class to run") == 1
     assert "ROCAUC: " not in stdout
     assert outputs(results_folder) == outputs(alone)
-
-
-def test_process_without_a_class_is_mentioned_and_does_no_harm(experiment, results_folder):
-    leader, other = fork(2, call, *experiment, "--class_name", "bolt")
-    assert (leader.returncode, leader.stderr) == (0, "")
-    assert "1 of 2 processes have no class to run" in leader.stdout
-    assert other == Done(0, "", "")
-    assert [row["class_name"] for row in outputs(results_folder)["metrics.csv"]] == ["bolt"]
 
 
 def test_bad_image_in_one_process_ends_all_with_one_line(
