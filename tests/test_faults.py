@@ -12,16 +12,11 @@ import pytest
 from PIL import Image
 
 from datasets.folders import MARKER
-from tests.faults import Server, draw_moments, mount, small_disk
+from tests.faults import draw_moments, mount, run_forked, small_disk
 from tests.helpers import experiment_options, outputs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs fork and prlimit")
 N_KILLS, N_REFUSALS = (int(n) for n in os.environ.get("PADIM_FAULTS", "3,1").split(","))
-
-
-@pytest.fixture(scope="module")
-def server():
-    return Server()
 
 
 @pytest.fixture
@@ -38,12 +33,11 @@ def folder(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server, drawn_tree, random_weights, tmp_path_factory):
+def undisturbed(drawn_tree, random_weights, tmp_path_factory):
     """The outputs of a run that nothing disturbs, and its duration in seconds."""
     folder = tmp_path_factory.mktemp("undisturbed")
     options = experiment_options(drawn_tree, random_weights("resnet18"), folder)
-    server.run(["--seed", "-1"])  # once the server has imported everything, runs take as long
-    ended = server.run([*options, "--figures", "5", "--batch_size", "4"])
+    ended = run_forked([*options, "--figures", "5", "--batch_size", "4"])
     assert (ended.status, ended.stderr) == (0, "")
     return outputs(folder / "resnet18"), ended.seconds
 
@@ -74,11 +68,11 @@ def assert_refused(ended, folder):
     assert not list(filter(is_temporary, folder.rglob("*")))
 
 
-def assert_goes_on(server, words, folder, expected):
+def assert_goes_on(words, folder, expected):
     """The same command keeps the finished classes, and ends as an undisturbed run."""
     assert_complete(folder, expected)
     records = {path: path.stat().st_mtime_ns for path in folder.glob("classes/[!.]*")}
-    ended = server.run(words)
+    ended = run_forked(words)
     assert (ended.status, ended.stderr) == (0, "")
     found = {name: file for name, file in outputs(folder).items() if not is_temporary(Path(name))}
     assert found == expected
@@ -86,30 +80,28 @@ def assert_goes_on(server, words, folder, expected):
 
 
 @pytest.mark.parametrize("i", range(N_KILLS))
-def test_killed_run_goes_on_to_the_same_results(i, server, words, folder, undisturbed):
+def test_killed_run_goes_on_to_the_same_results(i, words, folder, undisturbed):
     expected, seconds = undisturbed
     moment = draw_moments(N_KILLS, seconds, "kills")[i]
-    assert server.run(words, kill_after=moment).status in (-9, 0)
-    assert_goes_on(server, words, folder, expected)
+    assert run_forked(words, kill_after=moment).status in (-9, 0)
+    assert_goes_on(words, folder, expected)
 
 
 @pytest.mark.parametrize("i", range(N_REFUSALS))
-def test_run_that_may_no_longer_write_is_refused_and_goes_on(i, server, words, folder, undisturbed):
+def test_run_that_may_no_longer_write_is_refused_and_goes_on(i, words, folder, undisturbed):
     expected, seconds = undisturbed
     moment = draw_moments(N_REFUSALS, seconds, "refusals")[i]
-    ended = server.run(words, refuse_after=moment)
+    ended = run_forked(words, refuse_after=moment)
     if ended.status:  # it may have written everything before
         assert_refused(ended, folder)
-    assert_goes_on(server, words, folder, expected)
+    assert_goes_on(words, folder, expected)
 
 
 @pytest.mark.parametrize("i", range(N_REFUSALS))
-def test_run_on_a_full_disk_is_refused_and_goes_on_on_a_larger_one(
-    i, server, words, folder, undisturbed
-):
+def test_run_on_a_full_disk_is_refused_and_goes_on_on_a_larger_one(i, words, folder, undisturbed):
     expected, _ = undisturbed
     needed = sum(len(content) for content in expected.values() if isinstance(content, bytes))
     with small_disk(folder, int(draw_moments(N_REFUSALS, needed, "disks")[i])):
-        assert_refused(server.run(words), folder)
+        assert_refused(run_forked(words), folder)
         mount(folder, "remount,size=1g")
-        assert_goes_on(server, words, folder, expected)
+        assert_goes_on(words, folder, expected)

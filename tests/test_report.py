@@ -190,7 +190,12 @@ def test_report_holds_all_classes_in_their_order(tmp_path):
     images = [make_image("a.png", "dent", 9.0)]
     records = [
         make_record("nut", images, files=["models/nut.safetensors"]),
-        make_record("bolt", [make_image("b.png")], deployed=None),
+        make_record(
+            "bolt",
+            [make_image("b.png")],
+            deployed=None,
+            result=make_result("bolt", image_auroc=1 / 3, aupro=None),
+        ),
     ]
     (table,) = write_report(tmp_path, SETTINGS, records)
     assert [row[0] for row in table.rows] == ["nut", "bolt", "mean of 2 classes"]
@@ -200,7 +205,7 @@ def test_report_holds_all_classes_in_their_order(tmp_path):
     ]
     run = read_run(tmp_path / "metrics.json")
     assert run.settings == json.loads(json.dumps(SETTINGS))
-    assert run.results == [make_result("nut"), make_result("bolt")]
+    assert run.results == [record.result for record in records]
     assert "| nut |" in (tmp_path / "tables.md").read_text()
     for name, n_rows in (("metrics.csv", 2), ("scores.csv", 2), ("thresholds.csv", 1)):
         rows = (tmp_path / name).read_text().splitlines()[1:]
