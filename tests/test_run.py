@@ -47,6 +47,7 @@ def begin(command):
         changed = replace(settings, **changes)
         return [test.class_name for _, test in RunReport(changed, load_all(changed)).unfinished]
 
+    assert begin() == []  # from now on the folder is about the copied images
     return begin
 
 
@@ -66,9 +67,9 @@ def test_second_run_fits_nothing_and_changes_nothing(run, command, results_folde
     assert (results_folder / "metrics.csv").read_bytes() == rows
 
 
-def test_runs_of_single_classes_leave_a_report_of_all(run, begin, command, results_folder):
+@pytest.mark.usefixtures("begin")
+def test_runs_of_single_classes_leave_a_report_of_all(run, command, results_folder):
     before = outputs(results_folder)
-    assert begin() == []  # the copied images are what the folder is about now
     (results_folder / "models/bolt.safetensors").unlink()
     done = run(*command, "--class_name", "bolt")
     assert done.returncode == 0, done.stderr
