@@ -57,9 +57,9 @@ def test_rates_are_fractions_of_good_and_of_anomalous_images_that_reach_a_thresh
     deployed = make_thresholds(5.0)
     asked, *others = make_record("bolt", images, deployed=deployed).rates
     # a score on the threshold reaches it
-    assert asked == (0.01, 5.0, 0.25, 0.5)
+    assert asked == (0.01, 0.25, 0.5)
     assert [rate.target_fpr for rate in others] == [0.01, 0.05, 0.1]
-    assert others[2].threshold == deployed.at(0.1).image
+    assert others[2] == (0.1, 0.25, 1)  # just above 4.5
     unlabelled = make_record(images=[make_image("a.png", "x", 6.0, label=-1)])
     assert {(rate.test_fpr, rate.test_tpr) for rate in unlabelled.rates} == {(None, None)}
     assert make_record(deployed=None).rates == []
