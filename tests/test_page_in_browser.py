@@ -168,8 +168,9 @@ AT_2_7 = "9 images: found 4, missed 0, false alarm 1, passed 4."
 
 def test_threshold_that_is_typed_moves_counts_verdicts_groups_and_strokes(browser):
     assert outcomes(browser) == AT_5
-    type_threshold(browser, "2.7")
+    type_threshold(browser, f"2.7{Keys.ENTER}")  # the form is not sent
     assert outcomes(browser) == AT_2_7
+    assert browser.find_element("name", "mark").get_attribute("value") == "2.7"
     scores, verdicts = visible(browser, ".score"), visible(browser, ".verdict")
     assert dict(zip(scores, verdicts, strict=True))["3.00"] == "right: found"
     assert visible(browser, "h3") == ["Flagged as anomalous 5", "Not flagged 4"]
