@@ -279,14 +279,12 @@ def test_bad_image_in_one_process_ends_all_with_one_line(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--seed", "-1"], "main.py: error: argument --seed: '-1' is not a whole number >= 0"),
         (["--class_name", "nut"], "nut"),
         (["--device", "cuda:99"], "--device cuda:99 is not on this machine"),
     ],
 )
 def test_mistake_that_every_process_finds_is_printed_once(experiment, options, expected):
     ends = fork(3, call, *experiment, *options)
-    # 1 is of a process that ends because another one has printed the error
-    assert {done.returncode for done in ends} in ({1, 2}, {2})
+    assert sorted(done.returncode for done in ends) == [1, 1, 2]
     (line,) = [line for done in ends for line in done.stderr.splitlines()]
     assert expected in line
