@@ -1,7 +1,7 @@
 """Runs of main.py for the tests: in this process, or in one that is killed or cannot write.
 
-Importing torch takes seconds and the tests need dozens of runs. So a server process imports
-everything once, and is forked for each run.
+Importing torch takes seconds and the tests need dozens of runs. So these are forked from this
+process, which has imported everything.
 """
 
 import multiprocessing
@@ -14,7 +14,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -22,9 +21,9 @@ from unittest.mock import patch
 import pytest
 
 import main
+import utils.report.report  # noqa: F401  the forked processes need not import it
 
 ROOT = Path(__file__).resolve().parent.parent
-# files that hold times or the date
 
 
 def run_main(*words: object) -> None:
@@ -41,48 +40,33 @@ class Ended(NamedTuple):
     seconds: float
 
 
-class Server:
-    """A process that has imported everything, and is forked for each run."""
+def run_forked(
+    words: Sequence[object], kill_after: float | None = None, refuse_after: float | None = None
+) -> Ended:
+    """Run the command line in a process of its own.
 
-    def __init__(self) -> None:
-        files = [*ROOT.glob("datasets/*.py"), *ROOT.glob("utils/**/*.py")]
-        modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files]
-        self._context = multiprocessing.get_context("forkserver")
-        self._context.set_forkserver_preload([__name__, "torchvision.models", *modules])
-        # threads would not survive the fork
-        settings = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        with patch.dict(os.environ, settings):
-            forkserver.ensure_running()
-
-    def run(
-        self,
-        words: Sequence[object],
-        kill_after: float | None = None,
-        refuse_after: float | None = None,
-    ) -> Ended:
-        """Run the command line.
-
-        Args:
-            words: of the command line.
-            kill_after: seconds after which the process is killed.
-            refuse_after: seconds after which no file that it writes may grow.
-        """
-        reading, writing = self._context.Pipe(duplex=False)
-        process = self._context.Process(target=_become_main, args=(words, writing))
-        began = time.perf_counter()
-        process.start()
-        writing.close()
-        time.sleep(kill_after or refuse_after or 0)
-        if kill_after is not None:
-            process.kill()
-        elif refuse_after is not None:
-            # Python ignores the signal that this sends, and gets an error instead
-            with suppress(ProcessLookupError):  # it may have ended
-                resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
-        with open(reading.fileno(), closefd=False) as file:
-            stderr = file.read()
-        process.join()
-        return Ended(process.exitcode, stderr, time.perf_counter() - began)
+    Args:
+        words: of the command line.
+        kill_after: seconds after which the process is killed.
+        refuse_after: seconds after which no file that it writes may grow.
+    """
+    context = multiprocessing.get_context("fork")
+    reading, writing = context.Pipe(duplex=False)
+    process = context.Process(target=_become_main, args=(words, writing))
+    began = time.perf_counter()
+    process.start()
+    writing.close()
+    time.sleep(kill_after or refuse_after or 0)
+    if kill_after is not None:
+        process.kill()
+    elif refuse_after is not None:
+        # Python ignores the signal that this sends, and gets an error instead
+        with suppress(ProcessLookupError):  # it may have ended
+            resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
+    with open(reading.fileno(), closefd=False) as file:
+        stderr = file.read()
+    process.join()
+    return Ended(process.exitcode, stderr, time.perf_counter() - began)
 
 
 def _become_main(words: Sequence[object], stderr: Any) -> None:

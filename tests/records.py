@@ -10,13 +10,7 @@ from datasets.mvtec import COUNTS, Counts, Sample
 from datasets.preprocessing import Preprocessing
 from utils.evaluation import DrawnImage, ScoredImages, evaluate
 from utils.metrics import RocCurve
-from utils.report.results import (
-    METRICS,
-    STAGES,
-    ClassRecord,
-    ClassResult,
-    ImageResult,
-)
+from utils.report.results import METRICS, STAGES, ClassRecord, ClassResult, ImageResult
 from utils.thresholds import find_thresholds
 
 # what the tables and the page show of a run's settings
@@ -32,7 +26,7 @@ SETTINGS = {
     "peak_memory_bytes": {"host": 1_500_000_000},
 }
 CURVE = RocCurve(np.array([0, 0.5, 1]), np.array([0, 0.75, 1]), 0.625)
-FIGURE_SIZE = (128, 29)
+FIGURE_SIZE = [128, 29]
 
 
 def make_result(class_name="brick", seed=1024, **metrics):

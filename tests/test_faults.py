@@ -12,35 +12,34 @@ import pytest
 from PIL import Image
 
 from datasets.folders import MARKER
-from tests.faults import Server, draw_moments, mount, small_disk
-from tests.helpers import outputs
+from tests.faults import draw_moments, mount, run_forked, small_disk
+from tests.helpers import experiment_options, outputs
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs fork and prlimit")
 N_KILLS, N_REFUSALS = (int(n) for n in os.environ.get("PADIM_FAULTS", "3,1").split(","))
 
 
-@pytest.fixture(scope="module")
-def server():
-    return Server()
-
-
-@pytest.fixture(scope="module")
-def command(drawn_tree, random_weights):
+@pytest.fixture
+def words(drawn_tree, random_weights, tmp_path):
     """A run over two classes, with figures and a model of each."""
-    return [
-        *("--data_path", drawn_tree, "--class_name", "bolt", "weave", "--arch", "resnet18"),
-        *("--weights", random_weights("resnet18"), "--resize", "64"),
-        *("--crop", "48", "--figures", "5", "--batch_size", "4"),
-    ]
+    options = experiment_options(drawn_tree, random_weights("resnet18"), tmp_path)
+    return [*options, "--figures", "5", "--batch_size", "4"]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """The folder of its results."""
+    return tmp_path / "resnet18"
 
 
 @pytest.fixture(scope="module")
-def undisturbed(server, command, tmp_path_factory):
+def undisturbed(drawn_tree, random_weights, tmp_path_factory):
     """The outputs of a run that nothing disturbs, and its duration in seconds."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    ended = [server.run([*command, "--save_path", folder, "--force"]) for _ in range(2)]
-    assert [(one.status, one.stderr) for one in ended] == [(0, "")] * 2
-    return outputs(folder / "resnet18"), min(one.seconds for one in ended)
+    options = experiment_options(drawn_tree, random_weights("resnet18"), folder)
+    ended = run_forked([*options, "--figures", "5", "--batch_size", "4"])
+    assert (ended.status, ended.stderr) == (0, "")
+    return outputs(folder / "resnet18"), ended.seconds
 
 
 def is_temporary(path):
@@ -69,10 +68,11 @@ def assert_refused(ended, folder):
     assert not list(filter(is_temporary, folder.rglob("*")))
 
 
-def assert_goes_on(server, words, folder, expected):
+def assert_goes_on(words, folder, expected):
     """The same command keeps the finished classes, and ends as an undisturbed run."""
+    assert_complete(folder, expected)
     records = {path: path.stat().st_mtime_ns for path in folder.glob("classes/[!.]*")}
-    ended = server.run(words)
+    ended = run_forked(words)
     assert (ended.status, ended.stderr) == (0, "")
     found = {name: file for name, file in outputs(folder).items() if not is_temporary(Path(name))}
     assert found == expected
@@ -80,39 +80,28 @@ def assert_goes_on(server, words, folder, expected):
 
 
 @pytest.mark.parametrize("i", range(N_KILLS))
-def test_killed_run_goes_on_to_the_same_results(i, server, command, undisturbed, tmp_path):
+def test_killed_run_goes_on_to_the_same_results(i, words, folder, undisturbed):
     expected, seconds = undisturbed
-    words, folder = [*command, "--save_path", tmp_path], tmp_path / "resnet18"
     moment = draw_moments(N_KILLS, seconds, "kills")[i]
-    assert server.run(words, kill_after=moment).status in (-9, 0)
-    assert_complete(folder, expected)
-    assert_goes_on(server, words, folder, expected)
+    assert run_forked(words, kill_after=moment).status in (-9, 0)
+    assert_goes_on(words, folder, expected)
 
 
 @pytest.mark.parametrize("i", range(N_REFUSALS))
-def test_run_that_may_no_longer_write_is_refused_and_goes_on(
-    i, server, command, undisturbed, tmp_path
-):
+def test_run_that_may_no_longer_write_is_refused_and_goes_on(i, words, folder, undisturbed):
     expected, seconds = undisturbed
-    words, folder = [*command, "--save_path", tmp_path], tmp_path / "resnet18"
     moment = draw_moments(N_REFUSALS, seconds, "refusals")[i]
-    ended = server.run(words, refuse_after=moment)
+    ended = run_forked(words, refuse_after=moment)
     if ended.status:  # it may have written everything before
         assert_refused(ended, folder)
-    assert_complete(folder, expected)
-    assert_goes_on(server, words, folder, expected)
+    assert_goes_on(words, folder, expected)
 
 
 @pytest.mark.parametrize("i", range(N_REFUSALS))
-def test_run_on_a_full_disk_is_refused_and_goes_on_on_a_larger_one(
-    i, server, command, undisturbed, tmp_path
-):
+def test_run_on_a_full_disk_is_refused_and_goes_on_on_a_larger_one(i, words, folder, undisturbed):
     expected, _ = undisturbed
     needed = sum(len(content) for content in expected.values() if isinstance(content, bytes))
-    disk, size = tmp_path / "disk", int(draw_moments(N_REFUSALS, needed, "disks")[i])
-    words, folder = [*command, "--save_path", disk], disk / "resnet18"
-    with small_disk(disk, size):
-        assert_refused(server.run(words), folder)
-        assert_complete(folder, expected)
-        mount(disk, "remount,size=1g")
-        assert_goes_on(server, words, folder, expected)
+    with small_disk(folder, int(draw_moments(N_REFUSALS, needed, "disks")[i])):
+        assert_refused(run_forked(words), folder)
+        mount(folder, "remount,size=1g")
+        assert_goes_on(words, folder, expected)

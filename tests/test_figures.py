@@ -1,11 +1,9 @@
 from pathlib import Path
 
-import numpy as np
 import pytest
 from PIL import Image
 
 from tests.records import make_scored_class
-from utils.evaluation import DrawnImage
 from utils.plot import COLOUR_BAR, MARGIN
 from utils.report.figures import draw_figures
 
@@ -13,6 +11,10 @@ PANELS = ["Image", "Ground truth", "Predicted heat map", "Predicted mask", "Segm
 
 
 def test_figures_are_drawn_for_the_chosen_images(tmp_path):
+    test, scored, evaluation = make_scored_class(drawn=[])
+    figures = draw_figures(tmp_path, test, scored, evaluation.oracle_pixel)
+    assert (figures.paths, figures.size) == ({}, None)
+    assert not list(tmp_path.iterdir())
     test, scored, evaluation = make_scored_class(drawn=[0, 3])
     figures = draw_figures(tmp_path, test, scored, evaluation.oracle_pixel)
     assert figures.paths == {0: "figures/bolt/crack_000.jpg", 3: "figures/bolt/good_003.jpg"}
@@ -24,16 +26,6 @@ def test_figures_are_drawn_for_the_chosen_images(tmp_path):
             assert figure.size == figures.size
 
 
-def test_figures_of_large_images_are_scaled_down(tmp_path):
-    test, scored, evaluation = make_scored_class(drawn=[0])
-    shown = scored.drawn[0]
-    large = DrawnImage(*(np.kron(a, np.ones((60, 60), a.dtype)) for a in shown))
-    scored = scored._replace(drawn={0: large})
-    figures = draw_figures(tmp_path, test, scored, evaluation.oracle_pixel)
-    with Image.open(tmp_path / figures.paths[0]) as figure:
-        assert figure.size == figures.size == (5 * (800 + MARGIN) + MARGIN + COLOUR_BAR, 704)
-
-
 @pytest.mark.parametrize(
     ("has_masks", "oracle", "panels"),
     [(False, None, [PANELS[0], PANELS[2]]), (True, None, PANELS[:3])],
@@ -43,13 +35,6 @@ def test_panels_that_cannot_be_drawn_are_left_out(tmp_path, has_masks, oracle, p
     figures = draw_figures(tmp_path, test, scored, oracle)
     assert figures.panels == panels
     assert (figures.size[0] - COLOUR_BAR) // (40 + MARGIN) == len(panels)
-
-
-def test_without_figures_there_is_no_size(tmp_path):
-    test, scored, evaluation = make_scored_class(drawn=[])
-    figures = draw_figures(tmp_path, test, scored, evaluation.oracle_pixel)
-    assert (figures.paths, figures.size) == ({}, None)
-    assert not list(tmp_path.iterdir())
 
 
 def test_figures_that_cannot_be_written_are_named(tmp_path):

@@ -1,10 +1,10 @@
 import json
 import os
+from dataclasses import asdict
 
+import numpy as np
 import pytest
 
-from datasets.dataset import load_splits
-from tests.conftest import write_image
 from tests.records import SETTINGS, make_image, make_record
 from utils.report.finished import (
     discard_record,
@@ -21,8 +21,8 @@ def record(tmp_path):
     """A record whose files are there, written to tmp_path."""
     images = [make_image("a.png", "dent", 6.5), make_image("b.png", figure=None)]
     record = make_record("bolt", images)
+    (tmp_path / "figures").mkdir()
     for name in record.files:
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
     write_record(tmp_path, record)
     return record
@@ -30,7 +30,7 @@ def record(tmp_path):
 
 def test_a_finished_class_is_found_again(record, tmp_path):
     found = read_record(tmp_path, "bolt")
-    assert repr(found) == repr(record)
+    np.testing.assert_equal(asdict(found), asdict(record))
     assert found.deployed.at(0.05).pixel == record.deployed.at(0.05).pixel
     write_report(tmp_path, SETTINGS, [found])
     content = json.loads((tmp_path / "classes/bolt.json").read_text())
@@ -61,11 +61,6 @@ def test_records_of_the_same_settings_are_found_sorted_and_others_left_alone(
     assert capsys.readouterr().out == ""
 
 
-def test_a_class_of_which_a_file_is_gone_is_not_finished(record, tmp_path):
-    (tmp_path / record.files[0]).unlink()
-    assert read_record(tmp_path, "bolt") is None
-
-
 CHANGED = "the score of an image"
 
 
@@ -82,35 +77,23 @@ def test_a_file_that_is_no_record_of_this_version_is_named(record, tmp_path, cap
     assert "classes/bolt.json is damaged or was written by another version: bolt is fit" in line
 
 
-@pytest.fixture
-def fingerprint(tree):
-    """A function that gives the fingerprint of a class of tree with settings."""
-
-    def run(**settings):
-        paths = (path for path in (tree / "bolt").rglob("*") if path.is_file())
-        return make_fingerprint(settings, tree, sorted(paths))
-
-    return run
+def fingerprint(tree, **settings):
+    paths = (path for path in (tree / "bolt").rglob("*") if path.is_file())
+    return make_fingerprint(settings, tree, sorted(paths))
 
 
-def test_fingerprint_depends_on_settings_images_and_masks(fingerprint, tree):
-    first = fingerprint(seed=1, crop=2)
-    assert fingerprint(crop=2, seed=1) == first
-    found = [first, fingerprint(seed=2, crop=2)]
+def test_fingerprint_depends_on_settings_images_and_masks(tree):
+    first = fingerprint(tree, seed=1, crop=2)
+    assert fingerprint(tree, crop=2, seed=1) == first
+    found = [first, fingerprint(tree, seed=2, crop=2)]
     for name in ("train/good/000.png", "ground_truth/crack/000_mask.png"):
         os.utime(tree / "bolt" / name, ns=(1, 1))
-        found.append(fingerprint(seed=1, crop=2))
-    pixels = load_splits(tree, "bolt")[0][0][0].transpose(1, 2, 0)
-    write_image(tree / "bolt/train/good/999.png", pixels)
-    found.append(fingerprint(seed=1, crop=2))
+        found.append(fingerprint(tree, seed=1, crop=2))
+    (tree / "bolt/train/good/999.png").touch()
+    found.append(fingerprint(tree, seed=1, crop=2))
     assert len(set(found)) == 5
-
-
-def test_fingerprint_of_a_folder_that_was_moved_is_the_same(fingerprint, tree):
-    first = fingerprint()
     moved = tree.rename(tree.with_name("moved"))
-    paths = sorted(path for path in (moved / "bolt").rglob("*") if path.is_file())
-    assert make_fingerprint({}, moved, paths) == first
+    assert fingerprint(moved, seed=1, crop=2) == found[-1]
 
 
 def test_an_image_that_is_a_broken_link_is_named(tmp_path):

@@ -105,7 +105,7 @@ def test_peak_is_reached_by_the_maxima_of_good_images_at_the_target_rate(rate):
 def test_p_value_is_the_probability_of_as_many_false_alarms():
     rng = np.random.default_rng(0)
     counts = []
-    for _ in range(4000):
+    for _ in range(2000):
         scores = rng.random(49).astype(np.float32)
         thresholds = find_thresholds(maps(scores), target_fpr=0.1)
         counts.append((rng.random(30) >= thresholds.image).sum())

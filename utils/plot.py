@@ -31,8 +31,8 @@ DPI = 100
 FONT_SIZE = 10  # points
 HEAT_MAP = colormaps["jet"]  # upstream
 HEAT_MAP_ALPHA = 0.5  # upstream
-OPENING_RADIUS = 4  # upstream; removes specks from the drawn mask only, metrics see them
-OPENING = disk(OPENING_RADIUS)
+PALETTE = HEAT_MAP(np.arange(256), bytes=True)[:, :3].tobytes()  # RGB after RGB
+OPENING = disk(4)  # upstream; removes specks from the drawn mask only, metrics see them
 BOUNDARY_COLOUR = (255, 0, 0)  # upstream
 REGION_COLOUR = (255, 255, 255)  # of the border of the region of interest
 # pixels of the longer side of a panel and of an overlay; larger images are scaled down in the file
@@ -57,11 +57,10 @@ class Localisation(NamedTuple):
 Curves = Mapping[str, RocCurve | None]
 
 
-def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> tuple[int, int]:
-    """Write the ROC curves of all classes, image level left and pixel level right, to a PNG file.
+def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> None:
+    """Write the ROC curves by class name, image level left and pixel level right, to a PNG file.
 
-    The curves are given by class name; a class whose curve is None is left out. Returns the width
-    and height of the figure in pixels.
+    A class whose curve is None is left out.
     """
     width, height = ROC_SIZE
     figure = Figure(figsize=(width / DPI, height / DPI), layout="constrained")
@@ -70,7 +69,6 @@ def plot_roc_curves(path: Path, image_curves: Curves, pixel_curves: Curves) -> t
     _plot_roc_panel(right, "pixel", pixel_curves)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
-    return ROC_SIZE
 
 
 def thin(curve: RocCurve | None) -> RocCurve | None:
@@ -132,7 +130,7 @@ def plot_overlay(
     drawn = image.reduce(ceil(max(image.size) / LONGEST_OVERLAY))
     levels = np.fmin(scores, highest) * 256 / highest  # fmin: a number where one is NaN
     colours = Image.fromarray(levels.clip(max=255).astype(np.uint8))
-    colours.putpalette(_palette())
+    colours.putpalette(PALETTE)
     blend = Image.blend(drawn, colours.convert("RGB"), HEAT_MAP_ALPHA)
     drawn.paste(blend, mask=Image.fromarray(scores > 0))
     if (scores == 0).any():
@@ -161,12 +159,6 @@ def save_image(path: Path, image: Image.Image) -> None:
     image.save(content, Image.registered_extensions()[path.suffix], quality=90, subsampling=0)
     with replacing(path) as temporary:
         temporary.write_bytes(content.getbuffer())
-
-
-@cache
-def _palette() -> bytes:
-    """The 256 colours of the heat map, RGB after RGB."""
-    return HEAT_MAP(np.arange(256), bytes=True)[:, :3].tobytes()
 
 
 def _find_boundaries(mask: np.ndarray) -> np.ndarray:
@@ -251,17 +243,11 @@ def _draw_panels(
 
 def _open(mask: np.ndarray) -> np.ndarray:
     """The morphological opening, equal to skimage's for grey images."""
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    opened = np.zeros_like(mask)
-    if rows.size:
-        # the rest of the image is empty, which takes most of the time
-        part = tuple(
-            slice(max(found[0] - OPENING_RADIUS, 0), found[-1] + OPENING_RADIUS + 1)
-            for found in (rows, columns)
-        )
-        eroded = binary_erosion(mask[part], OPENING, border_value=1)
-        opened[part] = binary_dilation(eroded, OPENING)
-    return opened
+    if not mask.any():
+        return mask
+    # it lies inside the mask: outside, nothing has to be computed
+    eroded = binary_erosion(mask, OPENING, mask=mask, border_value=1)
+    return binary_dilation(eroded, OPENING, mask=mask)
 
 
 def _overlay(image: np.ndarray, anomaly_map: np.ndarray, norm: Normalize) -> np.ndarray:

@@ -27,10 +27,9 @@ def write_predictions_page(predictor: Predictor, answers: Sequence[Prediction]) 
     images = [describe(answer, settings.output) for answer in ranked]
     write_page(
         settings.output / PAGE,
-        "predictions.html",
-        title=f"Predictions of {predictor.detector.model.class_name}",
-        summary=summarise_model(predictor),
-        section=Section("Images", images, settings.threshold, notes=notes),
+        f"Predictions of {predictor.detector.model.class_name}",
+        summarise_model(predictor),
+        [Section("Images", images, settings.threshold, notes=notes)],
     )
 
 
@@ -66,7 +65,9 @@ def describe(answer: Prediction, folder: Path) -> "Shown":
     row, name = answer.row, printable(answer.source.path)
     picture = None
     if OVERLAYS in answer.kinds:
-        picture = Picture(f"{OVERLAYS}/{answer.source.name}.jpg", answer.size)
+        path = f"{OVERLAYS}/{answer.source.name}.jpg"
+        text = f"{name} under the colours of its anomaly map, regions outlined"
+        picture = Picture(path, answer.size, text)
     below = [] if row["error"] else [f"{row['good_below']:.0%} of good images score lower"]
     if row["angle"] is not None:
         below.append(
@@ -78,7 +79,6 @@ def describe(answer: Prediction, folder: Path) -> "Shown":
         label="image",
         score=row["score"],
         picture=picture,
-        alt=f"{name} under the colours of its anomaly map, regions outlined",
         details=[row["error"]] if row["error"] else below,
         link=link(answer.source.path, folder),
         lines=list_regions(answer.regions),

@@ -89,24 +89,15 @@ def _sha256(text: str) -> str:
 
 
 def _from_json(content: Mapping[str, Any]) -> ClassRecord:
+    """The record of a file, in which arrays and NumPy's numbers are lists and numbers."""
+    deployed, curves = content["deployed"], ("image_curve", "pixel_curve")
+    if deployed:
+        arrays = {k: np.float32(v) for k, v in deployed.items() if isinstance(v, list)}
+        deployed = Thresholds(**{**deployed, **arrays})
     parts = {
         "result": ClassResult(**content["result"]),
-        "deployed": _thresholds_from_json(content["deployed"]),
-        "image_curve": _curve_from_json(content["image_curve"]),
-        "pixel_curve": _curve_from_json(content["pixel_curve"]),
+        "deployed": deployed,
         "images": [ImageResult(**image) for image in content["images"]],
-        "figure_size": content["figure_size"] and tuple(content["figure_size"]),
     }
+    parts |= {name: content[name] and RocCurve(*content[name]) for name in curves}
     return ClassRecord(**{**content, **parts})
-
-
-def _thresholds_from_json(content: Mapping[str, Any] | None) -> Thresholds | None:
-    """The thresholds; their scores were arrays."""
-    return content and Thresholds(
-        **{name: np.float32(v) if isinstance(v, list) else v for name, v in content.items()}
-    )
-
-
-def _curve_from_json(values: list | None) -> RocCurve | None:
-    """The curve of [fpr, tpr, auroc]."""
-    return values and RocCurve(*map(np.array, values[:2]), values[2])

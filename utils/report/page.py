@@ -1,17 +1,13 @@
 """Pages of scored images, rendered with jinja2: index.html of a run or of predictions.
 
-A page is static and loads nothing but the pictures beside it. base.html has the style and the
-script of every page, parts.html the parts that pages share; run.html is the page of a run,
-predictions.html that of predict.
+A page is static and loads nothing but the pictures beside it.
 """
 
 import os
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import starmap
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -24,8 +20,6 @@ from utils.report.results import ClassRecord, ImageResult
 from utils.report.tables import Table
 from utils.system.files import replacing
 
-FILE_NAME = "index.html"
-NUMBER = re.compile(r"[-+−]?\d|[-−–]?$")  # a cell that is aligned as a number; it may be a dash
 # what an image is if it reaches the threshold and if it does not, by what is known about it
 VERDICTS = {
     "anomalous": ("right: found", "wrong: missed"),
@@ -48,10 +42,11 @@ TEMPLATES = Environment(
 
 
 class Picture(NamedTuple):
-    """A picture: its path relative to the page, with slashes, and width and height in pixels."""
+    """A picture: its path relative to the page, width and height in pixels, and what it shows."""
 
     path: str
-    size: tuple[int, int]
+    size: Sequence[int]
+    text: str
 
     @property
     def link(self) -> str:
@@ -62,15 +57,14 @@ class Picture(NamedTuple):
 class Shown(NamedTuple):
     """An image as a page shows it.
 
-    The label is a key of VERDICTS, alt the picture in words, link the image file; details stand
-    beside the name, lines below it.
+    The label is a key of VERDICTS, link leads to the image file; details stand beside the name,
+    lines below it.
     """
 
     name: str
     label: str
     score: float | None
     picture: Picture | None
-    alt: str
     defect_type: str = ""
     details: Sequence[str] = ()
     link: str = ""
@@ -87,7 +81,7 @@ class Section:
         threshold: where the mark on the strip starts; None without any.
         oracle: another threshold that is marked; None without any.
         notes: sentences on the thresholds, and on what was learnt.
-        pictures: of what was learnt, each with its caption.
+        pictures: of what was learnt.
     """
 
     name: str
@@ -95,7 +89,7 @@ class Section:
     threshold: float | None
     oracle: float | None = None
     notes: Sequence[str] = ()
-    pictures: Sequence[tuple[Picture, str]] = ()
+    pictures: Sequence[Picture] = ()
 
     @property
     def anchor(self) -> str:
@@ -158,32 +152,25 @@ def count_verdicts(images: Sequence[Shown], threshold: float) -> dict[str, int]:
 TEMPLATES.globals |= {"verdicts": VERDICTS, "judge": judge}
 
 
-def write_page(path: Path, template: str, **values: Any) -> None:
-    """Write a page: a template of this folder with these values."""
-    text = TEMPLATES.get_template(template).render(values)
+def write_page(
+    path: Path,
+    title: str,
+    summary: Sequence[str],
+    sections: Sequence[Section],
+    tables: Sequence[Table] = (),
+    roc: Picture | None = None,
+) -> None:
+    """Write a page; that of a run has contents, tables and ROC curves."""
+    template = TEMPLATES.get_template("page.html")
+    text = template.render(title=title, summary=summary, sections=sections, tables=tables, roc=roc)
     # file names need not be valid text; "?" takes the place of what is not
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
-def write_run_page(
-    folder: Path,
-    title: str,
-    summary: Sequence[str],
-    tables: Sequence[Table],
-    records: Sequence[ClassRecord],
-    roc: Picture | None,
-) -> None:
-    """Write index.html of a run: its labelled images and its templates, as far as drawn."""
-    write_page(
-        folder / FILE_NAME,
-        "run.html",
-        title=title,
-        summary=summary,
-        tables=[(table, _find_number_columns(table)) for table in tables],
-        roc=roc,
-        sections=[s for s in map(describe_class, records) if s.images or s.pictures],
-    )
+def describe_classes(records: Sequence[ClassRecord]) -> list[Section]:
+    """The sections of those classes of which something was drawn."""
+    return [s for s in map(describe_class, records) if s.images or s.pictures]
 
 
 def describe_class(record: ClassRecord) -> Section:
@@ -207,8 +194,9 @@ def describe_class(record: ClassRecord) -> Section:
         if oracle is not None:
             notes.append(f"Oracle {oracle:.2f}, {of_oracle}: {_describe_counts(images, oracle)}")
     notes += describe_learnt(record.result.learnt)
-    pictures = zip(starmap(Picture, record.pictures.items()), CAPTIONS, strict=False)
-    return Section(record.result.class_name, images, threshold, oracle, notes, [*pictures])
+    drawn = zip(record.pictures.items(), CAPTIONS, strict=False)
+    pictures = [Picture(*picture, caption) for picture, caption in drawn]
+    return Section(record.result.class_name, images, threshold, oracle, notes, pictures)
 
 
 def describe_learnt(learnt: Mapping[str, Any] | None) -> list[str]:
@@ -241,18 +229,12 @@ def _describe_counts(images: Sequence[Shown], threshold: float) -> str:
 def _describe_image(record: ClassRecord, image: ImageResult, threshold: float | None) -> Shown:
     label = "anomalous" if image.label else "normal"
     found, best = (judge(label, image.score, t) for t in (threshold, record.oracle_image))
+    text = f"{image.defect_type} {image.image}: {', '.join(record.panels)}"
     return Shown(
         name=image.image,
         label=label,
         score=image.score,
-        picture=Picture(image.figure, record.figure_size),
-        alt=f"{image.defect_type} {image.image}: {', '.join(record.panels)}",
+        picture=Picture(image.figure, record.figure_size, text),
         defect_type=image.defect_type,
         details=[label] if best in ("", found) else [label, f"oracle: {best.split(': ')[1]}"],
     )
-
-
-def _find_number_columns(table: Table) -> list[bool]:
-    """Whether each column but the first holds numbers alone."""
-    columns = range(1, len(table.columns))
-    return [False, *(all(NUMBER.match(row[i]) for row in table.rows) for i in columns)]

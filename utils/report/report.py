@@ -1,5 +1,6 @@
 """What a class and a run leave in the run's folder."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,10 +16,10 @@ from datasets.notes import NEAR_COPIES
 from utils.evaluation import Evaluation, ScoredImages
 from utils.model_file import model_bytes
 from utils.padim import PaDiM
-from utils.plot import plot_roc_curves, thin
+from utils.plot import ROC_SIZE, plot_roc_curves, thin
 from utils.report.figures import Figures, draw_alignment, draw_figures
 from utils.report.finished import discard_record, write_record
-from utils.report.page import Picture, describe_learnt, write_run_page
+from utils.report.page import Picture, describe_classes, describe_learnt, write_page
 from utils.report.results import (
     RATES,
     STAGES,
@@ -38,7 +39,7 @@ from utils.settings import AUTO_BYTES, Experiment
 from utils.system.files import shorten
 from utils.thresholds import Thresholds
 
-ROC_FIGURE = "roc_curve.png"
+PAGE, ROC_FIGURE = "index.html", "roc_curve.png"
 MODELS = "models"
 SIGNIFICANCE = 0.001  # of more false alarms than promised, by chance
 
@@ -62,20 +63,17 @@ class ClassReport:
     _sentences: list[str] = field(default_factory=list, init=False)
     _learnt: Mapping[str, Any] | None = field(default=None, init=False)
     _pictures: Mapping[str, tuple[int, int]] = field(default_factory=dict, init=False)
-    _seconds: dict[str, float] = field(
-        default_factory=lambda: dict.fromkeys(STAGES, 0.0), init=False
-    )
-    _stage: str | None = field(default=None, init=False)
+    _seconds: Counter[str] = field(default_factory=Counter, init=False)
+    _stage: str = field(default="", init=False)
     _began: float = field(default=0.0, init=False)
 
     def __post_init__(self) -> None:
         discard_record(self.folder, self.test.class_name)
 
-    def begin(self, stage: str | None) -> None:
-        """Count wall time to a stage, one of STAGES, until the next call; None counts none."""
+    def begin(self, stage: str) -> None:
+        """Count wall time to a stage, one of STAGES, until the next call; "" is none of them."""
         now = perf_counter()
-        if self._stage is not None:
-            self._seconds[self._stage] += now - self._began
+        self._seconds[self._stage] += now - self._began
         self._stage, self._began = stage, now
 
     def note(self, sentence: str) -> None:
@@ -94,9 +92,11 @@ class ClassReport:
     def save_model(self, model: PaDiM) -> None:
         """Save the fitted class as models/<class>.safetensors, if the arguments ask for it."""
         when, dtype = self.settings.save_models, self.settings.save_dtype
+        if when == "none":
+            return
         refusal = explain_no_model(model, when, dtype)
-        if when == "none" or refusal:
-            self._notes += [f"(no model is saved: {refusal})"] if refusal else []
+        if refusal:
+            self._notes.append(f"(no model is saved: {refusal})")
             return
         mark_results(self.folder)
         name = f"{MODELS}/{shorten(self.train.class_name)}.safetensors"
@@ -113,7 +113,7 @@ class ClassReport:
         mark_results(self.folder)
         oracle = evaluation.oracle_pixel
         figures = draw_figures(self.folder, self.test, scored, oracle, self.show_progress)
-        self.begin(None)
+        self.begin("")
         record = self._make_record(scored, evaluation, deployed, figures)
         write_record(self.folder, record)
         append_metrics(self.folder, record)
@@ -140,7 +140,7 @@ class ClassReport:
                 n_train=len(self.train),
                 n_test=len(self.test),
                 metrics=evaluation.metrics,
-                seconds=dict(self._seconds),
+                seconds={stage: self._seconds[stage] for stage in STAGES},
                 notes=[*filter(None, notes)],
                 learnt=self._learnt,
             ),
@@ -159,9 +159,7 @@ class ClassReport:
 
 
 def explain_no_model(model: PaDiM, when: str, dtype: str) -> str | None:
-    """Why a model that the user did not decline is not saved; None if it is saved or declined."""
-    if when == "none":
-        return None
+    """Why a model that the user wants, or may want, is not saved; None if it is."""
     if model.thresholds is None:
         return "a threshold needs at least 3 training images"
     size = model_bytes(model.gaussians, dtype)
@@ -228,15 +226,16 @@ def write_report(
     write_scores(folder, records)
     write_thresholds(folder, records)
     write_tables(folder, tables)
-    roc_size = plot_roc_curves(
+    plot_roc_curves(
         folder / ROC_FIGURE,
         {record.result.class_name: record.image_curve for record in records},
         {record.result.class_name: record.pixel_curve for record in records},
     )
     title = f"PaDiM: {settings['arch']} on {settings['data']}"
+    roc = Picture(ROC_FIGURE, ROC_SIZE, "ROC curves of all classes, of images and of pixels")
     shown = tables + tabulate_rates(records)
-    roc_figure = Picture(ROC_FIGURE, roc_size)
-    write_run_page(folder, title, [settings["command"]], shown, records, roc_figure)
+    sections = describe_classes(records)
+    write_page(folder / PAGE, title, [settings["command"]], sections, shown, roc)
     return tables
 
 

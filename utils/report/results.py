@@ -74,7 +74,6 @@ class Rate(NamedTuple):
     """
 
     target_fpr: float
-    threshold: float
     test_fpr: float | None
     test_tpr: float | None
 
@@ -109,7 +108,7 @@ class ClassRecord:
     pixel_curve: RocCurve | None
     images: Sequence[ImageResult]
     panels: Sequence[str]
-    figure_size: tuple[int, int] | None
+    figure_size: Sequence[int] | None
     files: Sequence[str]
     pictures: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
@@ -125,7 +124,7 @@ class ClassRecord:
             scores = [image.score for image in self.images if image.label == label]
             n_reached = sum(score >= thresholds.image for score in scores)
             fractions.append(n_reached / len(scores) if scores else None)
-        return Rate(thresholds.target_fpr, thresholds.image, *fractions)
+        return Rate(thresholds.target_fpr, *fractions)
 
 
 def write_run(folder: Path, run: Run) -> None:

@@ -59,7 +59,7 @@ CAVEATS = {
             "Transistor: a user of upstream reported 0.959 on the data as downloaded in January "
             "2021 (its issue #6); upstream's own code gives 0.968 on the images measured here."
         ),
-        "mean_textures": (
+        "mean of textures": (
             "Upstream's mean of textures, 0.953, is not the mean of its own five cells, 0.954."
         ),
     },
@@ -81,20 +81,6 @@ class Table(NamedTuple):
     columns: Sequence[str]
     rows: Sequence[Sequence[str]]
     notes: Sequence[str] = ()
-
-
-class Group(NamedTuple):
-    """What a row of a table is about: one class, or the mean of several.
-
-    Attributes:
-        title: of the row.
-        key: the row's class_name in published.csv.
-        class_names: the classes to average.
-    """
-
-    title: str
-    key: str
-    class_names: tuple[str, ...]
 
 
 def run_tables(run: Run) -> list[Table]:
@@ -131,17 +117,14 @@ def of_mvtec(run: Run) -> Run:
 def metrics_table(run: Run) -> Table:
     """All metrics of a run's classes, and their means over complete groups of classes."""
     names = [result.class_name for result in run.results]
-    groups = [Group(name, name, (name,)) for name in names]
+    groups = {name: (name,) for name in names}
     for dataset in (mvtec, demo):
-        groups += [group for group in _means(dataset) if set(group.class_names) <= set(names)]
-    if len(groups[-1].class_names) < len(names):
-        groups.append(Group(f"mean of {len(names)} classes", "", tuple(names)))
+        groups |= {title: of for title, of in _means(dataset).items() if set(of) <= set(names)}
+    if len(list(groups.values())[-1]) < len(names):
+        groups[f"mean of {len(names)} classes"] = names
     rows = [
-        [
-            group.title,
-            *(format_value(mean_of(run, metric, group.class_names)) for metric in METRICS),
-        ]
-        for group in groups
+        [title, *(format_value(mean_of(run, metric, of)) for metric in METRICS)]
+        for title, of in groups.items()
     ]
     notes = [f"{result.class_name}: {note}" for result in run.results for note in result.notes]
     title = f"{describe_method(run.settings)} on {run.settings['data']}"
@@ -159,27 +142,27 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
     if describe_method(run.settings) != arch:
         sources = {PATCHCORE: (PATCHCORE, PATCHCORE_ARCH)}
     caveats = CAVEATS.get((metric, arch), {})
-    measured = {group: mean_of(run, metric, group.class_names) for group in mvtec_groups()}
-    groups = [group for group, value in measured.items() if value is not None]
-    columns = {"ours": [format_value(measured[group]) for group in groups]}
+    means = {row: mean_of(run, metric, of) for row, of in _mvtec_groups().items()}
+    ours = {row: value for row, value in means.items() if value is not None}
+    columns = {"ours": [*map(format_value, ours.values())]}
     for title, source in sources.items():
-        values = [published.get((*source, metric, group.key)) for group in groups]
-        if values != [None] * len(groups):
-            columns[title] = [format_value(value) for value in values]
+        values = [published.get((*source, metric, row.replace(" of ", "_"))) for row in ours]
+        if values != [None] * len(ours):
+            columns[title] = [*map(format_value, values)]
             if title == "upstream":
                 columns["Δ"] = [
-                    format_value(None if value is None else measured[group] - value, sign=True)
-                    for group, value in zip(groups, values, strict=True)
+                    format_value(None if value is None else our - value, sign=True)
+                    for our, value in zip(ours.values(), values, strict=True)
                 ]
-    rows = [[group.title, *cells] for group, *cells in zip(groups, *columns.values(), strict=True)]
+    rows = [[row, *cells] for row, *cells in zip(ours, *columns.values(), strict=True)]
     notes = [f"Ours: seed {run.results[0].seed} of the run above."]
     if PATCHCORE in columns:
         notes.append(PATCHCORE_AUTHORS)
     else:
-        notes += [caveats[group.key] for group in groups if group.key in caveats]
+        notes += [caveats[row] for row in ours if row in caveats]
     if "anomalib" in columns and SOURCES["anomalib"][metric] == "aupimo":
         notes.append(AUPIMO_AUTHORS)
-    n_missing = len(mvtec.CLASS_NAMES) - sum(len(group.class_names) == 1 for group in groups)
+    n_missing = len(mvtec.CLASS_NAMES) - len(ours.keys() & {*mvtec.CLASS_NAMES})
     if n_missing:
         notes.append(
             f"Not measured here: {n_missing} of the {len(mvtec.CLASS_NAMES)} classes; what is "
@@ -268,19 +251,19 @@ def to_text(table: Table) -> str:
     return "\n".join([table.title, *body, *table.notes])
 
 
-def _means(dataset: ModuleType) -> list[Group]:
-    """The means over a data set, given as a module with TEXTURES and OBJECTS."""
-    return [
-        Group("mean of textures", "mean_textures", dataset.TEXTURES),
-        Group("mean of objects", "mean_objects", dataset.OBJECTS),
-        Group("mean of all", "mean_all", (*dataset.TEXTURES, *dataset.OBJECTS)),
-    ]
+def _means(dataset: ModuleType) -> dict[str, tuple[str, ...]]:
+    """The classes of each mean over a data set, given as a module with TEXTURES and OBJECTS."""
+    return {
+        "mean of textures": dataset.TEXTURES,
+        "mean of objects": dataset.OBJECTS,
+        "mean of all": (*dataset.TEXTURES, *dataset.OBJECTS),
+    }
 
 
-def mvtec_groups() -> list[Group]:
-    """The rows of upstream's tables: textures, their mean, objects, their mean, the mean of all."""
-    textures, objects, everything = _means(mvtec)
-    rows = []
-    for mean in (textures, objects):
-        rows += [*(Group(name, name, (name,)) for name in mean.class_names), mean]
-    return [*rows, everything]
+def _mvtec_groups() -> dict[str, tuple[str, ...]]:
+    """The classes of each row of upstream's tables: textures, their mean, objects and so on."""
+    groups = {}
+    for mean, class_names in _means(mvtec).items():
+        groups |= {name: (name,) for name in class_names}
+        groups[mean] = class_names
+    return groups
