@@ -194,7 +194,7 @@ CALLS = (
 
 
 def weights(scratch: Path) -> Target:
-    BACKBONES["tiny"] = Backbone((4, 4, 4), 3, (0,) * 3, (1,) * 3, _tiny, lambda n: [n], dict, bool)
+    BACKBONES["tiny"] = Backbone((4, 4, 4), 3, (0,) * 3, (1,) * 3, _build_tiny, dict, bool)
     whole = _tiny().state_dict()
     first = whole["0.weight"]
     with warnings.catch_warnings(action="ignore"):  # torch will give up quantised tensors
@@ -212,6 +212,11 @@ def weights(scratch: Path) -> Target:
         torch.save(content, file, _use_new_zipfile_serialization=i < len(contents))
     make = partial(_damage_weights, valid=[file.getvalue() for _, file in files])
     return Target("weights", scratch / "weights.pth", make, [_read_weights])
+
+
+def _build_tiny() -> tuple[nn.Module, list[nn.Module]]:
+    network = _tiny()
+    return network, [network]
 
 
 def _tiny() -> nn.Module:

@@ -84,7 +84,7 @@ def test_grids_and_channels_of_the_layers_are_those_of_the_network(arch, size, l
     backbone = BACKBONES[arch]
     first, _, third = backbone.layer_channels
     channels = Channels(((0, first - 1), (1,) if layers == "all" else (), (0, third - 1)), "")
-    network = Network(arch, [one.eval() for one in backbone.split(backbone.build())], "")
+    network = Network(arch, [stage.eval() for stage in backbone.build()[1]], "")
     extractor = FeatureExtractor(network, torch.device("cpu"), channels=channels)
     features = extractor(torch.zeros(1, 3, *size, dtype=torch.uint8))
     assert channels.counts == ([2, 1, 2] if layers == "all" else [2, 2])
