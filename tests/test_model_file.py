@@ -12,7 +12,15 @@ from tests.samples import draw_layer
 from utils.backbone import Channels
 from utils.gaussian import Gaussians, fit_gaussians
 from utils.maps import enlarge
-from utils.model_file import FORMAT, KEY, class_bytes, model_bytes, read_model, write_model
+from utils.model_file import (
+    FORMAT,
+    KEY,
+    features_bytes,
+    gaussians_bytes,
+    model_bytes,
+    read_model,
+    write_model,
+)
 from utils.thresholds import find_thresholds
 from utils.view import View
 
@@ -108,10 +116,8 @@ def test_half_precision_halves_the_file_and_keeps_the_maps(gaussians, path, tmp_
 @pytest.mark.parametrize("n", [4, 9])
 def test_bytes_of_a_class_are_those_that_fitting_keeps(n):
     gaussians = fit_gaussians([features(n)], n)
-    # in primal form the features of held-out images, here all, are kept as well
-    of_image = 2 * (8 * 12 + 4 * 6 + 2 * 3) * 4
-    held_out = n * of_image if gaussians.is_primal else 0
-    assert class_bytes(CHANNELS, SIZE, n) == model_bytes(gaussians) + held_out
+    assert gaussians_bytes(CHANNELS, SIZE, n) == model_bytes(gaussians)
+    assert features_bytes(CHANNELS, SIZE) == 2 * (8 * 12 + 4 * 6 + 2 * 3) * 4
 
 
 def test_missing_file_is_named(tmp_path):

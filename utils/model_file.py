@@ -21,12 +21,12 @@ from datasets.headers import Header
 from datasets.preprocessing import Preprocessing
 from utils.alignment import Alignment
 from utils.backbone import BACKBONES, PRECISIONS, Channels
-from utils.gaussian import Gaussians, count_numbers, is_primal
+from utils.gaussian import Gaussians, count_numbers
 from utils.maps import SMOOTHING_SIGMA
 from utils.patches import cells_of, make_layout
 from utils.system.errors import UserError
 from utils.system.files import replacing
-from utils.thresholds import Thresholds, choose_held_out
+from utils.thresholds import Thresholds
 from utils.view import View
 
 FORMAT = 6
@@ -45,19 +45,6 @@ def model_bytes(gaussians: Gaussians, dtype: str = "float32") -> int:
     """Size of the file in bytes, without some kilobytes of settings."""
     numbers = sum(tensor.numel() for tensor in _to_tensors(gaussians).values())
     return numbers * DTYPES[dtype].itemsize
-
-
-def class_bytes(
-    channels: Channels,
-    window_size: tuple[int, int],
-    n_train: int,
-    region: np.ndarray | None = None,
-) -> int:
-    """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
-    kept = gaussians_bytes(channels, window_size, n_train, region)
-    if is_primal(n_train, channels.counts):
-        kept += len(choose_held_out(n_train)) * features_bytes(channels, window_size, region)
-    return kept
 
 
 def gaussians_bytes(
