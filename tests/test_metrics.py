@@ -200,12 +200,6 @@ def test_pixels_in_the_same_place_of_two_images_are_two_regions():
     assert aupro(masks, maps) == pytest.approx(2 / 3, abs=1e-12)
 
 
-@pytest.mark.parametrize("fpr_limit", [0, -0.1, 1.001, np.inf, np.nan])
-def test_limit_outside_0_to_1_is_refused(fpr_limit):
-    with pytest.raises(ValueError, match=f"fpr_limit is {fpr_limit}; it must be above 0 and at"):
-        aupro(*TWO_REGIONS, fpr_limit=fpr_limit)
-
-
 @on_many_examples
 @given(scored_masks(), LIMITS)
 def test_aupro_is_that_of_the_naive_reference(scored, fpr_limit):

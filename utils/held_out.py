@@ -22,7 +22,6 @@ class HeldOut:
     Args:
         n_train: number of training images.
         copy_of: as in choose_held_out.
-        chosen: ascending numbers of images that differ; None for those of choose_held_out.
         region: as in fit_gaussians.
 
     Attributes:
@@ -34,12 +33,11 @@ class HeldOut:
         self,
         n_train: int,
         copy_of: Sequence[int] | None = None,
-        chosen: Sequence[int] | None = None,
         region: np.ndarray | None = None,
     ) -> None:
         self.n_train = n_train
         self.region = region
-        self.chosen = choose_held_out(n_train, copy_of) if chosen is None else chosen
+        self.chosen = choose_held_out(n_train, copy_of)
         self.near_copies: list[int] = []
         self._copies: dict[int, list[int]] = defaultdict(list)  # of each image, itself the first
         for number, first in enumerate(range(n_train) if copy_of is None else copy_of):

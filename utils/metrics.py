@@ -136,8 +136,6 @@ def aupro(
 
     assert masks.ndim == 3
     assert masks.shape == anomaly_maps.shape
-    if not 0 < fpr_limit <= 1:
-        raise ValueError(f"fpr_limit is {fpr_limit}; it must be above 0 and at most 1")
     if pixels is None:
         pixels = sort_scores(masks, anomaly_maps, "pixels")
 
@@ -212,7 +210,7 @@ def _ramps(normal: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarr
 def _areas_to_limit(normal: np.ndarray, scores: np.ndarray, fpr_limit: float) -> np.ndarray:
     """For each score alone, the area under its ROC curve up to fpr_limit, over fpr_limit."""
     foot, top = _ramps(normal, scores)
-    limit = fpr_limit * normal.size
+    limit = fpr_limit * normal.size  # in false positives
     climbed = np.clip(limit, foot, top) - foot
     # without a tie there is no ramp: climbed is 0
     under_ramp = climbed**2 / (2 * np.maximum(top - foot, 1))
