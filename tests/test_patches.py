@@ -39,9 +39,9 @@ def naive_parents(grids: Grids) -> np.ndarray:
 
 
 def test_nearest_is_that_of_torch():
-    for from_side in range(1, 71):
+    for from_side in range(1, 41):
         places = torch.arange(from_side, dtype=torch.float32).view(1, 1, -1)
-        for to_side in range(1, 71):
+        for to_side in range(1, 41):
             expected = F.interpolate(places, size=to_side, mode="nearest")[0, 0]
             np.testing.assert_array_equal(nearest(from_side, to_side), expected)
 
