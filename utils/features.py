@@ -175,17 +175,9 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def select_channels(layers: Sequence[Tensor], channels: Channels) -> list[Tensor]:
-    """The chosen channels of each layer, each at its own resolution.
+    """The chosen channels (B, d_l, h_l, w_l) of every layer (B, C_l, h_l, w_l) that has any.
 
-    Selecting before the layers are brought to one grid means that the concatenation of all
-    channels is never built.
-
-    Args:
-        layers: all channels of all layers (B, C_l, h_l, w_l), finest first.
-        channels: those to select.
-
-    Returns:
-        (B, d_l, h_l, w_l) of every layer that has chosen channels.
+    So the concatenation of all channels on one grid is never built.
     """
     return [
         _select(layer, _index(chosen, layer.device))

@@ -92,11 +92,8 @@ class HeldOut:
     def distances(self, gaussians: Gaussians) -> Tensor:
         """Distances (n, h, w) of the held-out images, as Gaussians.leave_out returns them.
 
-        What was kept is freed, so it can be called only once after a fit.
-
-        Args:
-            gaussians: of all training images. If there are near copies, and among images that are
-                not kept too, those of the kept images are fitted and used instead.
+        What was kept is freed, so it can be called only once after a fit. If there are near copies,
+        and among images that are not kept too, Gaussians of the kept images are fitted and used.
         """
         features, self._features = self._features, None
         n_train, copies = self.n_train, self._copies

@@ -77,13 +77,7 @@ def write_model(
 ) -> None:
     """Write a model; the file appears when it is complete.
 
-    Args:
-        path: of the file.
-        settings: whatever JSON can hold, as read_model takes it.
-        view: of the model.
-        gaussians: on any device.
-        thresholds: of the model.
-        dtype: a key of DTYPES, in which the Gaussians are kept.
+    The settings are whatever JSON can hold; the Gaussians are kept in a type of DTYPES.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
@@ -124,11 +118,9 @@ Parts = tuple[dict[str, Any], View, Gaussians, Thresholds]
 
 
 def read_model(path: Path, device: torch.device) -> Parts:
-    """The settings, view, Gaussians and thresholds of a file; nothing in it is run.
+    """The settings, view, Gaussians (float32 on a device) and thresholds of a file.
 
-    Args:
-        path: of the file.
-        device: where the Gaussians go, as float32.
+    Nothing in the file is run.
     """
     if not path.is_file():
         raise UserError(f"no file {path}; --model takes a .safetensors file of a run")

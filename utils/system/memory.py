@@ -73,13 +73,8 @@ def fit_batch(
 ) -> int:
     """The images that may be scored at once, at most as many as given; refuses if none fits.
 
-    Args:
-        most: images.
-        seen: pixels of an image that the network sees.
-        feature_bytes: of an image.
-        original: pixels of the largest image before it is preprocessed.
-        aligned: whether images are turned and moved.
-        device: that the network is on.
+    The network, on this device, sees so many pixels of an image; the largest image has so many
+    original ones.
     """
     on_gpu = device.type == "cuda"
     for batch_size in range(most, 0, -1):
@@ -100,11 +95,7 @@ def find_shortage(
 ) -> str | None:
     """What does not fit into which memory and how much is free there, in words; None if all fits.
 
-    Args:
-        on_host: bytes that each of the processes of this machine needs.
-        on_device: bytes that each needs on the GPU, if the network is there.
-        device: that the network is on.
-        n_processes: of this machine, which share its memory and its GPUs.
+    Each of the processes of this machine needs so many bytes, on_device if the network is there.
     """
     places = [("memory", n_processes * on_host, free_bytes())]
     if device.type == "cuda":
