@@ -1,6 +1,6 @@
 """Several processes of a run: who runs which class, the same results as of one, how they end.
 
-Three tests start torchrun as a user does. In the others the processes are forked from this one,
+Two tests start torchrun as a user does. In the others the processes are forked from this one,
 which has imported everything already, and have the variables that torchrun sets.
 """
 
@@ -252,12 +252,6 @@ def test_killed_process_ends_the_run_and_the_finished_class_stays(
     assert outputs(results_folder) == outputs(alone)
 
 
-def test_mistake_in_the_command_line_is_printed_once():
-    done = torchrun("--seed", "-1")
-    assert done.returncode != 0
-    assert done.stderr == ["main.py: error: argument --seed: '-1' is not a whole number >= 0"]
-
-
 def test_other_number_of_processes_finds_the_classes_finished(alone, experiment, results_folder):
     shutil.copytree(alone, results_folder)
     ends = fork(3, call, *experiment)
@@ -298,12 +292,14 @@ def test_bad_image_in_one_process_ends_all_with_one_line(
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
+        (["--seed", "-1"], "main.py: error: argument --seed: '-1' is not a whole number >= 0"),
         (["--class_name", "nut"], "nut"),
         (["--device", "cuda:99"], "--device cuda:99 is not on this machine"),
     ],
 )
 def test_mistake_that_every_process_finds_is_printed_once(experiment, options, expected):
     ends = fork(3, call, *experiment, *options)
-    assert sorted(done.returncode for done in ends) == [1, 1, 2]
+    # 1 is of a process that ends because another one has printed the error
+    assert {done.returncode for done in ends} in ({1, 2}, {2})
     (line,) = [line for done in ends for line in done.stderr.splitlines()]
     assert expected in line

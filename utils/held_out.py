@@ -109,12 +109,7 @@ class HeldOut:
                 number: [i] if refit else [i] * len(copies[number])
                 for i, number in enumerate(self.chosen)
             }
-        members, place, n_members = [], {}, 0
-        for group in self._groups:
-            members.append([])
-            for first in group:
-                place[first] = n_members
-                n_members += len(copies.get(first, []))
-                members[-1] += copies.get(first, [])
-        distances = gaussians.leave_out(members, features, n_train)
-        return distances[[place[number] for number in self.chosen]]
+        groups = [[i for n in group for i in copies.get(n, [])] for group in self._groups]
+        rows = [n for group in self._groups for n in group for _ in copies.get(n, [])]
+        distances = gaussians.leave_out(groups, features, n_train)
+        return distances[[rows.index(number) for number in self.chosen]]
