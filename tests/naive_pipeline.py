@@ -16,6 +16,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from random import Random
 from time import perf_counter
@@ -101,7 +102,9 @@ def naive_run(
     with seconds("fit"):
         mean, covariance = fit(embeddings)
     with seconds("file"):
-        write_statistics(save_path / f"train_{folder.name}.pkl", mean, covariance)
+        save_path.mkdir(parents=True, exist_ok=True)
+        # what upstream would read in a second run
+        (save_path / f"train_{folder.name}.pkl").write_bytes(pickle.dumps([mean, covariance]))
     del layers, embeddings
 
     with seconds("network, test images"):
@@ -180,9 +183,7 @@ def run_network(
 
 def embed(layers: Sequence[Tensor], channels: Tensor) -> np.ndarray:
     """All layers in full on the first one's grid, then the channels: (N, d, h * w)."""
-    joined = layers[0]
-    for layer in layers[1:]:
-        joined = concatenate(joined, layer)
+    joined = reduce(concatenate, layers)
     return torch.index_select(joined, 1, channels).flatten(2).numpy()
 
 
@@ -206,13 +207,6 @@ def fit(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for i in range(n_patches):
         covariance[:, :, i] = np.cov(embeddings[:, :, i], rowvar=False) + EPS * np.identity(d)
     return embeddings.mean(axis=0), covariance
-
-
-def write_statistics(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
-    """Write what upstream would read in a second run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        pickle.dump([mean, covariance], file)
 
 
 def measure(embeddings: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -257,7 +251,6 @@ def undo_normalisation(images: Tensor) -> np.ndarray:
 
 def draw_curves(path: Path, curves: Sequence[Curve]) -> None:
     """Draw the ROC curves of images and of pixels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(1, 2, figsize=(20, 10))
     for ax, (fpr, tpr, area), level in zip(axes, curves, ("image", "pixel"), strict=True):
         ax.plot(fpr, tpr, label=f"{level} ROCAUC: {area:.3f}")
@@ -287,7 +280,7 @@ def draw_image(
         ax.axis("off")
     axes[0].imshow(picture)
     axes[1].imshow(mask, cmap="gray")
-    axes[2].imshow(picture, cmap="gray")
+    axes[2].imshow(picture)
     heat = axes[2].imshow(score * 255, cmap="jet", alpha=0.5, norm=norm)
     axes[3].imshow(predicted, cmap="gray")
     axes[4].imshow(outline)
