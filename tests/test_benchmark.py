@@ -78,7 +78,10 @@ def test_network_gaussians_and_onnx_runtime_are_timed(random_weights, monkeypatc
     assert min(found.values()) > 0
 
 
-def test_answers_of_the_stream_are_timed(random_weights, tmp_path):
+def test_answers_of_the_stream_are_timed(random_weights, tmp_path, monkeypatch):
+    # in place of predict: prints a header, then each path
+    echo = "print('path', flush=True)\nwhile True: print(input(), flush=True)"
+    monkeypatch.setattr(stream, "MAIN", [sys.executable, "-c", echo])
     weights = random_weights("resnet18")
     detector = Detector.fit(good_images(3), "resnet18", weights, SMALL)
     path = write_image(tmp_path / "a.png", good_images(1)[0])

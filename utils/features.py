@@ -85,14 +85,10 @@ class FeatureExtractor(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: np.ndarray | Tensor) -> list[Tensor]:
-        """Features of a batch of images.
+        """Features of images (B, 3, H, W) uint8 RGB.
 
-        Args:
-            images: (B, 3, H, W) uint8 RGB, an array or a tensor.
-
-        Returns:
-            (B, d_l, h_l, w_l) float32 of each layer that has chosen channels, finest first; h_l is
-            H/4, H/8 and H/16.
+        They are (B, d_l, h_l, w_l) float32 of each layer that has chosen channels, finest first;
+        h_l is H/4, H/8 and H/16.
         """
         images = torch.as_tensor(images)
         if self.device.type == "cuda":

@@ -21,7 +21,7 @@ class HeldOut:
 
     Args:
         n_train: number of training images.
-        copy_of: as in choose_held_out.
+        copy_of: as in choose_held_out, which chooses them.
         region: as in fit_gaussians.
 
     Attributes:

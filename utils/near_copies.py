@@ -59,12 +59,8 @@ def _spread(n: int, most: int) -> Tensor:
 def group_near_copies(samples: Tensor, chosen: Sequence[int]) -> list[list[int]] | None:
     """Groups of images that are nearly copies; None unless most images have a near copy.
 
-    Args:
-        samples: (N, d, p), from take_samples, of images that all differ.
-        chosen: numbers of the images whose groups are sought.
-
-    Returns:
-        The numbers in each group that has a chosen image; images without a near copy are alone.
+    The images, whose samples (N, d, p) are from take_samples, all differ. A group is the numbers of
+    a chosen image and of its near copies; images without a near copy are alone.
     """
     # takes a fifth of a second to import, which predict need not wait for
     from scipy.cluster.hierarchy import fcluster, linkage

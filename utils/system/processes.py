@@ -56,13 +56,9 @@ class Processes(NamedTuple):
         return self.rank == 0
 
     def share(self, costs: Sequence[float]) -> list[list[int]]:
-        """The tasks of each process. The longest go first, each to the process with the least work.
+        """For each process the numbers of its tasks, ascending; the same in all processes.
 
-        Args:
-            costs: of all tasks. The same costs are shared out in the same way in all processes.
-
-        Returns:
-            For each process the numbers of its tasks, ascending.
+        The costliest tasks go first, each to the process with the least work.
         """
         loads, shares = [0.0] * self.size, [[] for _ in range(self.size)]
         for task in sorted(range(len(costs)), key=lambda task: -costs[task]):
