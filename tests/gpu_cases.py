@@ -140,13 +140,3 @@ def test_predict_and_detector_give_the_cpus_scores(both, drawn_tree, random_weig
     detector = Detector.load(model, weights, "cuda")
     score, _ = detector.score(Image.open(sorted(images.iterdir())[0]))
     assert score == pytest.approx(found[0][0], rel=1e-4)
-
-
-def test_detector_is_fitted_on_the_gpu(random_weights):
-    images = list(draw_images(8, 3, 48, 48).permute(0, 2, 3, 1).numpy())
-    settings = {"weights": random_weights("resnet18"), "preprocessing": Preprocessing(48, 48)}
-    maps = []
-    for device in ("cpu", "cuda"):
-        detector = Detector.fit(images[:6], device=device, **settings)
-        maps.append(detector.score(images[7])[1])
-    np.testing.assert_allclose(maps[1], maps[0], rtol=1e-3)

@@ -32,6 +32,7 @@ HELD_OUT_BYTES = 8  # per pixel of the map of a held-out training image, sorted 
 DECODING_BYTES = 16  # per pixel of an original image while it is decoded and preprocessed
 FEWER_FEATURES = (300, 200, 100, 50, 30, 15)
 RESIZE_STEP, SMALLEST_RESIZE = 0.9, 128  # of the sides that are tried, and their least pixels
+Changed = dict[str, Any]  # settings
 
 
 def check_memory(
@@ -119,9 +120,6 @@ def _model_bytes(settings: Experiment, train: ImageDataset, on_gpu: bool) -> tup
     # with near copies, the Gaussians of the held-out images are fitted as well
     refitted = gaussians if 0 < n_held_out < n_train else 0
     return gaussians + n_held_out * features, max(saved, refitted), features
-
-
-Changed = dict[str, Any]
 
 
 def list_lighter(settings: Experiment, side: int) -> list[list[Changed]]:

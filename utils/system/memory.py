@@ -1,4 +1,4 @@
-"""How much memory a class needs and how much is free, before the work on it begins."""
+"""How much memory is free, and what does not fit into it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -73,7 +73,7 @@ def fit_batch(
 ) -> int:
     """The images that may be scored at once, at most as many as given; refuses if none fits.
 
-    The network, on this device, sees so many pixels of an image; the largest image has so many
+    The network is on this device and sees so many pixels of an image. The largest image has so many
     original ones.
     """
     on_gpu = device.type == "cuda"
@@ -95,7 +95,8 @@ def find_shortage(
 ) -> str | None:
     """What does not fit into which memory and how much is free there, in words; None if all fits.
 
-    Each of the processes of this machine needs so many bytes, on_device if the network is there.
+    Each of the processes of this machine needs so many bytes on the host and, if the network is on
+    a GPU, so many there.
     """
     places = [("memory", n_processes * on_host, free_bytes())]
     if device.type == "cuda":
