@@ -297,7 +297,10 @@ def test_bad_image_in_one_process_ends_all_with_one_line(
         (["--device", "cuda:99"], "--device cuda:99 is not on this machine"),
     ],
 )
-def test_mistake_that_every_process_finds_is_printed_once(experiment, options, expected):
+def test_mistake_that_every_process_finds_is_printed_once(
+    experiment, monkeypatch, options, expected
+):
+    monkeypatch.setattr("utils.commands.command_line.PATIENCE", 0)  # seconds
     ends = fork(3, call, *experiment, *options)
     # 1 is of a process that ends because another one has printed the error
     assert {done.returncode for done in ends} in ({1, 2}, {2})
