@@ -10,19 +10,21 @@ import pytest
 import torch
 from PIL import Image
 
+from datasets.dataset import load_all
 from datasets.preprocessing import Preprocessing
 from tests.helpers import call, experiment_options, metrics, read_csv
 from tests.samples import draw_images
-from utils.backbone import BATCH_SIZE, draw_channels, load_network
+from utils.backbone import draw_channels, load_network
 from utils.detector import Detector
 from utils.features import FeatureExtractor
-from utils.model_file import class_bytes, features_bytes
+from utils.memory_check import estimate_bytes
 from utils.padim import PaDiM
+from utils.settings import Experiment
 from utils.system import memory
 from utils.system.device import choose_device
-from utils.system.memory import Work, needed_bytes
 from utils.view import View
 
+CUDA = torch.device("cuda")
 SIZE = (64, 48)
 
 
@@ -92,24 +94,11 @@ def test_lower_precision_changes_scores_a_little(ends, both, precision, toleranc
     assert settings["device"].startswith("cuda")
 
 
-def test_no_more_memory_is_taken_than_was_estimated(both):
+def test_no_more_memory_is_taken_than_was_estimated(both, drawn_tree):
     settings = json.loads((both[1] / "metrics.json").read_text())["settings"]
-    work = Work(
-        model_bytes=class_bytes(draw_channels("resnet18"), (64, 64), 5),
-        copied_bytes=0,
-        feature_bytes=features_bytes(draw_channels("resnet18"), (64, 64)),
-        seen=64 * 64,
-        pixels=64 * 64,
-        original=96 * 96,
-        batch_size=BATCH_SIZE,
-        aligned=False,
-        bytes_ahead=0,
-        n_threads=2,
-        n_held_out=5,
-        n_kept=8,
-        n_drawn=1,
-    )
-    _, needed = needed_bytes(work, on_gpu=True)
+    asked = Experiment(data_path=drawn_tree, arch="resnet18", resize=72, crop=64, figures=1)
+    estimates = (estimate_bytes(asked, *splits, 96 * 96, CUDA) for splits in load_all(asked))
+    needed = max(on_device for _, on_device in estimates)
     # the network's weights come on top; without an allowance they would be most of it here
     assert settings["peak_memory_bytes"]["cuda"] <= needed + memory.LIBRARY_BYTES
 
@@ -151,13 +140,3 @@ def test_predict_and_detector_give_the_cpus_scores(both, drawn_tree, random_weig
     detector = Detector.load(model, weights, "cuda")
     score, _ = detector.score(Image.open(sorted(images.iterdir())[0]))
     assert score == pytest.approx(found[0][0], rel=1e-4)
-
-
-def test_detector_is_fitted_on_the_gpu(random_weights):
-    images = list(draw_images(8, 3, 48, 48).permute(0, 2, 3, 1).numpy())
-    settings = {"weights": random_weights("resnet18"), "preprocessing": Preprocessing(48, 48)}
-    maps = []
-    for device in ("cpu", "cuda"):
-        detector = Detector.fit(images[:6], device=device, **settings)
-        maps.append(detector.score(images[7])[1])
-    np.testing.assert_allclose(maps[1], maps[0], rtol=1e-3)

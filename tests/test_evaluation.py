@@ -30,34 +30,23 @@ def score(unseen):
     return partial(score_images, batches, N, SIZE)
 
 
-@pytest.mark.parametrize("drawn", [[], [1, 4]])
-def test_maps_and_masks_of_all_images_are_kept(unseen, score, drawn):
-    maps, _, labels, masks = unseen
-    scored = score(keep_maps=True, drawn=drawn)
-    np.testing.assert_array_equal(scored.anomaly_maps, maps)
-    np.testing.assert_array_equal(scored.masks, masks)
-    np.testing.assert_array_equal(scored.labels, labels)
-    np.testing.assert_array_equal(scored.image_scores, score_maps(scored.anomaly_maps))
-    lowest, highest = scored.anomaly_maps.min(), scored.anomaly_maps.max()
-    assert scored.score_range == (lowest, highest)
-
-
 @pytest.mark.parametrize("keep_maps", [True, False])
 @pytest.mark.parametrize("drawn", [[], [1, 4]])
-def test_without_masks_only_maps_of_drawn_images_are_kept(unseen, score, keep_maps, drawn):
-    _, images, _, masks = unseen
-    scored, whole = score(keep_maps=keep_maps, drawn=drawn), score(keep_maps=True)
+def test_maps_and_masks_are_kept_of_all_images_or_of_those_drawn(unseen, score, keep_maps, drawn):
+    maps, images, labels, masks = unseen
+    scored = score(keep_maps=keep_maps, drawn=drawn)
     kept = range(N) if keep_maps else drawn
-    np.testing.assert_array_equal(scored.anomaly_maps, whole.anomaly_maps[kept])
-    np.testing.assert_array_equal(scored.masks, whole.masks[kept])
-    np.testing.assert_array_equal(scored.image_scores, whole.image_scores)
+    np.testing.assert_array_equal(scored.anomaly_maps, maps[kept])
+    np.testing.assert_array_equal(scored.masks, masks[kept])
+    np.testing.assert_array_equal(scored.labels, labels)
+    np.testing.assert_array_equal(scored.image_scores, score_maps(maps))
     # of all images, not of those drawn
-    assert scored.score_range == whole.score_range
+    assert scored.score_range == (maps.min(), maps.max())
     assert sorted(scored.drawn) == drawn
     for number, shown in scored.drawn.items():
         np.testing.assert_array_equal(shown.image, images[number])
         np.testing.assert_array_equal(shown.mask, masks[number])
-        np.testing.assert_array_equal(shown.anomaly_map, whole.anomaly_maps[number])
+        np.testing.assert_array_equal(shown.anomaly_map, maps[number])
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.transforms import Normalize
 
+from tests import naive_pipeline
 from tests.conftest import build_network
 from tests.naive import naive_embeddings
 from tests.samples import draw_images, draw_layer
@@ -194,17 +194,7 @@ def test_layer_without_chosen_channels_is_left_out(layers):
     assert torch.equal(chosen[1], layers[2][:, [0, 6]])
 
 
-def concatenate_by_unfolding(fine: Tensor, coarse: Tensor) -> Tensor:
-    """Upstream's way: each patch of coarse is joined to the s x s patches of fine under it."""
-    batch, depth, height, width = fine.shape
-    scale = height // coarse.shape[2]
-    cells = F.unfold(fine, scale, stride=scale).view(batch, depth, scale**2, *coarse.shape[2:])
-    coarse = coarse[:, :, None].expand(-1, -1, scale**2, -1, -1)
-    joined = torch.cat([cells, coarse], dim=1).flatten(1, 2).flatten(2)
-    return F.fold(joined, (height, width), scale, stride=scale)
-
-
 def test_concatenation_equals_unfolding_bit_for_bit(layers):
     first, second, third = layers
-    expected = concatenate_by_unfolding(concatenate_by_unfolding(first, second), third)
+    expected = naive_pipeline.concatenate(naive_pipeline.concatenate(first, second), third)
     assert torch.equal(concatenate(layers), expected)

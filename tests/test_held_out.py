@@ -64,7 +64,7 @@ def test_copies_of_near_copies_are_held_out_with_them():
 
 
 @pytest.mark.parametrize("in_region", [False, True])
-def test_near_copies_of_images_that_are_not_kept_are_no_part_of_the_fit(in_region):
+def test_near_copies_of_images_that_are_not_kept_are_no_part_of_the_fit(monkeypatch, in_region):
     region = np.ones(GRIDS[0], dtype=bool)
     region[:, 4:] = not in_region
     layers = draw_bursts(15, 2)
@@ -73,8 +73,9 @@ def test_near_copies_of_images_that_are_not_kept_are_no_part_of_the_fit(in_regio
             outside = layer[..., layer.shape[3] * 2 // 7 :]
             outside[:] = draw_layer(len(layer), d, outside.shape[2:], seed=3)
     chosen = sorted([*range(0, 30, 3), *range(1, 30, 6), 30])
+    monkeypatch.setattr("utils.held_out.choose_held_out", lambda *_: chosen)
     options = {"region": region, "shrinkage": 0.3} if in_region else {}
-    held_out, distances, gaussians = score_held_out(layers, chosen=chosen, **options)
+    held_out, distances, gaussians = score_held_out(layers, **options)
     assert gaussians.is_primal
     numbers = held_out.chosen
     assert {*held_out.near_copies} >= {*range(0, 30, 3)}
@@ -86,9 +87,10 @@ def test_near_copies_of_images_that_are_not_kept_are_no_part_of_the_fit(in_regio
         assert (distances[place][:, 4:] == 0).all() == in_region
 
 
-def test_images_of_their_own_are_held_out_alone():
+def test_images_of_their_own_are_held_out_alone(monkeypatch):
+    monkeypatch.setattr("utils.held_out.choose_held_out", lambda *_: [0, 7, 24])
     layers = [draw_layer(25, d, grid) for d, grid in zip(DEPTHS, GRIDS, strict=True)]
-    held_out, distances, gaussians = score_held_out(layers, chosen=[0, 7, 24])
+    held_out, distances, gaussians = score_held_out(layers)
     assert gaussians.is_primal
     assert held_out.near_copies == []
     for distance, image in zip(distances, held_out.chosen, strict=True):

@@ -14,34 +14,12 @@ from datasets.loading import bytes_ahead
 from tests import large_images
 from tests.helpers import MAIN
 from utils import features
-from utils.memory_check import check_memory, estimate_work
+from utils.memory_check import check_memory, estimate_bytes
 from utils.settings import Experiment, number_or_all
 from utils.system import memory
-from utils.system.memory import (
-    HIERARCHIES,
-    Work,
-    find_shortage,
-    free_bytes,
-    needed_bytes,
-)
+from utils.system.memory import HIERARCHIES, find_shortage, free_bytes
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda:1")
-SIDE = 2**22  # pixels of an image of which the network takes one at once
-WORK = Work(
-    model_bytes=10**8,
-    copied_bytes=10**7,
-    feature_bytes=10**8,
-    seen=SIDE,
-    pixels=SIDE,
-    original=SIDE,
-    batch_size=1,
-    aligned=False,
-    bytes_ahead=10**7,
-    n_threads=2,
-    n_held_out=10,
-    n_kept=10,
-    n_drawn=10,
-)
 # runs main.py, and prints the estimate of the class and how much the process grows from then on
 MEASURE = """
 import re
@@ -49,10 +27,9 @@ from pathlib import Path
 import psutil
 import main
 from utils import memory_check
-from utils.system.memory import needed_bytes
 
-def note(work, *_):
-    noted.append((psutil.Process().memory_info().rss, needed_bytes(work, on_gpu=False)[0]))
+def note(on_host, *_):
+    noted.append((psutil.Process().memory_info().rss, on_host))
 
 noted, memory_check.find_shortage = [], note
 main.main()
@@ -80,17 +57,46 @@ def test_run_takes_less_than_its_estimate_but_not_much_less(experiment, tree, tm
     assert grown < estimate < 4 * grown
 
 
-@pytest.mark.parametrize("name", [name for name in Work._fields if name != "aligned"])
-def test_more_work_needs_more_memory(name):
-    more = WORK._replace(**{name: 1000 * getattr(WORK, name)})
-    assert needed_bytes(more, on_gpu=False)[0] > needed_bytes(WORK, on_gpu=False)[0]
+@pytest.fixture
+def class_of(tree):
+    """A function that returns settings, and the images of a class that they are for."""
+
+    def load(**options):
+        given = {"resize": 1000, "crop": 0, "batch_size": 1, "num_workers": 1} | options
+        settings = Experiment(data_path=tree, class_name=["bolt"], arch="resnet18", **given)
+        ((train, test),) = load_all(settings)
+        return settings, replace(train, samples=12 * train.samples), test
+
+    return load
 
 
-@pytest.mark.parametrize("name", ["model_bytes", "feature_bytes", "seen", "batch_size"])
-def test_gpu_needs_more_for_more_work(name):
-    more = WORK._replace(**{name: 2 * getattr(WORK, name)})
-    assert needed_bytes(more, on_gpu=True)[1] > needed_bytes(WORK, on_gpu=True)[1]
-    assert needed_bytes(WORK, on_gpu=False)[1] == 0
+@pytest.mark.parametrize(
+    ("less", "more"),
+    [
+        ({"n_features": 100}, {"n_features": 300}),
+        ({"resize": 1000}, {"resize": 2000}),
+        ({"align": "off"}, {"align": "on", "batch_size": 32}),
+        ({"num_workers": 1}, {"num_workers": 8}),
+        ({"figures": 0, "batch_size": 8}, {"figures": 8, "batch_size": 8}),
+        (
+            {"save_models": "none", "n_features": 448},
+            {"save_models": "all", "n_features": 448, "save_dtype": "float16"},
+        ),
+    ],
+)
+def test_more_work_needs_more_memory(class_of, less, more):
+    (little, none), (much, _) = (
+        estimate_bytes(*class_of(**options), 10**8, CPU) for options in (less, more)
+    )
+    assert little < much
+    assert none == 0
+
+
+@pytest.mark.parametrize("more", [{"n_features": 300}, {"resize": 2000}, {"batch_size": 32}])
+def test_gpu_needs_more_for_more_work(class_of, more):
+    little, much = (estimate_bytes(*class_of(**options), 10**8, GPU) for options in ({}, more))
+    assert little[1] < much[1]
+    assert little[0] < estimate_bytes(*class_of(), 10**8, CPU)[0]
 
 
 def test_network_takes_one_large_image_at_once(random_weights, monkeypatch):
@@ -175,13 +181,10 @@ def test_class_that_does_not_fit_is_refused_before_the_network_runs(
         (0.8, {"layers": ["layer3"], "n_features": 256, "crop": 900}, ["--resize 810 --crop 729"]),
     ],
 )
-def test_refusal_names_settings_that_fit(tree, monkeypatch, share, options, named):
-    given = {"resize": 1000, "crop": 0, "n_features": 448, "batch_size": 1} | options
-    settings = Experiment(data_path=tree, class_name=["bolt"], arch="resnet18", **given)
-    ((train, test),) = load_all(settings)
-    train = replace(train, samples=12 * train.samples)
-    work = estimate_work(settings, train, test, 72 * 72, CPU)
-    free = int(share * needed_bytes(work, on_gpu=False)[0])
+def test_refusal_names_settings_that_fit(class_of, monkeypatch, share, options, named):
+    settings, train, test = class_of(**{"n_features": 448} | options)
+    needed, _ = estimate_bytes(settings, train, test, 48 * 48, CPU)
+    free = int(share * needed)
     monkeypatch.setattr(memory, "free_bytes", lambda: free)
     with pytest.raises(ValueError, match="GB of memory, .* GB are free: --") as refusal:
         check_memory(settings, train, test, CPU)
@@ -201,34 +204,28 @@ def test_refusal_names_settings_that_fit(tree, monkeypatch, share, options, name
 
 @pytest.mark.parametrize("n_processes", [1, 2])
 def test_processes_of_a_machine_share_its_memory(monkeypatch, n_processes):
-    needed = n_processes * needed_bytes(WORK, on_gpu=False)[0]
-    monkeypatch.setattr(memory, "free_bytes", lambda: needed)
-    assert find_shortage(WORK, CPU, n_processes) is None
-    monkeypatch.setattr(memory, "free_bytes", lambda: needed - 1)
-    assert find_shortage(WORK, CPU, n_processes) == ("memory", needed, needed - 1)
+    monkeypatch.setattr(memory, "free_bytes", lambda: n_processes * 10**9)
+    assert find_shortage(10**9, 0, CPU, n_processes) is None
+    assert find_shortage(10**9 + 1, 0, CPU, n_processes).endswith(
+        f"GB of memory, {n_processes}.0 GB are free"
+    )
 
 
 @pytest.mark.parametrize(("n_processes", "sharing"), [(1, 1), (2, 1), (3, 2)])
 def test_gpu_is_shared_by_the_processes_that_take_it(monkeypatch, n_processes, sharing):
-    on_host, on_device = needed_bytes(WORK, on_gpu=True)
-    asked, needed = [], sharing * on_device
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    monkeypatch.setattr("torch.cuda.mem_get_info", lambda gpu: (asked.append(gpu), needed)[::-1])
-    monkeypatch.setattr(memory, "free_bytes", lambda: n_processes * on_host)
-    assert find_shortage(WORK, GPU, n_processes) is None
-    assert asked == [GPU]
-    needed -= 1
-    assert find_shortage(WORK, GPU, n_processes)[0] == "memory of the GPU"
+    free = {GPU: sharing * 10**9}
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda gpu: (free[gpu], 10**12))
+    monkeypatch.setattr(memory, "free_bytes", lambda: n_processes * 10**6)
+    assert find_shortage(10**6, 10**9, GPU, n_processes) is None
+    assert " GB of memory of the GPU, " in find_shortage(10**6, 10**9 + 1, GPU, n_processes)
     # the host needs as much as before
-    monkeypatch.setattr(memory, "free_bytes", lambda: n_processes * on_host - 1)
-    needed += 1
-    assert find_shortage(WORK, GPU, n_processes)[0] == "memory"
+    assert " GB of memory, " in find_shortage(10**6 + 1, 10**9, GPU, n_processes)
 
 
 def test_large_images_have_scratches_of_twelve_pixels(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        large_images, "COUNTS", {"train/good": 2, "test/good": 1, "test/scratch": 2}
-    )
+    counts = {"train/good": 2, "test/good": 1, "test/scratch": 2}
+    monkeypatch.setattr(large_images, "COUNTS", counts)
     large_images.main(tmp_path, (300, 400))
     masks = sorted((tmp_path / "gravel/ground_truth/scratch").iterdir())
     assert [mask.name for mask in masks] == ["000_mask.png", "001_mask.png"]
@@ -236,6 +233,3 @@ def test_large_images_have_scratches_of_twelve_pixels(tmp_path, monkeypatch):
         regions = regionprops(label(np.array(Image.open(mask)) > 0))
         assert 1 <= len(regions) <= large_images.N_DEFECTS
         assert all(11 <= region.axis_major_length <= 30 for region in regions)
-    good = [np.array(Image.open(path)) for path in (tmp_path / "gravel/train/good").iterdir()]
-    assert good[0].shape == (300, 400)
-    assert (good[0] != good[1]).mean() > 0.5

@@ -370,7 +370,7 @@ def test_batch_is_lowered_to_what_fits_into_memory(
     assert "--batch_size 8 is lowered to 2, which fits into the free memory" in done.stdout
     assert scored == [2, 2, 1]
     monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES)
-    message = "megapixels would take about 0.0 GB of memory, 0.0 GB are free: end other programs"
+    message = "megapixels would take about 0.2 GB of memory, 0.1 GB are free: end other programs"
     assert message in refused(*command, new)
     assert message in run(*command, "-").stderr
 

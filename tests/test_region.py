@@ -19,7 +19,7 @@ from utils.alignment import Poses
 from utils.backbone import draw_channels
 from utils.detector import Detector
 from utils.evaluation import ScoredImages, evaluate
-from utils.model_file import class_bytes
+from utils.model_file import gaussians_bytes
 from utils.padim import PaDiM
 from utils.thresholds import score_maps
 from utils.view import TINY, View
@@ -168,7 +168,7 @@ def test_pixels_outside_take_no_part_in_metrics():
 @pytest.mark.parametrize("n_train", [209, 500], ids=["dual", "primal"])
 def test_of_a_quarter_of_the_image_a_model_has_at_most_30_percent(n_train):
     channels, quarter = draw_channels("resnet18"), box(56, 168, 50, 162, (224, 224))
-    whole, part = (class_bytes(channels, (224, 224), n_train, r) for r in (None, quarter))
+    whole, part = (gaussians_bytes(channels, (224, 224), n_train, r) for r in (None, quarter))
     assert part <= 0.3 * whole
 
 

@@ -1,5 +1,4 @@
 import hashlib
-import os
 import tarfile
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from utils.weights import file_sha256, read_state_dict, select_tensors, tensors_sha256
+from utils.weights import read_state_dict, select_tensors, tensors_sha256
 
 
 @pytest.fixture
@@ -51,89 +50,22 @@ def test_missing_tensors_are_listed(network):
         select_tensors({}, network, "resnet18", "weights x.pth")
 
 
-def test_wrong_shape_is_refused(network):
-    message = r"do not fit resnet18: 2\.weight \(2, 4\) instead of \(2, 4, 1, 1\)$"
-    with pytest.raises(ValueError, match=message):
-        select(network, {"2.weight": torch.zeros(2, 4)})
-
-
 # torch means to remove quantised tensors
 @pytest.mark.filterwarnings("ignore:torch.quantize_per_tensor")
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: torch.zeros(2).to_sparse(),
-        lambda: torch.zeros(2, dtype=torch.complex64),
-        lambda: torch.quantize_per_tensor(torch.zeros(2), 1, 0, torch.qint8),
-        lambda: torch.zeros(2, device="meta"),
-    ],
-    ids=["sparse", "complex", "quantised", "another device"],
-)
-def test_tensor_that_is_not_plain_is_refused(network, make):
-    with pytest.raises(ValueError, match=r"fit resnet18: 2\.bias are no plain tensors of numbers"):
-        select(network, {"2.bias": make()})
+def test_tensor_that_is_not_plain_is_refused(network):
+    quantised = torch.quantize_per_tensor(torch.zeros(2), 1, 0, torch.qint8)
+    for tensor in (torch.zeros(2, dtype=torch.complex64), quantised):
+        with pytest.raises(ValueError, match=r"fit resnet18: 2\.bias are no plain tensors of num"):
+            select(network, {"2.bias": tensor})
 
 
-@pytest.mark.parametrize(
-    "value", [torch.nan, torch.inf, 1e300], ids=["NaN", "infinite", "too large for float32"]
-)
-def test_value_that_is_not_finite_is_refused(network, value):
-    bias = torch.tensor([0, value], dtype=torch.float64)
-    with pytest.raises(ValueError, match=r"x\.pth hold values that are not finite in 2\.bias$"):
-        select(network, {"2.bias": bias})
-
-
-@pytest.mark.parametrize("function", [read_state_dict, file_sha256])
-def test_missing_file_is_reported(tmp_path, function):
-    for path in (tmp_path / "none.pth", tmp_path):  # a folder is no file
-        with pytest.raises(ValueError, match=f"no file {path}; --weights takes"):
-            function(path)
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_truncated_file_is_reported(tmp_path, zipped):
-    path = tmp_path / "weights.pth"
-    tensors = {"conv1.weight": torch.zeros(1000)}
-    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
-    path.write_bytes(path.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"cannot read weights .*weights\.pth: damaged"):
-        read_state_dict(path)
-
-
-def test_archive_is_refused_before_torch_unpacks_it(tmp_path, monkeypatch):
+def test_tar_archive_as_torch_wrote_before_2018_is_refused_and_not_unpacked(tmp_path, monkeypatch):
     (tmp_path / "storages").write_bytes(b"")
     with tarfile.open(tmp_path / "old.pth", "w") as archive:
         archive.add(tmp_path / "storages", "storages")
-    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch unpacks it"))
-    with pytest.raises(ValueError, match=r"old\.pth: damaged, or not a plain state dict \(TarErr"):
+    monkeypatch.setattr("tarfile.TarFile.extract", lambda *_, **__: pytest.fail("it is unpacked"))
+    with pytest.raises(ValueError, match=r"old\.pth: damaged, or not a plain state dict"):
         read_state_dict(tmp_path / "old.pth")
-
-
-class MakesFolder:
-    """Makes a folder when it is unpickled without care."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self):
-        return os.mkdir, (str(self.path),)
-
-
-def test_code_in_a_file_is_not_run(tmp_path):
-    folder = tmp_path / "made"
-    path = save({"conv1.weight": MakesFolder(folder)}, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match="not a plain state dict"):
-        read_state_dict(path)
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize(
-    "content", [{"state_dict": {"w": 1}}, {"epoch": 3}, {3: torch.zeros(1)}, [torch.zeros(1)], 3]
-)
-def test_file_without_a_state_dict_is_reported(tmp_path, content):
-    path = save(content, tmp_path / "weights.pth")
-    with pytest.raises(ValueError, match=r"weights\.pth hold no state dict of tensors; save the"):
-        read_state_dict(path)
 
 
 PLAIN = {"conv1.weight": torch.arange(3.0), "bn1.num_batches_tracked": torch.tensor(1)}

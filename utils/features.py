@@ -85,14 +85,10 @@ class FeatureExtractor(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: np.ndarray | Tensor) -> list[Tensor]:
-        """Features of a batch of images.
+        """Features of images (B, 3, H, W) uint8 RGB.
 
-        Args:
-            images: (B, 3, H, W) uint8 RGB, an array or a tensor.
-
-        Returns:
-            (B, d_l, h_l, w_l) float32 of each layer that has chosen channels, finest first; h_l is
-            H/4, H/8 and H/16.
+        They are (B, d_l, h_l, w_l) float32 of each layer that has chosen channels, finest first;
+        h_l is H/4, H/8 and H/16.
         """
         images = torch.as_tensor(images)
         if self.device.type == "cuda":
@@ -175,17 +171,9 @@ def fold_batch_norm(module: nn.Module) -> None:
 
 
 def select_channels(layers: Sequence[Tensor], channels: Channels) -> list[Tensor]:
-    """The chosen channels of each layer, each at its own resolution.
+    """The chosen channels (B, d_l, h_l, w_l) of every layer (B, C_l, h_l, w_l) that has any.
 
-    Selecting before the layers are brought to one grid means that the concatenation of all
-    channels is never built.
-
-    Args:
-        layers: all channels of all layers (B, C_l, h_l, w_l), finest first.
-        channels: those to select.
-
-    Returns:
-        (B, d_l, h_l, w_l) of every layer that has chosen channels.
+    So the concatenation of all channels on one grid is never built.
     """
     return [
         _select(layer, _index(chosen, layer.device))

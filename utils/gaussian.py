@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -338,34 +337,31 @@ def _mean_variance(coarser: Tensor, finest: Tensor, layout: Layout) -> float:
     return float((coarser.double()[of_patches] + finest).mean())
 
 
-class _Scatter(NamedTuple):
+Scatter = tuple[Tensor, Tensor, Tensor]
+
+
+def _new_scatter(means: list[Tensor], layout: Layout) -> Scatter:
     """Sums of products: of coarser layers (C, d_c, d_c), with the finest (P, d_c, d_1), of that."""
-
-    coarser: Tensor
-    cross: Tensor
-    finest: Tensor
-
-
-def _new_scatter(means: list[Tensor], layout: Layout) -> _Scatter:
     finest, coarser = _split(means)
     n_patches, d, d_c = len(finest), finest.shape[2], sum(z.shape[2] for z in coarser)
     n_cells = len(cells_of(layout).members)
     shapes = (n_cells, d_c, d_c), (n_patches, d_c, d), (n_patches, d, d)
-    return _Scatter(*(finest.new_zeros(shape) for shape in shapes))
+    return tuple(finest.new_zeros(shape) for shape in shapes)
 
 
 def _add_products(
-    scatter: _Scatter, layers: list[Tensor], layout: Layout, block: int, alpha: float = 1
+    scatter: Scatter, layers: list[Tensor], layout: Layout, block: int, alpha: float = 1
 ) -> None:
     """Add alpha times the products of layers (P_l, B, d_l), summed over B."""
     finest, coarser = _split(layers)
+    of_coarser, cross, of_finest = scatter
     of_patches = cells_on(layout, finest.device).of_patches
     for cells, patches in blocks_of(layout, block):
         joined = torch.cat(_at_cells(layout, cells, lambda z: z, coarser), dim=2)
-        scatter.coarser[cells].baddbmm_(joined.mT, joined, alpha=alpha)
+        of_coarser[cells].baddbmm_(joined.mT, joined, alpha=alpha)
         joined = joined.index_select(0, of_patches[patches] - cells.start)
-        scatter.cross[patches].baddbmm_(joined.mT, finest[patches], alpha=alpha)
-        scatter.finest[patches].baddbmm_(finest[patches].mT, finest[patches], alpha=alpha)
+        cross[patches].baddbmm_(joined.mT, finest[patches], alpha=alpha)
+        of_finest[patches].baddbmm_(finest[patches].mT, finest[patches], alpha=alpha)
 
 
 def _fit_dual(

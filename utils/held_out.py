@@ -21,8 +21,7 @@ class HeldOut:
 
     Args:
         n_train: number of training images.
-        copy_of: as in choose_held_out.
-        chosen: ascending numbers of images that differ; None for those of choose_held_out.
+        copy_of: as in choose_held_out, which chooses them.
         region: as in fit_gaussians.
 
     Attributes:
@@ -34,12 +33,11 @@ class HeldOut:
         self,
         n_train: int,
         copy_of: Sequence[int] | None = None,
-        chosen: Sequence[int] | None = None,
         region: np.ndarray | None = None,
     ) -> None:
         self.n_train = n_train
         self.region = region
-        self.chosen = choose_held_out(n_train, copy_of) if chosen is None else chosen
+        self.chosen = choose_held_out(n_train, copy_of)
         self.near_copies: list[int] = []
         self._copies: dict[int, list[int]] = defaultdict(list)  # of each image, itself the first
         for number, first in enumerate(range(n_train) if copy_of is None else copy_of):
@@ -94,11 +92,8 @@ class HeldOut:
     def distances(self, gaussians: Gaussians) -> Tensor:
         """Distances (n, h, w) of the held-out images, as Gaussians.leave_out returns them.
 
-        What was kept is freed, so it can be called only once after a fit.
-
-        Args:
-            gaussians: of all training images. If there are near copies, and among images that are
-                not kept too, those of the kept images are fitted and used instead.
+        What was kept is freed, so it can be called only once after a fit. If there are near copies,
+        and among images that are not kept too, Gaussians of the kept images are fitted and used.
         """
         features, self._features = self._features, None
         n_train, copies = self.n_train, self._copies
@@ -114,12 +109,7 @@ class HeldOut:
                 number: [i] if refit else [i] * len(copies[number])
                 for i, number in enumerate(self.chosen)
             }
-        members, place, n_members = [], {}, 0
-        for group in self._groups:
-            members.append([])
-            for first in group:
-                place[first] = n_members
-                n_members += len(copies.get(first, []))
-                members[-1] += copies.get(first, [])
-        distances = gaussians.leave_out(members, features, n_train)
-        return distances[[place[number] for number in self.chosen]]
+        groups = [[i for n in group for i in copies.get(n, [])] for group in self._groups]
+        rows = [n for group in self._groups for n in group for _ in copies.get(n, [])]
+        distances = gaussians.leave_out(groups, features, n_train)
+        return distances[[rows.index(number) for number in self.chosen]]

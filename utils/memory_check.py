@@ -12,14 +12,27 @@ from datasets.images import read_size
 from datasets.loading import bytes_ahead
 from utils import backbone
 from utils.gaussian import is_primal
-from utils.model_file import DTYPES, class_bytes, features_bytes, gaussians_bytes
+from utils.model_file import DTYPES, features_bytes, gaussians_bytes
 from utils.settings import AUTO_BYTES, Experiment
 from utils.system.errors import UserError
-from utils.system.memory import Work, find_shortage, needed_bytes
+from utils.system.memory import (
+    BATCH_BYTES,
+    DRAWN_AT_ONCE,
+    LIBRARY_BYTES,
+    find_shortage,
+    network_bytes,
+)
 from utils.thresholds import choose_held_out
 
+# Allowances, set by measurement so that a class does not exceed its estimate.
+# per pixel of a test image whose map and mask are kept, while the metrics sort them, of the image
+# in a figure, and while that is drawn
+KEPT_BYTES, SORTED_BYTES, DRAWN_BYTES, DRAWING_BYTES = 5, 14, 3, 20
+HELD_OUT_BYTES = 8  # per pixel of the map of a held-out training image, sorted for the threshold
+DECODING_BYTES = 16  # per pixel of an original image while it is decoded and preprocessed
 FEWER_FEATURES = (300, 200, 100, 50, 30, 15)
 RESIZE_STEP, SMALLEST_RESIZE = 0.9, 128  # of the sides that are tried, and their least pixels
+Changed = dict[str, Any]  # settings
 
 
 def check_memory(
@@ -33,93 +46,86 @@ def check_memory(
     sizes = [read_size(s.path, settings.exif) for s in (*train.samples, *test.samples)]
     original = max(map(prod, sizes))
 
-    def estimate(changed: dict[str, Any]) -> Work:
-        return estimate_work(replace(settings, **changed), train, test, original, device)
+    def estimate(changed: Changed) -> tuple[int, int]:
+        return estimate_bytes(replace(settings, **changed), train, test, original, device)
 
-    shortage = find_shortage(estimate({}), device, n_processes)
+    def find_fitting(ladder: list[Changed]) -> Iterator[str]:
+        for changed in ladder:
+            needed = estimate(changed)
+            if find_shortage(*needed, device, n_processes) is None:
+                yield f"{_to_options(changed)} would need {n_processes * sum(needed) / 1e9:.1f} GB"
+                return
+
+    shortage = find_shortage(*estimate({}), device, n_processes)
     if shortage is None:
         return
-    fitting = []
-    for base, ladders in list_lighter(settings, min(sizes[0])):
-        for ladder in ladders:
-            for step in ladder:
-                changed = base | step
-                work = estimate(changed)
-                if find_shortage(work, device, n_processes) is None:
-                    needed = n_processes * sum(needed_bytes(work, device.type == "cuda"))
-                    fitting.append(f"{_to_options(changed)} would need {needed / 1e9:.1f} GB")
-                    break
-        if len(fitting) > 1:
-            break
-    place, wanted, free = shortage
+    *alone, together = list_lighter(settings, min(sizes[0]))
+    fitting = [text for ladder in alone for text in find_fitting(ladder)]
+    if len(fitting) < 2:
+        fitting += find_fitting(together)
     advice = "; ".join(fitting) or "end other programs, or give a small --resize"
-    raise UserError(
-        f"{test.class_name} would take about {wanted / 1e9:.1f} GB of {place}, "
-        f"{max(free, 0) / 1e9:.1f} GB are free: {advice}"
-        + ("; or start fewer processes" if n_processes > 1 else "")
-    )
+    fewer = "; or start fewer processes" if n_processes > 1 else ""
+    raise UserError(f"{test.class_name} would take about {shortage}: {advice}{fewer}")
 
 
-def estimate_work(
+def estimate_bytes(
     settings: Experiment,
     train: ImageDataset,
     test: ImageDataset,
     original: int,
     device: torch.device,
-) -> Work:
-    """What the memory of a class with these settings depends on."""
+) -> tuple[int, int]:
+    """Bytes that a class needs on the host, and on the GPU if the network is there.
+
+    The largest image has so many original pixels before it is preprocessed.
+    """
     train, test = (replace(data, preprocessing=settings.preprocessing) for data in (train, test))
-    names = settings.arch, settings.seed, settings.n_features, settings.layers
-    channels, size = backbone.draw_channels(*names), train.window_size
+    on_gpu, n_images = device.type == "cuda", len(train) + len(test)
+    seen, pixels = prod(train.window_size), prod(test.image_size)
+    model, copied, features = _model_bytes(settings, train, on_gpu)
+    batch_size = min(settings.batch_size, n_images)
+    network = network_bytes(batch_size, seen, features, settings.align != "off", on_gpu)
     n_drawn = len(test) if settings.figures is None else min(settings.figures, len(test))
-    n_images, n_held_out = len(train) + len(test), len(choose_held_out(len(train)))
-    region = train.read_region(settings.unaligned, settings.align)
-    gaussians = gaussians_bytes(channels, size, len(train), region)
-    return Work(
-        model_bytes=class_bytes(channels, size, len(train), region),
-        copied_bytes=count_copied(settings, channels, gaussians, len(train), device),
-        feature_bytes=features_bytes(channels, size, region),
-        seen=prod(size),
-        pixels=prod(test.image_size),
-        original=original,
-        batch_size=min(settings.batch_size, n_images),
-        aligned=settings.align != "off",
-        bytes_ahead=bytes_ahead(4 * prod(size), settings.batch_size, n_images),
-        n_threads=settings.num_workers,
-        n_held_out=n_held_out,
-        n_kept=len(test) if test.has_masks else n_drawn,
-        n_drawn=n_drawn,
+    n_kept = len(test) if test.has_masks else n_drawn
+    kept = (KEPT_BYTES * n_kept + DRAWN_BYTES * n_drawn) * pixels
+    drawing = min(n_drawn * pixels, max(pixels, DRAWN_AT_ONCE))
+    beside_images = 0 if on_gpu else model
+    stages = (
+        beside_images + (0 if on_gpu else network) + BATCH_BYTES * batch_size * seen + kept,
+        beside_images + HELD_OUT_BYTES * len(choose_held_out(len(train))) * seen,
+        beside_images + copied,
+        # the model is freed before the metrics and the figures
+        kept + (SORTED_BYTES - KEPT_BYTES) * n_kept * pixels,
+        kept + DRAWING_BYTES * drawing,
     )
+    reading = bytes_ahead(4 * seen, settings.batch_size, n_images)
+    reading += max(settings.num_workers, 1) * DECODING_BYTES * original
+    on_device = model + max(network, copied) if on_gpu else 0
+    return LIBRARY_BYTES + reading + max(stages), on_device
 
 
-def count_copied(
-    settings: Experiment,
-    channels: backbone.Channels,
-    gaussians: int,
-    n_train: int,
-    device: torch.device,
-) -> int:
-    """Bytes of what is made beside a model of so many bytes: tensors to save, or a second fit."""
+def _model_bytes(settings: Experiment, train: ImageDataset, on_gpu: bool) -> tuple[int, int, int]:
+    """Bytes that a fit keeps, of what is made beside them, and of the features of an image."""
+    names = settings.arch, settings.seed, settings.n_features, settings.layers
+    channels, n_train = backbone.draw_channels(*names), len(train)
+    region = train.read_region(settings.unaligned, settings.align)
+    features = features_bytes(channels, train.window_size, region)
+    gaussians = gaussians_bytes(channels, train.window_size, n_train, region)
+    n_held_out = len(choose_held_out(n_train)) if is_primal(n_train, channels.counts) else 0
     dtype = DTYPES[settings.save_dtype]
     in_file = gaussians * dtype.itemsize // DTYPES["float32"].itemsize
     is_saved = {"none": False, "all": True, "auto": in_file <= AUTO_BYTES}[settings.save_models]
     # float32 tensors on the CPU are written as they are
-    saved = in_file if is_saved and (dtype != torch.float32 or device.type != "cpu") else 0
+    saved = in_file if is_saved and (on_gpu or dtype != torch.float32) else 0
     # with near copies, the Gaussians of the held-out images are fitted as well
-    n_held_out = len(choose_held_out(n_train))
-    refitted = n_held_out < n_train and is_primal(n_train, channels.counts)
-    return max(saved, gaussians if refitted else 0)
+    refitted = gaussians if 0 < n_held_out < n_train else 0
+    return gaussians + n_held_out * features, max(saved, refitted), features
 
 
-Changed = dict[str, Any]
+def list_lighter(settings: Experiment, side: int) -> list[list[Changed]]:
+    """Ladders of changes, each from the least to the most: one kind each, then all together.
 
-
-def list_lighter(settings: Experiment, side: int) -> Iterator[tuple[Changed, list[list[Changed]]]]:
-    """Yield changes that all ladders share, and ladders of changes, from the least to the most.
-
-    Args:
-        settings: to be changed.
-        side: the shorter one of an image.
+    The shorter side of an image has so many pixels.
     """
     batch = {"batch_size": 1} if settings.batch_size > 1 else {}
     coarse: Changed = {}
@@ -136,9 +142,9 @@ def list_lighter(settings: Experiment, side: int) -> Iterator[tuple[Changed, lis
         side -= side % (100 if side > 1000 else 10)
         crop = settings.crop * side // whole
         sides.append({"resize": side} | ({"crop": crop} if settings.crop else {}))
-    yield {}, [[step] for step in (batch, coarse) if step] + [fewer, sides]
-    yield batch | coarse, [fewer, sides]
-    yield batch | coarse | (fewer[-1] if fewer else {}), [sides]
+    together = [batch | coarse | step for step in fewer] or [batch | coarse]
+    together += [together[-1] | step for step in sides]
+    return [[step] for step in (batch, coarse) if step] + [fewer, sides, together]
 
 
 def _to_options(changed: Changed) -> str:

@@ -136,8 +136,6 @@ def aupro(
 
     assert masks.ndim == 3
     assert masks.shape == anomaly_maps.shape
-    if not 0 < fpr_limit <= 1:
-        raise ValueError(f"fpr_limit is {fpr_limit}; it must be above 0 and at most 1")
     if pixels is None:
         pixels = sort_scores(masks, anomaly_maps, "pixels")
 
@@ -148,7 +146,12 @@ def aupro(
 
     # neighbouring searches in a sorted array are about four times as fast
     order = np.argsort(scores)
-    areas = _areas_to_limit(pixels.normal, scores[order], fpr_limit)
+    foot, top = _ramps(pixels.normal, scores[order])
+    limit = fpr_limit * pixels.normal.size  # in false positives
+    climbed = np.clip(limit, foot, top) - foot
+    # without a tie there is no ramp: climbed is 0
+    under_ramp = climbed**2 / (2 * np.maximum(top - foot, 1))
+    areas = (under_ramp + np.maximum(limit - top, 0)) / limit
     area_of_region = np.bincount(regions[order], weights=areas) / np.bincount(regions)
     return float(area_of_region.mean())
 
@@ -207,16 +210,6 @@ def _ramps(normal: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarr
     foot = normal.size - np.searchsorted(normal, scores, side="right")
     top = normal.size - np.searchsorted(normal, scores, side="left")
     return foot, top
-
-
-def _areas_to_limit(normal: np.ndarray, scores: np.ndarray, fpr_limit: float) -> np.ndarray:
-    """For each score alone, the area under its ROC curve up to fpr_limit, over fpr_limit."""
-    foot, top = _ramps(normal, scores)
-    limit = fpr_limit * normal.size
-    climbed = np.clip(limit, foot, top) - foot
-    # without a tie there is no ramp: climbed is 0
-    under_ramp = climbed**2 / (2 * np.maximum(top - foot, 1))
-    return (under_ramp + np.maximum(limit - top, 0)) / limit
 
 
 def _positives(scores: SortedScores) -> tuple[np.ndarray, np.ndarray]:

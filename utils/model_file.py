@@ -21,12 +21,12 @@ from datasets.headers import Header
 from datasets.preprocessing import Preprocessing
 from utils.alignment import Alignment
 from utils.backbone import BACKBONES, PRECISIONS, Channels
-from utils.gaussian import Gaussians, count_numbers, is_primal
+from utils.gaussian import Gaussians, count_numbers
 from utils.maps import SMOOTHING_SIGMA
 from utils.patches import cells_of, make_layout
 from utils.system.errors import UserError
 from utils.system.files import replacing
-from utils.thresholds import Thresholds, choose_held_out
+from utils.thresholds import Thresholds
 from utils.view import View
 
 FORMAT = 6
@@ -45,19 +45,6 @@ def model_bytes(gaussians: Gaussians, dtype: str = "float32") -> int:
     """Size of the file in bytes, without some kilobytes of settings."""
     numbers = sum(tensor.numel() for tensor in _to_tensors(gaussians).values())
     return numbers * DTYPES[dtype].itemsize
-
-
-def class_bytes(
-    channels: Channels,
-    window_size: tuple[int, int],
-    n_train: int,
-    region: np.ndarray | None = None,
-) -> int:
-    """Bytes that a fit keeps: the Gaussians, and in primal form the features of held-out images."""
-    kept = gaussians_bytes(channels, window_size, n_train, region)
-    if is_primal(n_train, channels.counts):
-        kept += len(choose_held_out(n_train)) * features_bytes(channels, window_size, region)
-    return kept
 
 
 def gaussians_bytes(
@@ -90,13 +77,7 @@ def write_model(
 ) -> None:
     """Write a model; the file appears when it is complete.
 
-    Args:
-        path: of the file.
-        settings: whatever JSON can hold, as read_model takes it.
-        view: of the model.
-        gaussians: on any device.
-        thresholds: of the model.
-        dtype: a key of DTYPES, in which the Gaussians are kept.
+    The settings are whatever JSON can hold; the Gaussians are kept in a type of DTYPES.
     """
     if dtype not in DTYPES:
         raise UserError(f"unknown dtype {dtype!r}; choose from {', '.join(DTYPES)}")
@@ -137,11 +118,9 @@ Parts = tuple[dict[str, Any], View, Gaussians, Thresholds]
 
 
 def read_model(path: Path, device: torch.device) -> Parts:
-    """The settings, view, Gaussians and thresholds of a file; nothing in it is run.
+    """The settings, view, Gaussians (float32 on a device) and thresholds of a file.
 
-    Args:
-        path: of the file.
-        device: where the Gaussians go, as float32.
+    Nothing in the file is run.
     """
     if not path.is_file():
         raise UserError(f"no file {path}; --model takes a .safetensors file of a run")

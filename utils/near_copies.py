@@ -13,7 +13,6 @@ Reference: average linkage, Sokal and Michener, 1958. What these constants find
 is measured by tests/near_copies.py.
 """
 
-import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -36,14 +35,10 @@ MOST_COMPARED = 2048  # images with each other; affects memory and time
 
 
 def take_samples(layers: Sequence[Tensor], region: np.ndarray | None = None) -> Tensor:
-    """What is kept of each image to compare it: (B, d, p) float32.
+    """What is kept of each of B images to compare it: (B, d, p) float32.
 
-    Args:
-        layers: features of B images, (B, d_l, h_l, w_l) of each layer, finest first.
-        region: as in fit_gaussians; positions outside are not compared.
-
-    Returns:
-        At most CHANNELS channels at POSITIONS x POSITIONS positions of the coarsest layer.
+    These are at most CHANNELS channels at POSITIONS x POSITIONS positions, in the region, of the
+    coarsest of the layers (B, d_l, h_l, w_l).
     """
     _, d, *grid = layers[-1].shape
     if region is None:
@@ -64,27 +59,15 @@ def _spread(n: int, most: int) -> Tensor:
 def group_near_copies(samples: Tensor, chosen: Sequence[int]) -> list[list[int]] | None:
     """Groups of images that are nearly copies; None unless most images have a near copy.
 
-    Args:
-        samples: (N, d, p), from take_samples, of images that all differ.
-        chosen: numbers of the images whose groups are sought.
-
-    Returns:
-        The numbers in each group that has a chosen image; images without a near copy are alone.
+    The images, whose samples (N, d, p) are from take_samples, all differ. A group is the numbers of
+    a chosen image and of its near copies; images without a near copy are alone.
     """
     # takes a fifth of a second to import, which predict need not wait for
     from scipy.cluster.hierarchy import fcluster, linkage
 
     if len(samples) < FEWEST or not samples.isfinite().all():  # a fit refuses the latter
         return None
-    try:
-        whitened = _whiten(samples)
-    except np.linalg.LinAlgError as error:
-        warnings.warn(
-            f"near copies among the training images were not sought ({error}): each image is held "
-            "out alone when thresholds are found",
-            stacklevel=2,
-        )
-        return None
+    whitened = _whiten(samples)
     compared = torch.arange(len(samples))
     if len(samples) > MOST_COMPARED:  # those most like the chosen ones
         alike = whitened[chosen] @ whitened.T

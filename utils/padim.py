@@ -154,12 +154,7 @@ class PaDiM:
         return score_maps(anomaly_maps, self.image_score, self.view.seen(anomaly_maps))
 
     def save(self, path: Path, dtype: str = "float32") -> None:
-        """Write the fitted model with its thresholds, but not the network's weights.
-
-        Args:
-            path: of the file, by custom <class>.safetensors.
-            dtype: a key of model_file.DTYPES, in which the Gaussians are kept.
-        """
+        """Write the model without the network's weights; its Gaussians in a type of DTYPES."""
         settings = {
             "class_name": self.class_name,
             "image_size": self.image_size,
@@ -175,13 +170,7 @@ class PaDiM:
 
     @classmethod
     def load(cls, path: Path, weights: Path | str | None = None, device: str = "auto") -> "PaDiM":
-        """Read a model that save wrote.
-
-        Args:
-            path: of the file.
-            weights: the state dict file that it was fitted with; None takes the published weights.
-            device: as in choose_device.
-        """
+        """Read a model that save wrote, with the weights (None: the published) of its fit."""
         settings, view, gaussians, thresholds = read_model(path, choose_device(device))
         extractor = load_extractor(weights=weights, device=device, **settings["network"])
         if extractor.weights_sha256 != settings["weights_sha256"]:

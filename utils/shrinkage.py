@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from utils.patches import Layout, cells_of
+from utils.patches import Layout, cells_of, to_patches
 from utils.system.errors import UserError
 
 AUTO = "auto"
@@ -90,14 +90,12 @@ class Ridge:
 
 def _sample_patches(layers: Sequence[Tensor], layout: Layout) -> Tensor:
     """Embeddings (n, B, d) of some patches, evenly spread over those that are kept."""
-    of_patches, parents, _, kept = cells_of(layout)
+    of_patches, parents, *_ = cells_of(layout)
     chosen = np.unique(np.linspace(0, len(of_patches) - 1, SAMPLED).round().astype(int))
     # a single layer counts as coarser
-    of_layers, coarser = [kept[0][chosen]][: len(layers) - 1], kept[-len(parents) :]
-    cells = of_patches[chosen]
-    of_layers += [places[line[cells]] for places, line in zip(coarser, parents, strict=True)]
+    places = [chosen, *parents[:, of_patches[chosen]]][-len(layers) :]
     parts = [
-        layer.flatten(2)[..., torch.from_numpy(places).to(layer.device)]
-        for layer, places in zip(layers, of_layers, strict=True)
+        patches[torch.from_numpy(index)]
+        for patches, index in zip(to_patches(layers, layout), places, strict=True)
     ]
-    return torch.cat(parts, dim=1).permute(2, 0, 1).cpu()
+    return torch.cat(parts, dim=2).cpu()

@@ -6,7 +6,6 @@ A file of weights may come from anywhere: nothing in it is run, and what does no
 from __future__ import annotations
 
 import hashlib
-import tarfile
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,7 +17,6 @@ from utils.system.processes import Processes
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-StateDict = Mapping[str, "Tensor"]
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints
 # of DataParallel, torch.compile, others
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
@@ -68,9 +66,6 @@ def _read(path: Path) -> Any:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        # torch.save wrote tar archives before 2018; torch would unpack one into a folder first
-        if tarfile.is_tarfile(path):
-            raise tarfile.TarError
         # torch warns of kinds of tensors that select_tensors refuses
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, map_location="cpu", weights_only=True)
@@ -94,15 +89,11 @@ def _check_file(path: Path) -> None:
 
 
 def select_tensors(
-    state_dict: StateDict, network: nn.Module, arch: str, source: str
+    state_dict: Mapping[str, Tensor], network: nn.Module, arch: str, source: str
 ) -> dict[str, Tensor]:
     """The tensors that a network needs, in float32; others in the state dict are left out.
 
-    Args:
-        state_dict: by the network's names.
-        network: cut off after layer3, so that weights of a whole network fit as well.
-        arch: the network's name, in errors.
-        source: where the weights come from, in errors.
+    So weights of a whole network fit one that is cut off. Errors say arch and source.
     """
     # batch norm's count of training batches is not used, and older files lack it
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("batches_tracked")}
@@ -140,7 +131,7 @@ def _shorten(names: Sequence[str]) -> str:
     return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
 
 
-def tensors_sha256(tensors: StateDict) -> str:
+def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of the names and values of float32 tensors, in their order."""
     digest = hashlib.sha256()
     for name, tensor in tensors.items():

@@ -4,14 +4,12 @@
     python -m tests.benchmark --data_path mvtec_ad --arch resnet18 --parts processes
 
 Parts: whole (the whole command and tests/naive_pipeline.py in turn), limit (decoding, the network,
-the Gaussians and ONNX Runtime alone), stream (predict's answers to one path at a time), images
-(more and more training images) and processes (torchrun, on several classes). Each writes
-<part>.md: a table of medians, with the command, the machine and the date. One command runs at a
-time: leave the machine alone meanwhile.
+the Gaussians and ONNX Runtime alone), stream (predict's answers to one path at a time) and
+processes (torchrun, on several classes). Each writes <part>.md: a table of medians, with the
+command, the machine and the date. One command runs at a time: leave the machine alone meanwhile.
 """
 
 import argparse
-import csv
 import json
 import os
 import platform
@@ -28,10 +26,9 @@ from pathlib import Path
 from statistics import fmean, median
 from time import perf_counter
 
-import numpy as np
-from PIL import Image
 from psutil import virtual_memory
 
+from tests.helpers import read_csv
 from utils.backbone import BACKBONES
 from utils.report.tables import Table, to_markdown
 from utils.settings import at_least
@@ -49,10 +46,6 @@ STAGES = {
     "metrics": ("metrics",),
     "figures": ("figures",),
 }
-N_TRAIN = (500, 1000, 5000)
-NAIVE_UP_TO = 500  # training images: it takes minutes and gigabytes
-N_NOISE, N_TEST = 32, 8  # different images of noise; good test images, and as many defects
-
 Numbers = dict[str, float]
 
 
@@ -91,7 +84,9 @@ def add_data_options(parser: argparse.ArgumentParser) -> None:
 
 def measure_whole(args: argparse.Namespace) -> Table:
     """The suite's whole command and the naive reference's."""
-    suite, naive = repeat(args, suite_command(args), naive_command(args))
+    suite, naive = repeat(
+        args, suite_command(args), [*module("naive_pipeline", args), "--save_path", FOLDER]
+    )
     rows = [["whole command, s", *compare(suite["seconds"], naive["seconds"])]]
     rows += [["peak memory, GB", *compare(suite["peak"] / 1e9, naive["peak"] / 1e9)]]
     for stage, names in STAGES.items():
@@ -139,23 +134,6 @@ def measure_stream(args: argparse.Namespace) -> Table:
     return Table("predict from a stream", columns, rows, [note])
 
 
-def measure_images(args: argparse.Namespace) -> Table:
-    """Whole commands on more and more training images, of noise."""
-    rows = []
-    for n in N_TRAIN:
-        with tempfile.TemporaryDirectory() as folder:
-            options = ["--data_path", write_noise(Path(folder), n), "--figures", "none"]
-            commands = [suite_command(args, *options, "--class_name", "noise")]
-            if n <= NAIVE_UP_TO:
-                commands.append(naive_command(args, *options, "--class_name", "noise"))
-            found = repeat(args, *commands)
-        cells = [f"{one['seconds']:.1f} s, {one['peak'] / 1e9:.2f} GB" for one in found]
-        rows.append([str(n), *cells, *["–"] * (2 - len(cells))])
-    columns = ["training images", "suite", "naive"]
-    note = f"Whole commands on images of noise, {2 * N_TEST} of them to test, without figures."
-    return Table(f"{args.arch}: more and more training images", columns, rows, [note])
-
-
 def measure_processes(args: argparse.Namespace) -> Table:
     """The suite's whole command in one process and in two."""
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", MAIN[1]]
@@ -174,7 +152,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], Table]] = {
     "whole": measure_whole,
     "limit": measure_limit,
     "stream": measure_stream,
-    "images": measure_images,
     "processes": measure_processes,
 }
 
@@ -189,14 +166,9 @@ def data_options(args: argparse.Namespace) -> list[str]:
     return words + (["--weights", str(args.weights.resolve())] if args.weights else [])
 
 
-def suite_command(args: argparse.Namespace, *options: str) -> list[str]:
+def suite_command(args: argparse.Namespace) -> list[str]:
     """main.py's command on the CPU."""
-    return [*MAIN, *data_options(args), "--device", "cpu", "--save_path", FOLDER, *options]
-
-
-def naive_command(args: argparse.Namespace, *options: str) -> list[str]:
-    """The naive reference's command."""
-    return [*module("naive_pipeline", args), "--save_path", FOLDER, *options]
+    return [*MAIN, *data_options(args), "--device", "cpu", "--save_path", FOLDER]
 
 
 def module(name: str, args: argparse.Namespace) -> list[str]:
@@ -231,28 +203,18 @@ def measure(command: Sequence[str]) -> Numbers:
             numbers["peak"] = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
             stdout.seek(0)
             last = stdout.read().splitlines()[-1]
-        return numbers | (read_metrics(Path(folder)) or read_json(last))
+        return numbers | (read_metrics(Path(folder)) or json.loads(last))
 
 
 def read_metrics(folder: Path) -> Numbers:
     """The sums of the seconds of all classes of a run, and their mean ROCAUC; else nothing."""
-    for path in folder.glob("*/metrics.csv"):
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        numbers = {stage: sum(float(row[f"seconds_{stage}"]) for row in rows) for stage in STAGES}
-        for level in ("image", "pixel"):
-            numbers[f"{level} ROCAUC"] = fmean(float(row[f"{level}_auroc"]) for row in rows)
-        return numbers
-    return {}
-
-
-def read_json(line: str) -> Numbers:
-    """The seconds that a module of the tests printed, and its mean ROCAUC if it did."""
-    found = json.loads(line)
-    classes = found.get("rocauc", {}).values()
-    for level in ("image", "pixel") if classes else ():
-        found["seconds"][f"{level} ROCAUC"] = fmean(one[level] for one in classes)
-    return found["seconds"]
+    rows = [row for path in folder.glob("*/metrics.csv") for row in read_csv(path)]
+    if not rows:
+        return {}
+    numbers = {stage: sum(float(row[f"seconds_{stage}"]) for row in rows) for stage in STAGES}
+    for level in ("image", "pixel"):
+        numbers[f"{level} ROCAUC"] = fmean(float(row[f"{level}_auroc"]) for row in rows)
+    return numbers
 
 
 def compare(suite: float, naive: float) -> list[str]:
@@ -271,28 +233,6 @@ def describe(words: Sequence[str]) -> str:
         f"load {os.getloadavg()[0]:.1f} at the end, {virtual_memory().total / 2**30:.0f} GiB, "
         f"Python {platform.python_version()}, {versions}; {date.today().isoformat()}."
     )
-
-
-def write_noise(folder: Path, n_train: int) -> str:
-    """A data set of n_train training images, which are links to N_NOISE files."""
-    rng = np.random.default_rng(0)
-    for i in range(N_NOISE):
-        # blocks of 8 x 8 pixels make small files
-        pixels = rng.integers(0, 256, (32, 32, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)
-        Image.fromarray(pixels).save(folder / f"{i}.png")
-    mask = Image.new("L", (256, 256))
-    mask.paste(255, (64, 64, 128, 128))
-    mask.save(folder / "mask.png")
-    for split, n in {"train/good": n_train, "test/good": N_TEST, "test/bad": N_TEST}.items():
-        place = folder / "noise" / split
-        place.mkdir(parents=True)
-        for i in range(n):
-            os.link(folder / f"{i % N_NOISE}.png", place / f"{i:05}.png")
-    masks = folder / "noise/ground_truth/bad"
-    masks.mkdir(parents=True)
-    for i in range(N_TEST):
-        os.link(folder / "mask.png", masks / f"{i:05}_mask.png")
-    return str(folder)
 
 
 if __name__ == "__main__":

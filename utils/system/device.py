@@ -22,15 +22,10 @@ def count_cores() -> int:
 
 
 def choose_device(name: str, local_rank: int = 0) -> torch.device:
-    """The device called name; "auto" is CUDA where there is a GPU, else the CPU.
+    """The device "cpu", "cuda" or "cuda:N"; "auto" is CUDA where there is a GPU, else the CPU.
 
-    Args:
-        name: "auto", "cpu", "cuda" or "cuda:N".
-        local_rank: of this process on its machine. With "auto" and "cuda" the processes take the
-            GPUs in turn, several processes one GPU if there are more processes.
-
-    Raises:
-        ValueError: if name is no device of this machine.
+    With "auto" and "cuda" the processes of a machine, numbered by local_rank, take its GPUs in
+    turn: several processes one GPU if there are more processes.
     """
     import torch
 

@@ -87,11 +87,9 @@ def shorten(name: str) -> str:
 
 
 def make_unique(name: str, taken: set[str]) -> str:
-    """The name, with a number if it is taken; case is ignored, as some file systems do.
+    """The name, with a number if it is among those taken, to which it is then added.
 
-    Args:
-        name: to be made unique.
-        taken: the names so far; gets the new one.
+    Case is ignored, as some file systems do.
     """
     unique, number = name, 1
     while unique.casefold() in taken:

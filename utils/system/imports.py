@@ -9,10 +9,8 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from functools import partial
 from importlib import import_module
 from types import ModuleType
-from typing import Any
 
 COMPILER = "torch._dynamo.utils"
 
@@ -26,13 +24,10 @@ def import_torchvision_models() -> ModuleType:
     if COMPILER in sys.modules:
         return import_module("torchvision.models")
 
-    def call(name: str, *args: Any) -> Any:
-        return getattr(import_module(COMPILER), name)(*args)
-
     def find(name: str) -> Callable:
         if name.startswith("__"):
             raise AttributeError(name)
-        return partial(call, name)
+        return lambda *args: getattr(import_module(COMPILER), name)(*args)
 
     stand_in = sys.modules[COMPILER] = ModuleType(COMPILER)
     stand_in.__getattr__ = find

@@ -56,13 +56,9 @@ class Processes(NamedTuple):
         return self.rank == 0
 
     def share(self, costs: Sequence[float]) -> list[list[int]]:
-        """The tasks of each process. The longest go first, each to the process with the least work.
+        """For each process the numbers of its tasks, ascending; the same in all processes.
 
-        Args:
-            costs: of all tasks. The same costs are shared out in the same way in all processes.
-
-        Returns:
-            For each process the numbers of its tasks, ascending.
+        The costliest tasks go first, each to the process with the least work.
         """
         loads, shares = [0.0] * self.size, [[] for _ in range(self.size)]
         for task in sorted(range(len(costs)), key=lambda task: -costs[task]):
@@ -85,7 +81,9 @@ class Processes(NamedTuple):
         import torch.distributed as dist
 
         self._divide_cores()
-        store = self._find_store()
+        with _reporting_loss():
+            # the key-value store that torchrun keeps for all processes
+            store, *_ = next(dist.rendezvous("env://"))
         for number in SIGNALS:
             signal.signal(number, _stop)
         try:
@@ -120,14 +118,6 @@ class Processes(NamedTuple):
 
         if os.environ.get("OMP_NUM_THREADS") == "1":  # torchrun's default
             torch.set_num_threads(max(count_cores() // self.local_size, 1))
-
-    def _find_store(self) -> Any:
-        """The key-value store that torchrun keeps for all processes."""
-        import torch.distributed as dist
-
-        with _reporting_loss():
-            store, *_ = next(dist.rendezvous("env://"))
-        return store
 
     def _is_reported(self, store: Any) -> bool:
         """Whether another process has printed an error; from this call on, this one has."""

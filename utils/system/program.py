@@ -50,12 +50,7 @@ def run_program(name: str, run: Callable[[Any], None], settings: Any, kept: str 
 
     A UserError, or a lack of the machine, is one line and MISTAKE. An interrupt is one line and
     INTERRUPTED, another signal 128 and its number. Anything else is a bug: its traceback and BUG.
-
-    Args:
-        name: of the program, at the beginning of a line.
-        run: takes the settings.
-        settings: of run.
-        kept: what a run that ends early leaves, for that line.
+    The line begins with the program's name, and ends with what a run that ends early has kept.
     """
     kept = kept and f"; {kept}"
     try:
