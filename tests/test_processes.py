@@ -127,6 +127,7 @@ def test_one_process_raises_the_error_and_all_end(failing):
 def be_ended(number, path):
     """Get the signal twice: from the terminal and from torchrun, say."""
     with Processes.from_environment().joined() as processes:
+        processes.wait()  # till both are connected
         try:
             signal.raise_signal(number)
         finally:
