@@ -226,7 +226,8 @@ def test_mark_is_dragged_and_moved_by_keys_while_the_deployed_one_stays(browser)
 
 def test_threshold_of_images_without_labels(browser, tmp_path):
     kinds = [("a", 9.0), ("b", 4.0), ("c", 1.0), ("d", None)]
-    section = Section("Images", [Shown(name, "image", score, None) for name, score in kinds], 5)
+    shown = [Shown(name, "image", score, None) for name, score in kinds]
+    section = Section("Images", shown, 5, side_by_side=True)
     write_page(tmp_path / "new.html", "New", [], [section])
     browser.get((tmp_path / "new.html").as_uri())
     type_threshold(browser, "3")
@@ -235,6 +236,8 @@ def test_threshold_of_images_without_labels(browser, tmp_path):
     ]
     found = visible(browser, ".verdict", "Images")
     assert found == ["anomalous", "anomalous", "good", "could not be scored"]
+    tops = "return [...document.querySelectorAll('ol li')].map((item) => item.offsetTop)"
+    assert len(set(browser.execute_script(tops))) == 2  # those flagged, and the others
     choose(browser, "verdict", "good")
     assert visible(browser, ".name", "Images") == ["c"]
 

@@ -29,7 +29,7 @@ def write_predictions_page(predictor: Predictor, answers: Sequence[Prediction]) 
         settings.output / PAGE,
         f"Predictions of {predictor.detector.model.class_name}",
         summarise_model(predictor),
-        [Section("Images", images, settings.threshold, notes=notes)],
+        [Section("Images", images, settings.threshold, notes=notes, side_by_side=True)],
     )
 
 

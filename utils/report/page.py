@@ -82,6 +82,7 @@ class Section:
         oracle: another threshold that is marked; None without any.
         notes: sentences on the thresholds, and on what was learnt.
         pictures: of what was learnt.
+        side_by_side: whether the images stand beside each other, as wide as there is room.
     """
 
     name: str
@@ -90,6 +91,7 @@ class Section:
     oracle: float | None = None
     notes: Sequence[str] = ()
     pictures: Sequence[Picture] = ()
+    side_by_side: bool = False
 
     @property
     def anchor(self) -> str:
