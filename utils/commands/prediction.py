@@ -8,7 +8,7 @@ from io import BytesIO
 from itertools import islice
 from math import floor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from PIL import Image
@@ -16,13 +16,11 @@ from PIL import Image
 from datasets.images import look_at_image, open_image, to_rgb
 from datasets.notes import Notes
 from datasets.preprocessing import Box, crop_box
+from utils.commands.predict_settings import Settings
 from utils.commands.sources import FOLDERS, MAPS, MASKS, OVERLAYS, Source, describe
 from utils.regions import Region, draw_regions, find_regions
 from utils.system.errors import UserError
 from utils.system.files import printable, replacing
-
-if TYPE_CHECKING:
-    from utils.commands.predict import Settings
 
 COLUMNS = (
     *("path", "score", "threshold", "anomalous", "good_below"),
