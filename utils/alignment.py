@@ -474,14 +474,20 @@ def _mean_angle(angles: Tensor) -> Tensor:
 
 
 def _principal_axis(grey: Tensor) -> Tensor:
-    """The angle of the longest extent of what differs from the ground, against the longer side."""
+    """The angle of the longest extent of what differs from the ground, against the longer side.
+
+    The heavier end points to the right, or down. Screw's image ROCAUC is .974 so, .969 the other
+    way round, .964 across: the network is not the same in all directions.
+    """
     y, x = _coordinates(*grey.shape, grey.device)
     weight = _window(*grey.shape, grey.device) * (grey - grey.median()).abs()
     weight /= weight.sum().clamp(min=FLAT)
     y, x = y - (weight * y).sum(), x - (weight * x).sum()
     xx, yy, xy = ((weight * product).sum() for product in (x * x, y * y, x * y))
     upright = 0 if grey.shape[1] >= grey.shape[0] else torch.pi / 2
-    return torch.atan2(2 * xy, xx - yy) / 2 - upright
+    angle = torch.atan2(2 * xy, xx - yy) / 2
+    skewness = (weight * (angle.cos() * x + angle.sin() * y) ** 3).sum()
+    return angle + torch.pi * (skewness > 0) - upright
 
 
 def _range_of(poses: Tensor, scale: float) -> PoseRange:
