@@ -128,12 +128,16 @@ class Notes:
             self._bit_depth = bit_depth
 
     def add_pose(self, path: Path, correlation: float, lowest: float) -> None:
-        """Note an image that resembles the template less than all training images do: lowest."""
+        """Note an image that is much less like the template than all training images.
+
+        Its correlation is then further from 1 than twice the lowest of theirs.
+        """
         if correlation == 0:
             self.add(NO_POSE, path)
-        elif correlation < lowest:
-            what = f"images that correlate less than {lowest:.2f} with the template of the part"
-            self.add(Kind(what, "no training image does; they may show another part"), path)
+        elif correlation < (least := 1 - 2 * (1 - lowest)):
+            what = f"images that correlate less than {least:.2f} with the template of the part"
+            reached = f"all training images reach {lowest:.2f}; they may show another part"
+            self.add(Kind(what, reached), path)
 
     def find_headers(self, group: str = "train") -> list[Header]:
         """The different headers of the images of a group that were read, sorted."""
