@@ -17,6 +17,7 @@ from utils.system.files import printable
 DIM_DEPTHS = (10, 12, 14)  # bits of a camera whose images may be in 16-bit files
 MOST_SUFFIXES = 5  # that a note names
 LEAST_SEEN = 0.5  # share of an image; the usual crop of a square image has 0.77
+UNLIKE = 0.05  # correlation below that of all training images, at least, of another part
 
 
 class Kind(NamedTuple):
@@ -128,13 +129,10 @@ class Notes:
             self._bit_depth = bit_depth
 
     def add_pose(self, path: Path, correlation: float, lowest: float) -> None:
-        """Note an image that is much less like the template than all training images.
-
-        Its correlation is then further from 1 than twice the lowest of theirs.
-        """
+        """Note an image that is much less like the template than all training images: lowest."""
         if correlation == 0:
             self.add(NO_POSE, path)
-        elif correlation < (least := 1 - 2 * (1 - lowest)):
+        elif correlation < (least := lowest - max(1 - lowest, UNLIKE)):
             what = f"images that correlate less than {least:.2f} with the template of the part"
             reached = f"all training images reach {lowest:.2f}; they may show another part"
             self.add(Kind(what, reached), path)
