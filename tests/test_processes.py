@@ -1,7 +1,8 @@
 """Several processes of a run: who runs which class, the same results as of one, how they end.
 
-One test starts torchrun as a user does. In the others the processes are forked from this one,
-which has imported everything already, and have the variables that torchrun sets.
+One test starts torchrun as a user does. In the others the processes are forked from a server that
+has imported everything already, and have the variables that torchrun sets. This process cannot be
+forked once it has computed with several threads: OpenMP hangs then.
 """
 
 import json
@@ -60,13 +61,15 @@ def fork(size, function, *arguments):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    context = multiprocessing.get_context("fork")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "utils.padim", "utils.evaluation"])
     pipes, children = [], []
     for rank in range(size):
         ours, theirs = context.Pipe(duplex=False)
-        names = dict(zip(VARIABLES, (rank, size, rank, size), strict=True))
+        names = os.environ | dict(zip(VARIABLES, (rank, size, rank, size), strict=True))
         names |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-        child = context.Process(target=run_child, args=(names, theirs, function, arguments))
+        settings = os.getcwd(), names, theirs
+        child = context.Process(target=run_child, args=(*settings, function, arguments))
         child.start()
         theirs.close()
         pipes.append(ours)
@@ -79,7 +82,8 @@ def fork(size, function, *arguments):
             child.join()
 
 
-def run_child(names, pipe, function, arguments):
+def run_child(folder, names, pipe, function, arguments):
+    os.chdir(folder)
     os.environ.update({name: str(value) for name, value in names.items()})
     try:
         pipe.send(function(*arguments))

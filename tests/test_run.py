@@ -164,6 +164,6 @@ def test_settings_say_how_to_repeat_the_run(finished, random_weights):
     assert settings["channels_sha256"].startswith("8baffeca")
     assert len(settings["weights_sha256"]) == 64
     assert settings["versions"]["torch"] == torch.__version__.partition("+")[0]
-    assert settings["device"] == "cpu (1 threads)"
+    assert settings["device"] == f"cpu ({torch.get_num_threads()} threads)"
     assert settings["processes"] == 1
     assert settings["peak_memory_bytes"]["host"] > 1e8
