@@ -203,7 +203,7 @@ def torchrun(*words):
 def alone(drawn_tree, random_weights, tmp_path_factory):
     """The folder of a run of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    done = call(*experiment_options(drawn_tree, random_weights("resnet18"), folder))
+    (done,) = fork(1, call, *experiment_options(drawn_tree, random_weights("resnet18"), folder))
     assert done.returncode == 0, done.stderr
     return folder / "resnet18"
 
