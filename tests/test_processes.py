@@ -239,13 +239,13 @@ def call_and_kill_the_second(path, *words):
 
 
 def test_killed_process_ends_the_run_and_the_finished_class_stays(
-    run, experiment, results_folder, alone
+    experiment, results_folder, alone
 ):
     leader, _ = fork(2, call_and_kill_the_second, results_folder / "classes/bolt.json", *experiment)
     assert leader.returncode != 0
     assert leader.stderr == f"main.py: error: {LOST}\n"
     assert [row["class_name"] for row in outputs(results_folder)["metrics.csv"]] == ["bolt"]
-    done = run(*experiment)
+    (done,) = fork(1, call, *experiment)
     assert "bolt is finished" in done.stdout
     assert "weave is finished" not in done.stdout
     assert outputs(results_folder) == outputs(alone)
@@ -262,9 +262,7 @@ def test_other_number_of_processes_finds_the_classes_finished(alone, experiment,
     assert outputs(results_folder) == outputs(alone)
 
 
-def test_bad_image_in_one_process_ends_all_with_one_line(
-    run, experiment, tree, results_folder, alone
-):
+def test_bad_image_in_one_process_ends_all_with_one_line(experiment, tree, results_folder, alone):
     shutil.copytree(alone, results_folder)
     path = tree / "weave/test/stain/002.png"
     content, times = path.read_bytes(), path.stat()
@@ -277,7 +275,8 @@ def test_bad_image_in_one_process_ends_all_with_one_line(
     # the other class stays finished
     path.write_bytes(content)
     os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
-    assert "bolt is finished" in run(*experiment).stdout
+    (done,) = fork(1, call, *experiment)
+    assert "bolt is finished" in done.stdout
     assert outputs(results_folder) == outputs(alone)
 
 
