@@ -1,4 +1,5 @@
 import shutil
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,6 +9,7 @@ from datasets.dataset import choose_classes, describe, load_all, load_splits
 from datasets.folders import mark_results
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
+from datasets.notes import Notes
 from datasets.preprocessing import DEFAULT, Preprocessing
 from tests.helpers import write_image
 
@@ -171,3 +173,13 @@ def test_results_that_a_run_leaves_among_the_images_do_not_change_its_notes(tree
     assert note.endswith(
         "bolt/test/stain; delete the file .padim in one if it holds images to read"
     )
+
+
+@pytest.mark.parametrize(
+    ("correlation", "lowest", "noted"),
+    [(0.95, 0.99, False), (0.93, 0.99, True), (0.45, 0.72, False), (0.43, 0.72, True)],
+)
+def test_another_part_is_noted_well_below_all_training_images(correlation, lowest, noted):
+    notes = Notes()
+    notes.add_pose(Path("a.png"), correlation, lowest)
+    assert len(list(notes.sentences())) == noted
