@@ -1,7 +1,8 @@
 """Runs of main.py for the tests: in this process, or in one that is killed or cannot write.
 
-Importing torch takes seconds and the tests need dozens of runs. So these are forked from this
-process, which has imported everything.
+Importing torch takes seconds and the tests need dozens of runs. So these are forked from a server
+that has imported everything. This process cannot be forked once it has computed with several
+threads: OpenMP hangs then.
 """
 
 import multiprocessing
@@ -14,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any, NamedTuple
 from unittest.mock import patch
@@ -21,7 +23,6 @@ from unittest.mock import patch
 import pytest
 
 import main
-import utils.report.report  # noqa: F401  the forked processes need not import it
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,6 +41,14 @@ class Ended(NamedTuple):
     seconds: float
 
 
+def fork_server() -> ForkServerContext:
+    """What starts processes that have imported everything."""
+    context = multiprocessing.get_context("forkserver")
+    modules = ("utils.evaluation", "utils.padim", "utils.report.report", "torch.distributed")
+    context.set_forkserver_preload([__name__, "tests.helpers", *modules])
+    return context
+
+
 def run_forked(
     words: Sequence[object], kill_after: float | None = None, refuse_after: float | None = None
 ) -> Ended:
@@ -50,7 +59,7 @@ def run_forked(
         kill_after: seconds after which the process is killed.
         refuse_after: seconds after which no file that it writes may grow.
     """
-    context = multiprocessing.get_context("fork")
+    context = fork_server()
     reading, writing = context.Pipe(duplex=False)
     process = context.Process(target=_become_main, args=(words, writing))
     began = time.perf_counter()

@@ -35,6 +35,7 @@ def folder(tmp_path):
 @pytest.fixture(scope="module")
 def undisturbed(drawn_tree, random_weights, tmp_path_factory):
     """The outputs of a run that nothing disturbs, and its duration in seconds."""
+    run_forked(["--version"])  # the first takes longer, as it starts the server
     folder = tmp_path_factory.mktemp("undisturbed")
     options = experiment_options(drawn_tree, random_weights("resnet18"), folder)
     ended = run_forked([*options, "--figures", "5", "--batch_size", "4"])

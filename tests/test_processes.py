@@ -1,12 +1,10 @@
 """Several processes of a run: who runs which class, the same results as of one, how they end.
 
-One test starts torchrun as a user does. In the others the processes are forked from a server that
-has imported everything already, and have the variables that torchrun sets. This process cannot be
-forked once it has computed with several threads: OpenMP hangs then.
+One test starts torchrun as a user does. In the others the processes are forked, and have
+the variables that torchrun sets.
 """
 
 import json
-import multiprocessing
 import os
 import shutil
 import signal
@@ -20,6 +18,7 @@ import pytest
 from torch import distributed
 
 import main
+from tests.faults import fork_server
 from tests.helpers import MAIN, Done, call, experiment_options, outputs
 from utils.system.processes import LOST, VARIABLES, Processes
 
@@ -61,8 +60,7 @@ def fork(size, function, *arguments):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__, "utils.padim", "utils.evaluation"])
+    context = fork_server()
     pipes, children = [], []
     for rank in range(size):
         ours, theirs = context.Pipe(duplex=False)
