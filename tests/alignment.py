@@ -10,7 +10,6 @@ two threads, and those of the network are taken in turn with them.
 
 import argparse
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -36,17 +35,18 @@ WHOLE = Preprocessing(crop=0)
 N_IMAGES = 200  # of a class, at most
 MOST_MOVED = 12  # pixels of 256, along either axis
 THREADS, BATCH, REPEATS = 2, 8, 5
-NAMES = ("ANGLE_STEP", "COARSE_SIDE", "REFINED_SIDES", "REFINED_STEPS", "FAR_ANGLE")
+NAMES = ("SIDE", "ANGLE_STEP", "COARSE_SIDE", "REFINED_SIDES", "REFINED_STEPS", "FAR_ANGLE")
 AS_THEY_ARE = {name: getattr(alignment, name) for name in NAMES}
 SETTINGS: list[dict[str, Any]] = [
     AS_THEY_ARE,
     *(AS_THEY_ARE | {"ANGLE_STEP": step} for step in (2.5, 10.0)),
-    *(AS_THEY_ARE | {"COARSE_SIDE": side} for side in (32, 96)),
-    *(AS_THEY_ARE | {"REFINED_SIDES": sides} for sides in ((64, 128), (256,))),
+    *(AS_THEY_ARE | {"COARSE_SIDE": side} for side in (32, 64, 96)),
+    AS_THEY_ARE | {"REFINED_SIDES": (128,)},
+    *(AS_THEY_ARE | {"SIDE": 256, "REFINED_SIDES": sides} for sides in ((64, 128), (64, 128, 256))),
     *(AS_THEY_ARE | {"REFINED_STEPS": steps} for steps in (1, 3)),
     AS_THEY_ARE | {"FAR_ANGLE": 361.0},  # no second angle is tried
 ]
-COLUMNS = ["class", "step of angles", "coarse side", "refined at sides", "steps at each"]
+COLUMNS = ["class", "side", "step of angles", "coarse side", "refined at sides", "steps at each"]
 COLUMNS += ["second angle from"]
 COLUMNS += ["angle off by (degrees)", "at most", "shift off by (pixels of 256)", "at most"]
 COLUMNS += ["ms an image", "over the network's"]
@@ -116,11 +116,10 @@ def measure(
         for some in (images, [move(image, *motion) for image, motion in pairs])
     )
     shifts *= 256 / min(images[0].size)
-    learnt = learn_alignment(moved.split(BATCH))
     rows = []
     for setting in SETTINGS:
         with patch.multiple(alignment, **setting):
-            found = replace(learnt)  # prepares its search anew
+            found = learn_alignment(moved.split(BATCH))
             poses = find(found, as_is), find(found, moved)
             in_turn = partial(found.find_poses, moved[:BATCH]), partial(network, moved[:BATCH])
             of_pose, of_network = time_in_turn(in_turn)

@@ -91,18 +91,19 @@ def test_photographs_of_any_shape_are_found(name):
 
 
 def test_angles_count_counter_clockwise_and_shifts_down_and_right():
-    images = draw_images(1, 3, 32, 32)
-    assert torch.equal(to_part(images.rot90(1, (2, 3)), poses_of((90, 0, 0))), images)
-    moved = to_part(images.roll((3, -5), (2, 3)), poses_of((0, 3, -5)))
+    images = draw_images(1, 3, 32, 32).float()
+    turned = to_part(images.rot90(1, (2, 3)), poses_of((90, 0, 0))).round()
+    assert torch.equal(turned, images)
+    moved = to_part(images.roll((3, -5), (2, 3)), poses_of((0, 3, -5))).round()
     assert torch.equal(moved[..., :-3, 5:], images[..., :-3, 5:])
     # one is turned first, then moved
-    both = to_part(images.rot90(1, (2, 3)).roll((3, -5), (2, 3)), poses_of((90, 3, -5)))
+    both = to_part(images.rot90(1, (2, 3)).roll((3, -5), (2, 3)), poses_of((90, 3, -5))).round()
     assert torch.equal(both[..., 5:-5, 5:-5], images[..., 5:-5, 5:-5])
 
 
 def test_pixels_beyond_the_image_repeat_its_border():
-    images = draw_images(1, 3, 40, 32)
-    moved = to_part(images, poses_of((0, 7, 0)))
+    images = draw_images(1, 3, 40, 32).float()
+    moved = to_part(images, poses_of((0, 7, 0))).round()
     assert torch.equal(moved[..., -7:, :], images[..., -1:, :].expand(-1, -1, 7, -1))
 
 
@@ -112,7 +113,7 @@ def test_a_map_comes_back_to_where_the_part_lay():
     poses = poses_of((33, 5, -3), (-140, -2, 8))
     # smooth, so that bilinear interpolation hardly changes it
     images = maps[:, None].expand(-1, 3, -1, -1).round().to(torch.uint8)
-    back = to_image(to_part(images, poses)[:, 0].float(), poses)
+    back = to_image(to_part(images, poses)[:, 0], poses)
     middle = np.s_[:, 16:-16, 24:-24]
     assert (back[middle] - images[:, 0].float()[middle]).abs().max() < 2.5
 
@@ -128,13 +129,13 @@ def test_what_the_model_has_not_seen_is_zero():
 def test_an_image_in_pose_zero_and_its_map_stay_as_they_are():
     images, maps = draw_images(2, 3, 57, 40), torch.rand(2, 57, 40)
     zero = poses_of((0, 0, 0), (0, 0, 0))
-    assert torch.equal(to_part(images, zero), images)
+    assert torch.equal(to_part(images, zero).round(), images.float())
     torch.testing.assert_close(to_image(maps, zero), maps, rtol=0, atol=1e-4)
 
 
 def test_aligned_images_are_alike(learnt):
     images, _ = turned_parts(ANGLES)
-    aligned = to_part(images, find(learnt, images)).float()
+    aligned = to_part(images, find(learnt, images))
     assert aligned[:, :, 20:-20, 20:-20].std(dim=0).mean() < 5
     assert images.float()[:, :, 20:-20, 20:-20].std(dim=0).mean() > 40
     assert learnt.before < 0.7 < 0.98 < learnt.lowest <= learnt.after
@@ -145,8 +146,9 @@ def test_an_image_has_the_same_pose_in_any_batch(learnt):
     images, _ = turned_parts(ANGLES)
     whole = learnt.find_poses(images)
     alone = Poses(*map(torch.cat, zip(*map(learnt.find_poses, images.split(1)), strict=True)))
+    # rounding may choose another start of two that are equally good; both end within a tenth
     for values, others in zip(whole, alone, strict=True):
-        torch.testing.assert_close(values, others, rtol=0, atol=0.02)
+        torch.testing.assert_close(values, others, rtol=0, atol=0.1)
 
 
 def test_poses_are_found_only_in_the_range_of_the_training_images():
@@ -240,4 +242,4 @@ def test_measuring_gives_a_row_for_each_setting(monkeypatch):
     parts = [draw_part((48, 48), grey) for grey in range(160, 240, 8)]
     rows = measuring.measure("part", parts, torch.sum)
     assert [len(row) for row in rows] == [len(measuring.COLUMNS)] * 2
-    assert max(map(float, rows[0][6:10])) < 1
+    assert max(map(float, rows[0][7:11])) < 1

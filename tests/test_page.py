@@ -210,7 +210,7 @@ def test_what_was_learnt_is_shown_with_its_pictures(write):
         "template once aligned, the lowest 0.50",
         "Shrinkage 0.0568 of the mean variance: 0.0123 is added to the diagonals of the "
         "covariances",
-        "The template: the median of the aligned training images",
+        "The part as the model sees it: the median of these training images once aligned",
         "Training images as they are, and below as they are aligned",
     ]
     shown = [image.attributes for image in page.all("img")]

@@ -19,13 +19,10 @@ from utils.commands.study import STUDIES, Settings
 from utils.commands.study_features import ClassFeatures
 from utils.commands.study_methods import (
     principal_axes,
-    project,
-    projections,
-    rounded,
     study_layers,
 )
 from utils.commands.study_rotation import Move, RotatedDataset, draw_move, turn_and_crop
-from utils.commands.study_tables import ACCURACY, COST, SIZE, efficient, make_table, plot_studies
+from utils.commands.study_tables import ACCURACY, COST, make_table, plot_studies
 from utils.features import concatenate, load_extractor
 from utils.gaussian import fit_gaussians
 from utils.metrics import METRICS
@@ -34,7 +31,7 @@ from utils.report.tables import COMPARED
 # rows of a class by study, with two draws and two networks; rotation is defined for large images
 ROWS = {
     **{"layers": 6, "dimensions": 7, "draws": 2, "cost": 2, "neighbourhood": 6, "networks": 6},
-    **{"size": 10, "shrinkage": 7, "alignment": 6},
+    **{"shrinkage": 7, "alignment": 6},
 }
 SMALL = ["--resize", 72, "--crop", 64]
 
@@ -220,60 +217,6 @@ def test_cost_table_is_in_milliseconds_and_megabytes():
 def accuracy_row(class_name, method, value, pixel=0.5):
     metrics = {"image_auroc": value, "pixel_auroc": pixel, "aupro": pixel}
     return {"class_name": class_name, "method": method, "n_features": 3} | metrics
-
-
-def size_row(method, n_bytes, value):
-    row = accuracy_row("bolt", method, value)
-    return row | {"model_bytes": n_bytes, "map_seconds": 0.0125}
-
-
-def test_size_table_marks_what_no_smaller_model_reaches():
-    rows = [size_row("all", 8e6, 0.9), size_row("half", 2e6, 0.8), size_row("layer", 3e6, 0.7)]
-    rows += [row | {"class_name": "weave", "model_bytes": 4e6} for row in rows]
-    cells = {row[0]: row[1:] for row in make_table("title", rows, SIZE, []).rows}
-    assert cells["bolt, half"] == ["3", "2.0", "12.5", "0.800", "0.500", "0.500", "yes"]
-    means = [cells[f"mean of 2 classes, {name}"] for name in ("all", "half", "layer")]
-    assert [(row[1], row[-1]) for row in means] == [("6.0", "yes"), ("3.0", "yes"), ("3.5", "")]
-
-
-@pytest.mark.parametrize(
-    ("other", "expected"),
-    [((9, 0.9), True), ((9, 0.8), True), ((8, 0.9), False), ((7, 0.8), False), ((8, 0.8), True)],
-)
-def test_a_method_is_efficient_unless_another_is_better_for_as_little(other, expected):
-    row = size_row("this", 8, 0.8)
-    assert efficient([row], [row, size_row("other", *other)]) == ("yes" if expected else "")
-
-
-def test_smaller_models_are_projections_of_each_layer(images):
-    methods = projections(images)
-    for name, axes in methods.items():
-        for of_layer, n_channels in zip(axes, images.all_channels.counts, strict=True):
-            if of_layer is None:
-                assert name.startswith("layer")
-                continue
-            share = 4 if "quarter" in name else 2 if "half" in name else 1
-            assert of_layer.shape == (n_channels, n_channels // share)
-            torch.testing.assert_close(
-                of_layer.mT @ of_layer, torch.eye(n_channels // share), atol=1e-4, rtol=0
-            )
-    drawn = methods["half, drawn by layer"][0]
-    assert ((drawn == 0) | (drawn == 1)).all()
-    # a rotation of all channels changes no distance
-    layers = [layer[:2] for layer in images.good[0]]
-    turned = project(layers, [principal_axes([[layer]]) for layer in layers])
-    plain, again = (fit_gaussians([x], 2).distances(x) for x in (layers, turned))
-    torch.testing.assert_close(plain, again, rtol=1e-3, atol=1e-3)
-
-
-def test_a_model_is_measured_as_its_file_keeps_it():
-    gaussians = fit_gaussians([[torch.randn(5, 3, 4, 4), torch.randn(5, 6, 2, 2)]], 5)
-    kept = rounded(gaussians, torch.float16)
-    assert kept.whitening.dtype == torch.float32
-    assert torch.equal(kept.whitening, gaussians.whitening.half().float())
-    assert torch.equal(kept.samples[0], gaussians.samples[0].half().float())
-    assert not torch.equal(kept.whitening, gaussians.whitening)
-    assert kept.grids == gaussians.grids
 
 
 def test_table_has_spread_over_seeds_and_the_mean_of_classes(tmp_path):

@@ -85,7 +85,7 @@ class FeatureExtractor(nn.Module):
 
     @torch.inference_mode()
     def forward(self, images: np.ndarray | Tensor) -> list[Tensor]:
-        """Features of images (B, 3, H, W) uint8 RGB.
+        """Features of images (B, 3, H, W) RGB in [0, 255].
 
         They are (B, d_l, h_l, w_l) float32 of each layer that has chosen channels, finest first;
         h_l is H/4, H/8 and H/16.
@@ -129,7 +129,7 @@ class FeatureExtractor(nn.Module):
         return [average_neighbours(layer, self.neighbourhood) for layer in layers]
 
     def _run_layer1(self, images: Tensor) -> Tensor:
-        images = images.float().div_(255).sub_(self.mean).div_(self.std)
+        images = (images.float() / 255).sub_(self.mean).div_(self.std)
         images = images.to(self._dtype)
         stem, layer1, *_ = self.stages
         return layer1(stem(images.contiguous(memory_format=self.memory_format)))

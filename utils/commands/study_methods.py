@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from statistics import median
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +21,9 @@ from utils.commands.study_features import BEST_NEIGHBOURHOOD, ClassFeatures, Fea
 from utils.commands.study_rotation import RotatedDataset
 from utils.commands.study_tables import Row
 from utils.evaluation import evaluate
-from utils.features import average_neighbours, concatenate, load_extractor
+from utils.features import concatenate, load_extractor
 from utils.gaussian import Gaussians
-from utils.model_file import DTYPES, model_bytes
+from utils.model_file import model_bytes
 from utils.shrinkage import AUTO
 from utils.thresholds import score_maps
 from utils.view import View
@@ -33,8 +32,6 @@ DIMENSIONS = (100, 200)  # paper, table II
 NEIGHBOURHOODS = (1, 3, 5)
 SHRINKAGES = (0.03, 0.1, 0.2, 0.3, 1.0, AUTO, None)
 WARM_UP, REPEATS = 2, 15  # images, untimed and timed
-
-Axes = Sequence[Tensor | None]  # (C_l, d_l) to project each layer onto; None leaves it out
 
 
 def study_layers(images: ClassFeatures) -> Iterator[Row]:
@@ -79,7 +76,7 @@ def study_dimensions(images: ClassFeatures) -> Iterator[Row]:
             yield images.row_of(f"Rd{n_features}", channels, seed)
 
         def transform(layers: Features, axes: Tensor = axes[:, :n_features]) -> Features:
-            return project([concatenate(averaged(layers))], [axes])
+            return [project(concatenate(averaged(layers)), axes)]
 
         yield images.row(f"PCA{n_features}", n_features, images.score(transform))
 
@@ -158,41 +155,6 @@ def vary_neighbourhood(
     for method, seed, channels in images.choices():
         for size in sizes:
             yield images.row_of(f"{prefix}{method}, {size} × {size}", channels, seed, size)
-
-
-def study_size(images: ClassFeatures) -> Iterator[Row]:
-    """Megabytes, milliseconds and metrics of smaller and smaller models.
-
-    All features averaged over 3 × 3 positions. Half, quarter: of the channels of each layer, drawn
-    at random, or projected onto random orthogonal axes or onto the layer's principal components in
-    the training images (all patches together). Each model was rounded to float16, as --save_dtype
-    float16 saves it, unless the row says float32. Map: distances, enlarging and smoothing of one
-    image, median. Efficient: no other method has a higher image ROCAUC in as few megabytes.
-    """
-    *drawn, (_, _, everything) = images.choices()
-    for title, _, channels in drawn:
-        yield size_row(images, title, images.selecting(channels, BEST_NEIGHBOURHOOD))
-    average = images.selecting(everything, BEST_NEIGHBOURHOOD)
-    yield size_row(images, "all channels, float32", average, "float32")
-    yield size_row(images, "all channels", average)
-    for method, axes in projections(images).items():
-
-        def transform(layers: Features, axes: Axes = axes) -> Features:
-            return project(average(layers), axes)
-
-        yield size_row(images, method, transform)
-
-
-def size_row(
-    images: ClassFeatures, method: str, transform: Transform, dtype: str = "float16"
-) -> Row:
-    """The row of a method, of a model that is rounded to a dtype of DTYPES."""
-    gaussians = rounded(images.fit(transform), DTYPES[dtype])
-    n_features = sum(mean.shape[2] for mean in gaussians.means)
-    scored = images.score(transform, gaussians)
-    _, map_seconds = time_inference(images, gaussians, transform)
-    measured = {"model_bytes": model_bytes(gaussians, dtype), "map_seconds": map_seconds}
-    return images.row(method, n_features, scored) | measured
 
 
 def study_shrinkage(images: ClassFeatures) -> Iterator[Row]:
@@ -298,56 +260,9 @@ def principal_axes(batches: Iterable[Features]) -> Tensor:
 
 
 @torch.inference_mode()
-def project(layers: Features, axes: Axes) -> Features:
-    """Each layer (B, C_l, h_l, w_l) projected onto its axes: (B, d_l, h_l, w_l)."""
-    return [
-        torch.einsum("bchw,cd->bdhw", layer, onto.to(layer.device))
-        for layer, onto in zip(layers, axes, strict=True)
-        if onto is not None
-    ]
-
-
-def projections(images: ClassFeatures) -> dict[str, Axes]:
-    """The axes of every method, by its name; what is drawn at random depends on the first seed."""
-    everything = [torch.eye(n) for n in images.all_channels.counts]
-    generator = torch.Generator().manual_seed(images.first_draw[0])
-    components = [
-        principal_axes(
-            [average_neighbours(layers[number], BEST_NEIGHBOURHOOD)] for layers in images.good
-        )
-        for number in range(len(everything))
-    ]
-
-    def drawn(axes: Tensor) -> Tensor:
-        return axes[:, torch.randperm(len(axes), generator=generator)]
-
-    def orthogonal(axes: Tensor) -> Tensor:
-        return torch.linalg.qr(torch.randn(axes.shape, generator=generator))[0]
-
-    def first(axes: Axes, share: int) -> Axes:
-        return [layer[:, : layer.shape[1] // share] for layer in axes]
-
-    _, *coarser = everything
-    return {
-        "layers 2+3": [None, *coarser],
-        "layer 3": [None, None, coarser[-1]],
-        "half, drawn by layer": first(list(map(drawn, everything)), 2),
-        "half, orthogonal": first(list(map(orthogonal, everything)), 2),
-        "half, PCA": first(components, 2),
-        "quarter, PCA": first(components, 4),
-        "layers 2+3, half, PCA": [None, *first(components[1:], 2)],
-    }
-
-
-def rounded(gaussians: Gaussians, dtype: torch.dtype) -> Gaussians:
-    """The Gaussians as they are read from a file in another dtype."""
-
-    def round_all(value: Any) -> Any:
-        if isinstance(value, list):
-            return list(map(round_all, value))
-        return value.to(dtype).float() if isinstance(value, Tensor) else value
-
-    return replace(gaussians, **{name: round_all(value) for name, value in vars(gaussians).items()})
+def project(features: Tensor, axes: Tensor) -> Tensor:
+    """Features (B, C, h, w) projected onto axes (C, d): (B, d, h, w)."""
+    return torch.einsum("bchw,cd->bdhw", features, axes.to(features.device))
 
 
 def time_inference(

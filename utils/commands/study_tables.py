@@ -15,15 +15,14 @@ from utils.system.files import replacing
 MEGABYTE, MILLISECOND = 10**6, 1e-3
 
 Row = dict[str, Any]
-# the text of a cell, of a method's rows (one for each seed) and of the first rows of all methods
-Cell = Callable[[Sequence[Row], Sequence[Row]], str]
+Cell = Callable[[Sequence[Row]], str]  # its text, of a method's rows: one for each seed
 Columns = Mapping[str, Cell]  # by title
 
 
 def number(*names: str, unit: float = 1, decimals: int = 3) -> Cell:
     """A cell with the sum of these values of a row: mean ± sd over seeds, a dash if undefined."""
 
-    def cell(of_seeds: Sequence[Row], _: Sequence[Row]) -> str:
+    def cell(of_seeds: Sequence[Row]) -> str:
         values = [[row[name] for name in names] for row in of_seeds]
         if any(None in of_row for of_row in values):
             return DASH
@@ -34,22 +33,9 @@ def number(*names: str, unit: float = 1, decimals: int = 3) -> Cell:
     return cell
 
 
-def form(of_seeds: Sequence[Row], _: Sequence[Row]) -> str:
+def form(of_seeds: Sequence[Row]) -> str:
     """A cell with the form of the Gaussians; a dash if it differs between the classes of a mean."""
     return of_seeds[0]["form"] or DASH
-
-
-def efficient(of_seeds: Sequence[Row], of_methods: Sequence[Row]) -> str:
-    """A cell that says whether no other method has a higher image ROCAUC in as few megabytes.
-
-    Nor the same in fewer.
-    """
-    accuracy, size = (of_seeds[0][name] for name in ("image_auroc", "model_bytes"))
-    if accuracy is None:
-        return DASH
-    others = [(row["image_auroc"], row["model_bytes"]) for row in of_methods]
-    better = [o for o in others if o[0] >= accuracy and o[1] <= size and o != (accuracy, size)]
-    return "" if better else "yes"
 
 
 milliseconds = partial(number, unit=MILLISECOND, decimals=1)
@@ -69,12 +55,6 @@ COST: Columns = {
     "Gaussians, MB": megabytes("gaussians_bytes"),
     "model, MB": megabytes("network_bytes", "gaussians_bytes"),
 }
-SIZE: Columns = {
-    "model, MB": megabytes("model_bytes"),
-    "map, ms": milliseconds("map_seconds"),
-    **ACCURACY,
-    "efficient": efficient,
-}
 SHRINKAGE: Columns = {
     "shrinkage": number("shrinkage"),
     "eps": number("eps", decimals=5),
@@ -92,10 +72,9 @@ def make_table(title: str, rows: Sequence[Row], columns: Columns, notes: Sequenc
     """A table with a row for each class and method, and for the mean of several classes."""
     cells = []
     for group, methods in group_rows(rows).items():
-        firsts = [of_seeds[0] for of_seeds in methods.values()]
         for method, of_seeds in methods.items():
-            name = [f"{group}, {method}", dimensions(of_seeds[:1], firsts)]
-            cells.append([*name, *(cell(of_seeds, firsts) for cell in columns.values())])
+            name = [f"{group}, {method}", dimensions(of_seeds[:1])]
+            cells.append([*name, *(cell(of_seeds) for cell in columns.values())])
     return Table(title, ["class, method", "dimensions", *columns], cells, notes)
 
 

@@ -72,17 +72,19 @@ def draw_figures(
 
 
 def draw_alignment(folder: Path, train: ImageDataset, view: View) -> dict[str, tuple[int, int]]:
-    """Write the template of a class, as large as the window, and some images before and after.
+    """Write some training images before and after alignment, and the median of these aligned ones.
+
+    It is sharper than the template and lies alike, so that a region can be painted on it.
 
     Returns:
         Width and height of both by the path, relative to folder.
     """
     height, width = view.alignment.image_size
-    grey = view.alignment.template.round().byte().numpy(force=True)
-    template = Image.fromarray(grey).resize((width, height), Image.Resampling.BICUBIC)
     chosen = sorted({i * len(train) // N_EXAMPLES for i in range(N_EXAMPLES)})
     images = np.stack([train[i][0] for i in chosen])
-    aligned, _ = view.see(images)
+    aligned = view.see(images)[0].round().byte()
+    pixels = aligned.median(dim=0).values.permute(1, 2, 0).numpy(force=True)
+    template = Image.fromarray(np.ascontiguousarray(pixels))
     # (2, n, 3, H, W) -> (2 H, n W, 3)
     rows = np.stack([images, aligned.numpy(force=True)]).transpose(0, 3, 1, 4, 2)
     examples = Image.fromarray(np.ascontiguousarray(rows).reshape(2 * height, -1, 3))

@@ -29,7 +29,7 @@ VERDICTS = {
 UNSCORED = "could not be scored"
 # of the pictures of an alignment
 CAPTIONS = (
-    "The template: the median of the aligned training images",
+    "The part as the model sees it: the median of these training images once aligned",
     "Training images as they are, and below as they are aligned",
 )
 TEMPLATES = Environment(
