@@ -18,6 +18,7 @@ from datasets.mvtec import CLASS_NAMES, UNLABELLED, Sample
 from datasets.notes import COPIES, IGNORED, MASK_LIKE, NEAR_COPIES, Notes
 from datasets.preprocessing import (
     DEFAULT,
+    WHOLE,
     Preprocessing,
     check_preprocessing,
     crop_place,
@@ -258,6 +259,8 @@ def _find_odd_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> 
     """
     # after resizing and cropping, all images have one size; their context may differ
     one_size = preprocessing.resize and preprocessing.crop and not preprocessing.context
+    missing = {"a --crop": not preprocessing.crop, "--align off": preprocessing.context == WHOLE}
+    advice = " and ".join(word for word, is_missing in missing.items() if is_missing)
     first: tuple[Path, tuple[int, int]] | None = None
     for sample in samples:
         if one_size and not sample.mask_paths:
@@ -273,7 +276,8 @@ def _find_odd_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> 
         if size != first[1]:
             yield UserError(
                 f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(size)} "
-                "pixels; all images of a class must have one size: give a --crop"
+                f"pixels; all images of a class must have one size: give "
+                f"{advice or 'a smaller --context'}"
             )
 
 

@@ -10,7 +10,7 @@ from datasets.folders import mark_results
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
 from datasets.notes import Notes
-from datasets.preprocessing import DEFAULT, Preprocessing
+from datasets.preprocessing import DEFAULT, WHOLE, Preprocessing
 from tests.helpers import write_image
 
 
@@ -152,11 +152,17 @@ def test_names_of_images_are_unique_and_not_too_long(tree):
 
 
 def test_images_that_end_in_different_sizes_are_refused(parts):
-    message = r"good/0\.png and .*dent/0\.png would have 40x40 and 44x60 pixels; .* give a --crop"
-    with pytest.raises(ValueError, match=message):
-        load_parts(parts, 0, 0)
-    with pytest.raises(ValueError, match="would have 64x64 and 64x87 pixels"):
-        load_parts(parts, 64, 0)
+    names = r"good/0\.png and .*dent/0\.png"
+    for resize, crop, context, sizes, advice in [
+        (0, 0, 0, "40x40 and 44x60", "a --crop"),
+        (64, 0, 0, "64x64 and 64x87", "a --crop"),
+        (64, 48, 9, "64x64 and 64x66", "a smaller --context"),
+        (64, 48, WHOLE, "64x64 and 64x87", "--align off"),
+        (64, 0, WHOLE, "64x64 and 64x87", "a --crop and --align off"),
+    ]:
+        message = f"{names} would have {sizes} pixels; all .* one size: give {advice}$"
+        with pytest.raises(ValueError, match=message):
+            load_parts(parts, resize, crop, False, 16, context)
     with pytest.raises(ValueError, match=r"--crop 41 is larger than .*good/0\.png, 40x40 pixels"):
         load_parts(parts, 0, 41)
     for preprocessing in ((0, 32), (64, 48)):
