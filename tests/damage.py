@@ -1,4 +1,4 @@
-"""Random damage to the bytes of a file, to JSON values and to tables."""
+"""Random damage to the bytes of a file and to JSON values."""
 
 import json
 import os
@@ -87,11 +87,3 @@ def damage_json(rng: Random, valid: bytes | str) -> bytes:
     elif chance < 0.06:
         text = text.replace("0", "9" * 5000, 1)  # more digits than Python reads
     return text.encode(errors="surrogatepass")
-
-
-def damage_csv(rng: Random, valid: bytes) -> bytes:
-    """Return a CSV text with a changed cell or row."""
-    rows = damage_value(rng, [line.split(",") for line in valid.decode().splitlines()])
-    rows = rows if isinstance(rows, list) else [rows]
-    cells = [row if isinstance(row, list) else [row] for row in rows]
-    return "\n".join(",".join(map(str, row)) for row in cells).encode(errors="surrogatepass")

@@ -18,18 +18,14 @@ from PIL import Image
 from torch import nn
 
 from datasets.images import load_image, read_size
-from datasets.layouts import LAYOUTS, VISA_COLUMNS, VISA_SPLIT
 from datasets.masks import load_mask
-from datasets.notes import Notes
 from datasets.preprocessing import Preprocessing, preprocessed_size
-from tests.damage import Evil, damage_bytes, damage_csv, damage_json
+from tests.damage import Evil, damage_bytes, damage_json
 from tests.helpers import good_images
-from tests.records import make_image, make_record
 from utils.backbone import Backbone, load_network
 from utils.detector import Detector
 from utils.maps import enlarge
 from utils.model_file import KEY, read_model
-from utils.report.finished import read_record, write_record
 
 PREPROCESSINGS = (Preprocessing(), Preprocessing(64, 48), Preprocessing(0, 0), Preprocessing(40, 0))
 
@@ -233,48 +229,4 @@ def _read_weights(path: Path) -> None:
         assert tensor.isfinite().all()
 
 
-def _bytes_or(damage: Callable, valid: Sequence[bytes], rng: Random) -> bytes:
-    """Damage the bytes of a text file, or what they mean."""
-    return damage_bytes(rng, valid) if rng.random() < 0.35 else damage(rng, rng.choice(valid))
-
-
-def finished(scratch: Path) -> Target:
-    images = [make_image(defect_type=kind, figure=None) for kind in ("good", "crack")]
-    write_record(scratch, make_record(images=images))
-    path = scratch / "classes/bolt.json"
-    expected = repr(read_record(scratch, "bolt"))
-    assert "crack" in expected
-
-    def read(path: Path) -> None:
-        found = read_record(scratch, "bolt")
-        if found is None:
-            raise ValueError("not finished")
-        assert repr(found) == expected
-
-    return Target(path, partial(_bytes_or, damage_json, [path.read_bytes()]), [read])
-
-
-def visa(scratch: Path) -> Target:
-    rows = [",".join(VISA_COLUMNS)]
-    for name in ("candle", "fryum"):
-        (scratch / name).mkdir()
-        for i, words in enumerate(("train,normal", "test,normal", "test,anomaly")):
-            image, mask = f"{name}/{i}.JPG", f"{name}/{i}.png" if i == 2 else ""
-            rows.append(f"{name},{words},{image},{mask}")
-            (scratch / image).touch()
-            (scratch / mask).touch()
-    make = partial(_bytes_or, damage_csv, ["\n".join(rows).encode()])
-    return Target(scratch / VISA_SPLIT, make, [_read_visa])
-
-
-def _read_visa(path: Path) -> None:
-    data_path = path.parent.parent
-    for name in LAYOUTS["visa"].list_classes(data_path):
-        assert Path(name).name == name, "a class outside the folder of results"
-        for split in ("train", "test"):
-            samples, _ = LAYOUTS["visa"].list_samples(data_path, name, split, Notes())
-            assert samples
-            assert all(sample.path.is_file() for sample in samples)
-
-
-TARGETS = {make.__name__: make for make in (images, models, weights, finished, visa)}
+TARGETS = {make.__name__: make for make in (images, models, weights)}
