@@ -16,7 +16,7 @@ from utils.report.results import ClassRecord, ClassResult, ImageResult
 from utils.system.files import replacing, shorten
 from utils.thresholds import Thresholds
 
-FORMAT = 5
+FORMAT = 6
 FOLDER = "classes"
 # what reading a file that is gone or has wrong content raises
 DAMAGE = (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
