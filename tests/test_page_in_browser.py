@@ -14,6 +14,7 @@ webdriver = pytest.importorskip("selenium.webdriver")
 
 from selenium.webdriver.chrome.service import Service  # noqa: E402
 from selenium.webdriver.common.keys import Keys  # noqa: E402
+from selenium.webdriver.support.wait import WebDriverWait  # noqa: E402
 
 FLAGS = (
     *("--headless", "--window-size=1280,900", "--no-sandbox", "--disable-gpu", "--disable-sync"),
@@ -189,7 +190,8 @@ def test_threshold_that_is_typed_moves_counts_verdicts_groups_and_strokes(browse
         ]
     assert images(browser) == sorted(SCORES["bolt"], key=lambda row: -row[1])
     browser.find_element("css selector", "[type=reset]").click()
-    assert outcomes(browser) == AT_5
+    # both forms have their first values a moment later
+    WebDriverWait(browser, 10).until(lambda _: outcomes(browser) == AT_5)
     assert visible(browser, "code") == ["--threshold 5.0"]
     assert browser.find_element("name", "mark").get_attribute("value") == "5"
     browser.find_element("name", "copy").click()
