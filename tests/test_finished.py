@@ -34,7 +34,7 @@ def test_a_finished_class_is_found_again(record, tmp_path):
     assert found.deployed.at(0.05).pixel == record.deployed.at(0.05).pixel
     write_report(tmp_path, SETTINGS, [found])
     content = json.loads((tmp_path / "classes/bolt.json").read_text())
-    assert content["format"] == 5
+    assert content["format"] == 6
     assert content["record"]["images"][0]["score"] == 6.5
 
 

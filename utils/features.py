@@ -129,7 +129,7 @@ class FeatureExtractor(nn.Module):
         return [average_neighbours(layer, self.neighbourhood) for layer in layers]
 
     def _run_layer1(self, images: Tensor) -> Tensor:
-        images = (images.float() / 255).sub_(self.mean).div_(self.std)
+        images = (images / 255).sub_(self.mean).div_(self.std)
         images = images.to(self._dtype)
         stem, layer1, *_ = self.stages
         return layer1(stem(images.contiguous(memory_format=self.memory_format)))

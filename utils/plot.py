@@ -24,6 +24,7 @@ from skimage.morphology import disk
 
 from utils.evaluation import DrawnImage
 from utils.metrics import RocCurve
+from utils.system.device import count_cores
 from utils.system.files import printable, replacing
 from utils.system.memory import DRAWN_AT_ONCE
 
@@ -37,7 +38,6 @@ BOUNDARY_COLOUR = (255, 0, 0)  # upstream
 REGION_COLOUR = (255, 255, 255)  # of the border of the region of interest
 # pixels of the longer side of a panel and of an overlay; larger images are scaled down in the file
 LONGEST_PANEL, LONGEST_OVERLAY = 1000, 2000
-MOST_THREADS = 32  # that draw figures
 ROC_SIZE = (2000, 1000)  # upstream; width and height in pixels
 MOST_NAMED = 20  # curves in the legend of the ROC figure
 MOST_LETTERS = 60  # of a class's name in that legend: a longer one would leave no room for curves
@@ -113,7 +113,7 @@ def plot_localisations(
     if not items:
         return
     frame = _draw_frame(panels, items[0].shown.anomaly_map.shape, norm, threshold)
-    most = min(max(DRAWN_AT_ONCE // items[0].shown.anomaly_map.size, 1), len(items), MOST_THREADS)
+    most = min(max(DRAWN_AT_ONCE // items[0].shown.anomaly_map.size, 1), 2 * count_cores())
     with ThreadPoolExecutor(most) as pool:
         yield from pool.map(partial(_write, frame, panels, norm, threshold), items)
 
