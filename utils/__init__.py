@@ -1,1 +1,1 @@
-"""The parts of the experiment in main.py."""
+"""The method, from features to anomaly maps, thresholds and metrics; its model and options."""

@@ -82,11 +82,12 @@ class Detector:
             weights: state dict file; None takes the published weights.
             preprocessing: of these images and of those to be scored; with the context that the
                 network sees around the crop.
-            seed: of the draw of channels.
-            n_features: channels to draw, or "all"; None draws as many as upstream.
+            seed: for drawing the channels.
+            n_features: channels to draw, or "all"; None: upstream's number for its two networks,
+                all channels for the others.
             layers: those that channels are drawn from, of "layer1", "layer2" and "layer3".
             neighbourhood: over which features are averaged, as in FeatureExtractor.
-            precision: in which the network computes, a key of PRECISIONS.
+            precision: number format of the network, a key of PRECISIONS.
             align: "on" turns and moves images onto a template of the good ones, and the network
                 sees them whole; "auto" does so if these are alike then.
             shrinkage: as in fit_gaussians, in (0, 1] or "auto".

@@ -35,7 +35,7 @@ class FeatureExtractor(nn.Module):
     Args:
         network: as load_network returns it; it is changed, not copied.
         device: where images are sent and the outputs lie.
-        precision: a key of PRECISIONS, in which the network computes.
+        precision: number format of the network, a key of PRECISIONS.
         channels: those to return; None returns all.
         neighbourhood: K, odd. Each layer's output is averaged over K x K of its own positions, at
             the border over those that exist (as PatchCore, Roth et al., CVPR 2022, aggregates

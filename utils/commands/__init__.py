@@ -1,1 +1,1 @@
-"""The parts of the experiment in main.py."""
+"""The command line: the options, and the commands beside the experiment."""

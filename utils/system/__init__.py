@@ -1,1 +1,1 @@
-"""The parts of the experiment in main.py."""
+"""What a run needs of the machine: devices, memory, processes, files, and how it ends."""
