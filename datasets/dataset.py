@@ -276,7 +276,7 @@ def _find_odd_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> 
         if size != first[1]:
             yield UserError(
                 f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(size)} "
-                f"pixels; all images of a class must have one size: give "
+                "pixels; all images of a class must have one size: give "
                 f"{advice or 'a smaller --context'}"
             )
 

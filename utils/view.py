@@ -38,7 +38,7 @@ class View(NamedTuple):
     region: np.ndarray | None = None
 
     def see(self, images: np.ndarray) -> tuple[Tensor, Poses | None]:
-        """The window of images (B, 3, H, W) uint8, and the poses of the parts if it is aligned."""
+        """The window of images (B, 3, H, W) uint8; if aligned, in float32 and with their poses."""
         top, left, height, width = window_place(images.shape[2:], self.preprocessing)
         seen = torch.as_tensor(images[:, :, top : top + height, left : left + width])
         if self.alignment is None:

@@ -84,13 +84,13 @@ def draw_alignment(folder: Path, train: ImageDataset, view: View) -> dict[str, t
     images = np.stack([train[i][0] for i in chosen])
     aligned = view.see(images)[0].round().byte()
     pixels = aligned.median(dim=0).values.permute(1, 2, 0).numpy(force=True)
-    template = Image.fromarray(np.ascontiguousarray(pixels))
+    median = Image.fromarray(np.ascontiguousarray(pixels))
     # (2, n, 3, H, W) -> (2 H, n W, 3)
     rows = np.stack([images, aligned.numpy(force=True)]).transpose(0, 3, 1, 4, 2)
     examples = Image.fromarray(np.ascontiguousarray(rows).reshape(2 * height, -1, 3))
     examples = examples.reduce(ceil(max(height, width) / LONGEST_EXAMPLE))
     name = f"{TEMPLATES}/{shorten(train.class_name)}"
-    pictures = {f"{name}.png": template, f"{name}.examples.jpg": examples}
+    pictures = {f"{name}.png": median, f"{name}.examples.jpg": examples}
     for path, picture in pictures.items():
         save_image(folder / path, picture)
     return {path: picture.size for path, picture in pictures.items()}
