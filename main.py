@@ -12,6 +12,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from datasets import demo
@@ -40,8 +41,8 @@ def main() -> None:
     run_program(*parse_command_line(sys.argv[1:], __doc__, run_experiment))
 
 
-def run_experiment(settings: Experiment) -> None:
-    """Run PaDiM on every class, in this process or in all that torchrun started."""
+def run_experiment(settings: Experiment) -> Path:
+    """Run PaDiM on every class, here or in all processes of torchrun; the folder of the results."""
     with Processes.from_environment().joined() as processes:
         # whatever is wrong with the arguments or the folders is found before anything slow
         settings = fill_in(settings)
@@ -82,6 +83,7 @@ def run_experiment(settings: Experiment) -> None:
                     tables = run.write(extractor, processes.size)
         if processes.leads:
             print("", *map(to_text, tables), f"results in {run.folder}", sep="\n\n")
+        return run.folder
 
 
 def fit_and_score(

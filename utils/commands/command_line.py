@@ -3,7 +3,9 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import MISSING, Field, fields
+from functools import partial
 from importlib import import_module
+from pathlib import Path
 from time import sleep
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,7 +19,7 @@ COMMANDS = {
     "download": "the same command goes on",
     "export": "no file is written",
     "predict": "the rows so far are written",
-    "study": "the studies of the classes so far are in the results",
+    "study": "the values finished so far are in the results",
     "tables": "the same command writes the rest",
 }
 PATIENCE = 10  # seconds; torchrun ends all processes when the first has ended
@@ -33,7 +35,7 @@ class Command(NamedTuple):
 
 
 def parse_command_line(
-    words: list[str], description: str, run_experiment: Callable[[Experiment], None]
+    words: list[str], description: str, run_experiment: Callable[[Experiment], Path]
 ) -> Command:
     """The command that the words ask for; without the name of one it is the experiment.
 
@@ -42,7 +44,7 @@ def parse_command_line(
     Args:
         words: of the command line, without the program's name.
         description: of the experiment, for --help.
-        run_experiment: takes the experiment's settings.
+        run_experiment: takes the experiment's settings, returns the folder of the results.
     """
     if not words or words[0] not in COMMANDS:
         epilog = f"other commands: {', '.join(COMMANDS)} (main.py COMMAND --help)"
@@ -53,7 +55,11 @@ def parse_command_line(
     parser = OneLineParser(f"main.py {words[0]}", command.__doc__, command.Settings)
     if Processes.from_environment().size > 1:
         parser.error("torchrun is for the experiment; start this command with python")
-    return Command(parser.prog, command.run, parser.parse(words[1:]), COMMANDS[words[0]])
+    run = command.run
+    if words[0] == "study":
+        how = {"words": words[1:], "parse": parser.parse, "run_experiment": run_experiment}
+        run = partial(run, **how)
+    return Command(parser.prog, run, parser.parse(words[1:]), COMMANDS[words[0]])
 
 
 class OneLineParser(argparse.ArgumentParser):

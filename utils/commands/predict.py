@@ -47,6 +47,7 @@ class Images:
     sources: Sequence[Source]
     predictor: Predictor
     notes: Notes
+    item_bytes: int  # of the largest, as Pillow keeps it
 
     def __len__(self) -> int:
         return len(self.sources)
@@ -74,8 +75,9 @@ def score_folders(settings: Settings) -> int:
     refuse_foreign(settings.output, kinds, settings.page == "yes")
     make_folder(settings.output, "--output")
     predictor = Predictor(settings, sys.stdout)
-    batch_size = choose_batch_size(predictor, sources)
-    images = Images(sources, predictor, predictor.make_notes())
+    largest = find_largest(sources)
+    batch_size = choose_batch_size(predictor, largest)
+    images = Images(sources, predictor, predictor.make_notes(), 4 * largest)
     prepare_folders(settings.output, kinds)
     start_tables(settings.output)
     answers, counts = [], Counter()
@@ -120,7 +122,7 @@ def score_stream(settings: Settings) -> int:
         refuse_foreign(settings.output, kinds)
         prepare_folders(make_folder(settings.output, "--output"), kinds, clear=False)
     predictor = Predictor(settings, sys.stderr)
-    choose_batch_size(predictor)
+    choose_batch_size(predictor, 0)
     as_json, failed, said = settings.format == "json", 0, set()
     if not as_json:
         print(to_csv(COLUMNS), end="", flush=True)
@@ -159,25 +161,30 @@ def summarise(predictor: Predictor, counts: Counter[str], notes: Sequence[str]) 
         print(f"({predictor.caveat})")
 
 
-def choose_batch_size(predictor: Predictor, sources: Sequence[Source] = ()) -> int:
-    """The images that fit into memory at once, at most as many as asked for."""
+def find_largest(sources: Sequence[Source]) -> int:
+    """The number of pixels of the largest image."""
+    largest = 0
+    for source in sources:
+        with suppress(UserError):  # what cannot be read gets its row
+            largest = max(largest, prod(read_size(source.path)))
+    return largest
+
+
+def choose_batch_size(predictor: Predictor, largest: int) -> int:
+    """The images of so many pixels that fit into memory at once, at most as many as asked for."""
     from utils.model_file import features_bytes  # imports torch
     from utils.system.memory import fit_batch
 
     model = predictor.detector.model
-    sizes = [(0, 0)]
-    for source in sources:
-        with suppress(UserError):  # what cannot be read gets its row
-            sizes.append(read_size(source.path))
     most, seen = predictor.settings.batch_size, model.window_size
     fitting = fit_batch(
         most,
         seen=prod(seen),
         feature_bytes=features_bytes(model.extractor.channels, seen),
-        original=max(map(prod, sizes)),
+        original=largest,
         aligned=model.view.alignment is not None,
         device=model.extractor.device,
     )
-    if sources and fitting < most:
+    if largest and fitting < most:
         print(f"--batch_size {most} is lowered to {fitting}, which fits into the free memory")
     return fitting

@@ -1,193 +1,121 @@
-"""Studies on any classes: the paper's own, and what makes the method better or smaller.
+"""Run the experiment with one value of an option after the other, and compare the metrics.
 
-    python main.py study --arch resnet18 --data_path mvtec_ad --class_name bottle transistor
-    python main.py study --study draws --seeds 10 --arch resnet18 --data_path mvtec_ad
+    python main.py study --vary neighbourhood 1 3 5 --arch resnet18 --data_path mvtec_ad
+    python main.py study --vary layers layer1 "layer1 layer2" --arch resnet18 --data_path mvtec_ad
 
-Under results/studies/<arch>/ each study leaves its numbers (<study>.csv) and a table (<study>.md).
-studies.png shows the metrics of all.
+results/studies/<option>_<arch>/ has a folder for the run of each value, without figures and models
+unless they are asked for, and tables.md, which compares the values. What is finished is not run
+again.
 
-Reference: Defard et al., arXiv 2011.08785, section V.
+Reference: Defard et al., arXiv 2011.08785, section V, varies layers, n_features and arch.
 """
 
-from __future__ import annotations
-
-import shlex
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from datetime import date
-from importlib.metadata import version
-from inspect import getdoc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from pkgutil import resolve_name
-from time import perf_counter
-from typing import TYPE_CHECKING
+from statistics import fmean, stdev
 
-from tqdm import tqdm
-
-from datasets.dataset import load_all
-from datasets.preprocessing import DEFAULT
-from utils import backbone
-from utils.commands.study_tables import (
-    ACCURACY,
-    ALIGNMENT,
-    ALL_METRICS,
-    COST,
-    SHRINKAGE,
-    Columns,
-    Row,
-    make_table,
-    plot_studies,
+from utils.report.results import METRICS, Run, read_run
+from utils.report.tables import (
+    Table,
+    describe_source,
+    format_value,
+    mean_of,
+    to_text,
+    write_tables,
 )
-from utils.report.tables import Table, to_markdown, to_text
-from utils.settings import MethodSettings, at_least, option
-from utils.system.device import device_name
+from utils.settings import Experiment, option
 from utils.system.errors import UserError
-from utils.system.files import make_folder, replacing, write_csv
+from utils.system.files import make_folder, shorten
 
-if TYPE_CHECKING:
-    from utils.commands.study_features import ClassFeatures
-    from utils.features import FeatureExtractor
-
-SEEDS = 5  # paper, section V-C: versions of Rd-MVTec AD (and 10 draws of channels, section V-A)
-FIGURE = "studies.png"
-
-
-# a study's title and columns; study_methods has the generator of its rows, study_<name>
-STUDIES: dict[str, tuple[str, Columns]] = {
-    "layers": ("layers alone, their maps summed, their concatenation", ACCURACY),
-    "dimensions": ("random channels and principal components", ACCURACY),
-    "draws": ("several draws of channels", ALL_METRICS),
-    "cost": ("time and memory of inference", COST),
-    "neighbourhood": ("features averaged over neighbouring positions", ACCURACY),
-    "networks": ("the networks at hand", ACCURACY),
-    "shrinkage": ("what is added to the covariances", SHRINKAGE),
-    "alignment": ("images as they lie and aligned", ALIGNMENT),
-    "rotation": ("aligned and randomly rotated images", ACCURACY),
-}
+UNLESS_GIVEN = ["--figures", "none", "--save_models", "none"]
+# what may be varied beside the options by whose values results differ
+ALSO = ("preset", "weights", "region")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings(MethodSettings):
-    """Which studies to make."""
+class Settings(Experiment):
+    """The experiment, and what of it is varied."""
 
-    study: list[str] = option(
-        lambda: list(STUDIES), "studies to make (default: all)", several=True, choices=STUDIES
-    )
-    arch: str = option(
-        "resnet18",
-        "network (default: resnet18, the one that the paper's tables I and II study)",
-        choices=backbone.BACKBONES,
-    )
-    seeds: int = option(
-        SEEDS,
-        "draws of channels (dimensions, draws) and versions of the images (rotation), with seeds "
-        "counting up from --seed",
-        at_least(1),
-        "K",
+    vary: list[str] = option(
+        None,
+        "an option and its values; quote a value of several words",
+        metavar=("OPTION", "VALUE"),
+        several=True,
+        required=True,
     )
 
 
-def run(settings: Settings) -> None:
-    """Make the studies class by class, and write the rows so far after each class."""
-    settings.require_data()
-    draws = {
-        seed: backbone.draw_channels(settings.arch, seed, settings.n_features, settings.layers)
-        for seed in range(settings.seed, settings.seed + settings.seeds)
-    }
-    names = choose_studies(settings, len(draws[settings.seed]))
-    datasets = load_all(settings)
-    folder = make_folder(settings.save_path / "studies" / settings.arch)
-    if not names:
-        return
+def run(
+    settings: Settings,
+    words: Sequence[str],
+    parse: Callable[[list[str]], Settings],
+    run_experiment: Callable[[Experiment], Path],
+) -> None:
+    """Run the experiment for each value, and write the table of the values so far after each.
 
-    from utils.commands.study_features import ClassFeatures  # torch takes 3 seconds
-    from utils.features import load_extractor
-
-    network = settings.arch, settings.weights, settings.device, settings.precision
-    extractor = load_extractor(*network)
-    print(f"{settings.arch} on {device_name(extractor.device)}")
-    rows: dict[str, list[Row]] = {name: [] for name in names}
-    for train, test in datasets:
-        print(f"{test.class_name}: {len(train)} training images, {len(test)} test images")
-        images = ClassFeatures(settings, extractor, draws, train, test)
-        for name in names:
-            rows[name] += make_study(name, images)
-        for note in test.notes.sentences():
-            print(f"({note})")
-        del images  # free its memory before the next class is loaded
-        tables = write_studies(folder, rows, settings, describe_origin(extractor))
-    print("", *map(to_text, tables), f"results in {folder}", sep="\n\n")
+    Args:
+        settings: of the words.
+        words: of the command line.
+        parse: returns the settings of words.
+        run_experiment: runs a value's settings and returns the folder of the run.
+    """
+    name, values = check_option(settings)
+    named = [name, settings.arch] if settings.arch and name != "arch" else [name]
+    folder = make_folder(settings.save_path / "studies" / "_".join(named))
+    # a wrong value is found before any is run
+    variants = {v: parse([*UNLESS_GIVEN, *words, f"--{name}", *v.split()]) for v in values}
+    runs: dict[str, Run] = {}
+    for value, variant in variants.items():
+        print(f"--{name} {value}", flush=True)
+        place = folder / shorten(value.replace("/", "_").replace(" ", "_"))
+        runs[value] = read_run(run_experiment(replace(variant, save_path=place)) / "metrics.json")
+        table = compare(name, runs)
+        write_tables(folder, [table])
+    print("", to_text(table), f"results in {folder}", sep="\n\n")
 
 
-def choose_studies(settings: Settings, n_drawn: int) -> list[str]:
-    """The studies to make, each once; draws only if the network draws channels by default."""
-    names = list(dict.fromkeys(settings.study))
-    if "rotation" in names and (settings.resize, settings.crop) != DEFAULT[:2]:
+def check_option(settings: Settings) -> tuple[str, list[str]]:
+    """The name of the option that is varied, and its values."""
+    name, *values = settings.vary
+    name = name.lstrip("-").replace("-", "_")
+    accepted = [f.name for f in fields(Experiment) if f.metadata["affects_results"]]
+    accepted = [f for f in accepted if not isinstance(getattr(settings, f), bool)] + [*ALSO]
+    if name not in accepted or not values:
         raise UserError(
-            f"--study rotation is defined for --resize {DEFAULT.resize} --crop {DEFAULT.crop}; "
-            "leave these out or choose other studies"
+            f"--vary {' '.join(settings.vary)} is no option with values; choose from "
+            f"{', '.join(accepted)}"
         )
-    if "rotation" in names and (settings.align != "off" or settings.context):
-        given = "--context" if settings.align == "off" else "--align"
-        raise UserError(
-            f"--study rotation turns the images itself; leave out {given} or choose other studies"
-        )
-    moving = [name for name in names if name in ("rotation", "alignment")]
-    if settings.region is not None and moving:
-        raise UserError(
-            f"--study {moving[0]} moves the images; leave out --region or choose other studies"
-        )
-    if "draws" in names and n_drawn == sum(backbone.BACKBONES[settings.arch].layer_channels):
-        print(f"no study of draws: {settings.arch} uses all of its {n_drawn} channels")
-        names.remove("draws")
-    return names
+    return name, values
 
 
-def make_study(name: str, images: ClassFeatures) -> list[Row]:
-    """The rows of a study of one class; prints the seconds that it took."""
-    start = perf_counter()
-    title = f"{images.test.class_name} {name}"
-    rows = list(tqdm(find_study(name)(images), title, unit="model", disable=None))
-    print(f"{name}: {perf_counter() - start:.0f} s", flush=True)
-    return rows
+def compare(name: str, runs: Mapping[str, Run]) -> Table:
+    """The metrics of each value: the means over the classes, then each class.
+
+    Of several seeds the mean and the standard deviation are added.
+    """
+    *_, last = runs.values()
+    by_run = [{result.class_name for result in run.results} for run in runs.values()]
+    classes = sorted(set.intersection(*by_run))
+    groups = {f"mean of {len(classes)} classes": classes} if len(classes) > 1 else {}
+    rows = []
+    for group, of in (groups | {name: [name] for name in classes}).items():
+        values = [[mean_of(run, metric, of) for metric in METRICS] for run in runs.values()]
+        rows += [
+            [f"{group}, {value}", *map(format_value, row)]
+            for value, row in zip(runs, values, strict=True)
+        ]
+        if name == "seed" and len(runs) > 1:
+            spread = map(describe_spread, zip(*values, strict=True))
+            rows.append([f"{group}, mean ± sd", *spread])
+    network = "" if name == "arch" else f"{last.settings['arch']} on "
+    title = f"{network}{last.settings['data']}: --{name}"
+    columns = [f"class, {name}", *METRICS.values()]
+    return Table(title, columns, rows, [describe_source(last)])
 
 
-def find_study(name: str) -> Callable[[ClassFeatures], Iterator[Row]]:
-    """The generator of a study's rows."""
-    return resolve_name(f"utils.commands.study_methods:study_{name}")
-
-
-def describe_study(name: str) -> list[str]:
-    """Sentences on how the numbers of a study are made."""
-    _, *paragraphs = (getdoc(find_study(name)) or "").split("\n\n")
-    return [" ".join(text.split()) for text in paragraphs]
-
-
-def describe_origin(extractor: FeatureExtractor) -> str:
-    """The command, weights, device, version and date that make the numbers."""
-    command = shlex.join(["python", "main.py", *sys.argv[1:]])
-    return (
-        f"{command}; weights sha256 {extractor.weights_sha256[:12]}…, "
-        f"{device_name(extractor.device)}, torch {version('torch')}, "
-        f"{date.today().isoformat()}."
-    )
-
-
-def write_studies(
-    folder: Path, rows: Mapping[str, Sequence[Row]], settings: Settings, origin: str
-) -> list[Table]:
-    """Write the files of all studies from their rows by name; return their tables."""
-    data = settings.data_path.resolve().name
-    tables = []
-    for name, of_study in rows.items():
-        write_csv(folder / f"{name}.csv", list(of_study[0]), map(dict.values, of_study))
-        title, columns = STUDIES[name]
-        title = f"{settings.arch} on {data}: {title}"
-        tables.append(make_table(title, of_study, columns, [*describe_study(name), origin]))
-        with replacing(folder / f"{name}.md") as path:
-            path.write_text(to_markdown(tables[-1]), encoding="utf-8", errors="backslashreplace")
-    title = f"PaDiM, {settings.arch}, {data}"
-    drawn = {name: of_study for name, of_study in rows.items() if "aupro" in of_study[0]}
-    plot_studies(folder / FIGURE, drawn, title)
-    return tables
+def describe_spread(values: Sequence[float | None]) -> str:
+    """Mean and standard deviation; a dash if a value is undefined."""
+    if None in values:
+        return format_value(None)
+    return f"{fmean(values):.3f} ± {stdev(values):.3f}"
