@@ -1,9 +1,7 @@
-"""Refuses a class that does not fit into memory, and names settings with which it would."""
+"""Refuses a class that does not fit into memory, before anything slow is begun."""
 
-from collections.abc import Iterator
 from dataclasses import replace
 from math import prod
-from typing import Any
 
 import torch
 
@@ -30,9 +28,6 @@ from utils.thresholds import choose_held_out
 KEPT_BYTES, SORTED_BYTES, DRAWN_BYTES, DRAWING_BYTES = 5, 14, 3, 20
 HELD_OUT_BYTES = 8  # per pixel of the map of a held-out training image, sorted for the threshold
 DECODING_BYTES = 16  # per pixel of an original image while it is decoded and preprocessed
-FEWER_FEATURES = (300, 200, 100, 50, 30, 15)
-RESIZE_STEP, SMALLEST_RESIZE = 0.9, 128  # of the sides that are tried, and their least pixels
-Changed = dict[str, Any]  # settings
 
 
 def check_memory(
@@ -42,30 +37,17 @@ def check_memory(
     device: torch.device,
     n_processes: int = 1,
 ) -> None:
-    """Refuse a class that does not fit on this machine; the settings that do are computed."""
+    """Refuse a class that does not fit on this machine."""
     sizes = [read_size(s.path, settings.exif) for s in (*train.samples, *test.samples)]
-    original = max(map(prod, sizes))
-
-    def estimate(changed: Changed) -> tuple[int, int]:
-        return estimate_bytes(replace(settings, **changed), train, test, original, device)
-
-    def find_fitting(ladder: list[Changed]) -> Iterator[str]:
-        for changed in ladder:
-            needed = estimate(changed)
-            if find_shortage(*needed, device, n_processes) is None:
-                yield f"{_to_options(changed)} would need {n_processes * sum(needed) / 1e9:.1f} GB"
-                return
-
-    shortage = find_shortage(*estimate({}), device, n_processes)
-    if shortage is None:
-        return
-    *alone, together = list_lighter(settings, min(sizes[0]))
-    fitting = [text for ladder in alone for text in find_fitting(ladder)]
-    if len(fitting) < 2:
-        fitting += find_fitting(together)
-    advice = "; ".join(fitting) or "end other programs, or give a small --resize"
-    fewer = "; or start fewer processes" if n_processes > 1 else ""
-    raise UserError(f"{test.class_name} would take about {shortage}: {advice}{fewer}")
+    needed = estimate_bytes(settings, train, test, max(map(prod, sizes)), device)
+    shortage = find_shortage(*needed, device, n_processes)
+    if shortage is not None:
+        fewer = ", or start fewer processes" if n_processes > 1 else ""
+        raise UserError(
+            f"{test.class_name} would take about {shortage}: give fewer --n_features, --layers "
+            "layer2 layer3, a smaller --resize with a smaller --crop, or a smaller --batch_size"
+            f"{fewer}"
+        )
 
 
 def estimate_bytes(
@@ -98,7 +80,7 @@ def estimate_bytes(
         kept + (SORTED_BYTES - KEPT_BYTES) * n_kept * pixels,
         kept + DRAWING_BYTES * drawing,
     )
-    reading = bytes_ahead(4 * seen, settings.batch_size, n_images)
+    reading = bytes_ahead(train.item_bytes, settings.batch_size, n_images)
     reading += max(settings.num_workers, 1) * DECODING_BYTES * original
     on_device = model + max(network, copied) if on_gpu else 0
     return LIBRARY_BYTES + reading + max(stages), on_device
@@ -120,33 +102,3 @@ def _model_bytes(settings: Experiment, train: ImageDataset, on_gpu: bool) -> tup
     # with near copies, the Gaussians of the held-out images are fitted as well
     refitted = gaussians if 0 < n_held_out < n_train else 0
     return gaussians + n_held_out * features, max(saved, refitted), features
-
-
-def list_lighter(settings: Experiment, side: int) -> list[list[Changed]]:
-    """Ladders of changes, each from the least to the most: one kind each, then all together.
-
-    The shorter side of an image has so many pixels.
-    """
-    batch = {"batch_size": 1} if settings.batch_size > 1 else {}
-    coarse: Changed = {}
-    if tuple(settings.layers) == backbone.LAYERS:
-        coarse = {"layers": list(backbone.LAYERS[1:])}
-        most = sum(backbone.BACKBONES[settings.arch].layer_channels[1:])
-        if settings.n_features not in (None, backbone.ALL) and settings.n_features > most:
-            coarse["n_features"] = backbone.ALL
-    side = whole = settings.resize or side
-    names = settings.arch, settings.seed, settings.n_features, settings.layers
-    n_features = len(backbone.draw_channels(*names))
-    sides, fewer = [], [{"n_features": n} for n in FEWER_FEATURES if n < n_features]
-    while (side := int(side * RESIZE_STEP)) >= SMALLEST_RESIZE:
-        side -= side % (100 if side > 1000 else 10)
-        crop = settings.crop * side // whole
-        sides.append({"resize": side} | ({"crop": crop} if settings.crop else {}))
-    together = [batch | coarse | step for step in fewer] or [batch | coarse]
-    together += [together[-1] | step for step in sides]
-    return [[step] for step in (batch, coarse) if step] + [fewer, sides, together]
-
-
-def _to_options(changed: Changed) -> str:
-    texts = {k: " ".join(v) if k == "layers" else v for k, v in changed.items()}
-    return " ".join(f"--{name} {text}" for name, text in texts.items())
