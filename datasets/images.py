@@ -19,7 +19,7 @@ from datasets.preprocessing import (
     crop_share,
     resize_and_crop,
 )
-from datasets.tiffs import FLOATING_POINT, explain, refuse_misread, refuse_pages
+from datasets.tiffs import explain, refuse_misread, refuse_pages
 from utils.system.errors import UserError
 
 IMAGE_SUFFIXES = (
@@ -118,33 +118,10 @@ def open_image(path: Path) -> Image.Image:
         if image.format == "TIFF":
             refuse_pages(image)
         image.info[FACTS] = find_facts(image)
-        if image.tile and image.tile[0][0] == "ppm" and image.mode in ("I", "L", "RGB"):
-            return _decode_netpbm(image)
         image.load()
         _refuse_pixels(image)
         # grey that is multiplied with its transparency, which Pillow converts to nothing else
         return image.convert("LA") if image.mode == "La" else image
-
-
-def _decode_netpbm(image: Image.Image) -> Image.Image:
-    """A PGM or PPM image whose highest value is neither 255 nor, in grey, 65535.
-
-    The pixels are those of Pillow, which decodes each of them in Python.
-    """
-    _, _, offset, (_, highest) = image.tile[0]
-    stored = np.dtype(">u2" if highest > 255 else "u1")
-    shape = (image.height, image.width, len(image.getbands()))
-    image.fp.seek(offset)
-    content = image.fp.read()
-    if len(content) < prod(shape) * stored.itemsize:
-        raise UserError("the file is truncated")
-    kind = np.uint16 if image.mode == "I" else np.uint8
-    most = np.iinfo(kind).max
-    scaled = np.round(np.arange(np.iinfo(stored).max + 1) / highest * most).clip(max=most)
-    pixels = scaled.astype(kind)[np.frombuffer(content, stored, prod(shape))].reshape(shape)
-    decoded = Image.fromarray(pixels if shape[2] == 3 else pixels[..., 0])
-    decoded.info = image.info
-    return decoded
 
 
 def find_facts(image: Image.Image) -> Facts:
@@ -215,7 +192,7 @@ def unreadable(path: Path, error: Exception) -> UserError:
 def _refuse_pixels(image: Image.Image) -> None:
     """Refuse a decoded image with floating-point pixels, or indices of colours that it lacks."""
     if image.mode == "F":
-        raise UserError(FLOATING_POINT)
+        raise UserError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
     if image.mode in ("P", "PA") and image.palette is None:
         raise UserError("it has no palette")
 
