@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,11 @@ class ImageDataset:
         """H and W of what the network sees: of the preprocessed images with their context."""
         size = read_size(self.samples[0].path, self.preprocessing.exif)
         return window_size(size, self.preprocessing)[::-1]
+
+    @cached_property
+    def item_bytes(self) -> int:
+        """Bytes of an image and its mask."""
+        return 4 * prod(self.window_size)
 
     def __getitem__(self, index: int) -> tuple[np.ndarray, int, np.ndarray]:
         """The image (3, H, W) uint8 RGB, its label and its mask (H, W) bool."""

@@ -3,11 +3,10 @@ import time
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from datasets import loading
 from datasets.dataset import load_splits
-from datasets.loading import BATCHES_AHEAD, Loader, load_batches
+from datasets.loading import BATCHES_AHEAD, Loader
 
 MESSAGE = "cannot read item 3; replace it"
 with_and_without_threads = pytest.mark.parametrize("num_workers", [0, 2])
@@ -18,9 +17,9 @@ class Numbers:
 
     class_name, split = "numbers", "test"
 
-    def __init__(self, length=7, error_at_3=None, make=lambda: np.zeros((2, 2), np.uint8)):
+    def __init__(self, length=7, error_at_3=None, item_bytes=4):
         self.length = length
-        self.make = make
+        self.item_bytes = item_bytes
         self.error_at_3 = error_at_3
         self.asked = []
 
@@ -33,7 +32,7 @@ class Numbers:
             raise self.error_at_3
         if index > 3 and self.error_at_3 is not None:
             time.sleep(0.01)  # the error is raised while most of the items wait
-        return self.make(), index
+        return np.zeros((2, 2), np.uint8), index
 
 
 def assert_read(numbers, count):
@@ -61,7 +60,8 @@ def test_datasets_are_read_in_order_and_their_last_batches_are_smaller(num_worke
 @with_and_without_threads
 def test_batches_keep_shapes_and_types(tree, num_workers):
     test = load_splits(tree, "bolt")[1]
-    images, labels, masks = next(load_batches(test, 2, num_workers))
+    with Loader([test], 2, num_workers) as loader:
+        images, labels, masks = next(loader.batches(test))
     np.testing.assert_array_equal(images, np.stack([test[0][0], test[1][0]]))
     np.testing.assert_array_equal(masks, np.stack([test[0][2], test[1][2]]))
     assert labels.tolist() == [1, 1]
@@ -97,14 +97,10 @@ def test_no_more_batches_are_read_ahead_than_the_limit(limit, n_ahead):
         assert_read(numbers, n_ahead + 11)
 
 
-@pytest.mark.parametrize(
-    "make", [lambda: np.zeros(10_000, np.uint8), lambda: Image.new("RGB", (50, 50))]
-)
-def test_a_thread_reads_no_further_ahead_once_the_limit_of_bytes_is_reached(monkeypatch, make):
+def test_no_more_is_read_ahead_once_the_limit_of_bytes_is_reached(monkeypatch):
     monkeypatch.setattr(loading, "BYTES_AHEAD", 95_000)
-    small, large = Numbers(length=20), Numbers(length=50, make=make)
+    small, large = Numbers(length=20), Numbers(length=50, item_bytes=10_000)
     with Loader([small, large], 10, 1) as loader:
-        assert_read(small, 20)
         assert_read(large, 10)
         assert len(list(loader.items(small))) == 20
         for i, _ in enumerate(loader.items(large), start=1):
@@ -114,10 +110,12 @@ def test_a_thread_reads_no_further_ahead_once_the_limit_of_bytes_is_reached(monk
 
 @with_and_without_threads
 def test_an_error_is_raised_as_it_is_when_its_turn_comes(num_workers):
-    batches = load_batches(Numbers(error_at_3=KeyError(MESSAGE)), 3, num_workers)
-    assert next(batches)[1].tolist() == [0, 1, 2]
-    with pytest.raises(KeyError, match=MESSAGE):
-        next(batches)
+    numbers = Numbers(error_at_3=KeyError(MESSAGE))
+    with Loader([numbers], 3, num_workers) as loader:
+        batches = loader.batches(numbers)
+        assert next(batches)[1].tolist() == [0, 1, 2]
+        with pytest.raises(KeyError, match=MESSAGE):
+            next(batches)
 
 
 def test_leaving_ends_the_threads_and_cancels_what_waits():
