@@ -9,7 +9,6 @@ from functools import cache, partial
 from io import BytesIO
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib import colormaps, font_manager
@@ -46,14 +45,8 @@ ROC_STEPS = 2000  # resolution of a drawn curve, in x and in y
 MARGIN, TITLES, COLOUR_BAR = 12, 52, 84
 
 
-class Localisation(NamedTuple):
-    """A localisation figure: the .jpg file to write, text above the panels, and what they show."""
-
-    path: Path
-    title: str
-    shown: DrawnImage
-
-
+# a localisation figure: the .jpg file to write, text above the panels, and what they show
+Item = tuple[Path, str, DrawnImage]
 Curves = Mapping[str, RocCurve | None]
 
 
@@ -99,7 +92,7 @@ def figure_size(n_panels: int, size: tuple[int, int]) -> tuple[int, int]:
 
 
 def plot_localisations(
-    items: Sequence[Localisation], panels: Sequence[str], norm: Normalize, threshold: float | None
+    items: Sequence[Item], panels: Sequence[str], norm: Normalize, threshold: float | None
 ) -> Iterator[Path]:
     """Write a figure for each item, with panels as name_panels names them.
 
@@ -110,10 +103,9 @@ def plot_localisations(
     Yields:
         The path of each file, in order, once it is complete. Threads draw several at a time.
     """
-    if not items:
-        return
-    frame = _draw_frame(panels, items[0].shown.anomaly_map.shape, norm, threshold)
-    most = min(max(DRAWN_AT_ONCE // items[0].shown.anomaly_map.size, 1), 2 * count_cores())
+    _, _, first = items[0]
+    frame = _draw_frame(panels, first.mask.shape, norm, threshold)
+    most = min(max(DRAWN_AT_ONCE // first.mask.size, 1), 2 * count_cores())
     with ThreadPoolExecutor(most) as pool:
         yield from pool.map(partial(_write, frame, panels, norm, threshold), items)
 
@@ -179,20 +171,21 @@ def _write(
     panels: Sequence[str],
     norm: Normalize,
     threshold: float | None,
-    item: Localisation,
+    item: Item,
 ) -> Path:
     """Write the item's figure: a copy of frame with its panels and title filled in."""
+    path, title, shown = item
     figure = Image.fromarray(frame)
-    drawn = _draw_panels(item.shown, norm, threshold)
+    drawn = _draw_panels(shown, norm, threshold)
     for i, name in enumerate(panels):
         panel = Image.fromarray(drawn[name])
         left = MARGIN + i * (panel.width + MARGIN)
         figure.paste(panel, (left, figure.height - MARGIN - panel.height))
-    path, title = _find_font(item.title)
-    font = ImageFont.truetype(path, FONT_SIZE * DPI / 72)
+    font_path, title = _find_font(title)
+    font = ImageFont.truetype(font_path, FONT_SIZE * DPI / 72)
     ImageDraw.Draw(figure).text((MARGIN, 8), title, fill="black", font=font)
-    save_image(item.path, figure)
-    return item.path
+    save_image(path, figure)
+    return path
 
 
 def _draw_frame(

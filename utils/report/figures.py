@@ -1,5 +1,6 @@
 """The localisation figures of a class, and the pictures of its alignment."""
 
+from collections.abc import Mapping, Sequence
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -11,8 +12,7 @@ from tqdm import tqdm
 
 from datasets.dataset import ImageDataset
 from utils.evaluation import ScoredImages
-from utils.plot import Localisation, figure_size, name_panels, plot_localisations, save_image
-from utils.system.errors import UserError
+from utils.plot import figure_size, name_panels, plot_localisations, save_image
 from utils.system.files import shorten
 from utils.view import View
 
@@ -27,15 +27,11 @@ class Figures(NamedTuple):
         paths: by image number the file, relative to the run's folder, with slashes.
         panels: names of what each figure shows, from left to right.
         size: width and height of each figure in pixels; None without figures.
-        missing: the files that could not be written, relative to the run's folder.
-        problem: why they could not be written.
     """
 
-    paths: dict[int, str]
-    panels: list[str]
-    size: tuple[int, int] | None
-    missing: list[str]
-    problem: str = ""
+    paths: Mapping[int, str] = {}
+    panels: Sequence[str] = ()
+    size: tuple[int, int] | None = None
 
 
 def draw_figures(
@@ -52,23 +48,17 @@ def draw_figures(
     panels = name_panels(test.has_masks, oracle_pixel is not None)
     place = Path(FOLDER, shorten(test.class_name))
     paths = {i: (place / f"{test.names[i]}.jpg").as_posix() for i in scored.drawn}
-    items = [
-        Localisation(folder / path, _title(test, scored, i), scored.drawn[i])
-        for i, path in paths.items()
-    ]
+    if not paths:
+        return Figures()
+    items = [(folder / path, _title(test, scored, i), scored.drawn[i]) for i, path in paths.items()]
     written = plot_localisations(items, panels, Normalize(*scored.score_range), oracle_pixel)
     # None: the bar is shown in a terminal only
     disable = None if show_progress else True
-    bar = tqdm(written, f"{test.class_name} figures", len(paths), unit="figure", disable=disable)
-    n_written, problem = 0, ""
-    try:
-        for _ in bar:
-            n_written += 1
-    except UserError as error:
-        problem = f"figures are missing: {error}"
-    size = figure_size(len(panels), items[0].shown.anomaly_map.shape) if n_written else None
-    missing = list(paths.values())[n_written:]
-    return Figures(dict(list(paths.items())[:n_written]), panels, size, missing, problem)
+    for _ in tqdm(
+        written, f"{test.class_name} figures", len(paths), unit="figure", disable=disable
+    ):
+        pass
+    return Figures(paths, panels, figure_size(len(panels), scored.anomaly_maps.shape[1:]))
 
 
 def draw_alignment(folder: Path, train: ImageDataset, view: View) -> dict[str, tuple[int, int]]:

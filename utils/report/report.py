@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,17 +17,15 @@ from utils.model_file import model_bytes
 from utils.padim import PaDiM
 from utils.plot import ROC_SIZE, plot_roc_curves, thin
 from utils.report.figures import Figures, draw_alignment, draw_figures
-from utils.report.finished import discard_record, write_record
+from utils.report.finished import discard_record, read_records, write_record
 from utils.report.page import Picture, describe_classes, describe_learnt, write_page
 from utils.report.results import (
-    RATES,
     STAGES,
     ClassRecord,
     ClassResult,
     ImageResult,
     Rate,
     Run,
-    append_metrics,
     write_metrics,
     write_run,
     write_scores,
@@ -41,6 +38,7 @@ from utils.thresholds import Thresholds
 
 PAGE, ROC_FIGURE = "index.html", "roc_curve.png"
 MODELS = "models"
+NO_FIGURES = Figures()
 SIGNIFICANCE = 0.001  # of more false alarms than promised, by chance
 
 
@@ -108,29 +106,29 @@ class ClassReport:
     def finish(
         self, scored: ScoredImages, evaluation: Evaluation, deployed: Thresholds | None
     ) -> None:
-        """Draw the figures, print a summary and make the class a finished one."""
+        """Print a summary, draw the figures and make the class a finished one."""
+        self.begin("")
+        summary = summarise(self._make_record(scored, evaluation, deployed))
+        # one call: the lines of several processes do not mix
+        print("\n".join(["", *summary, *self._notes]), flush=True)
         self.begin("figures")
         mark_results(self.folder)
         oracle = evaluation.oracle_pixel
         figures = draw_figures(self.folder, self.test, scored, oracle, self.show_progress)
         self.begin("")
-        record = self._make_record(scored, evaluation, deployed, figures)
-        write_record(self.folder, record)
-        append_metrics(self.folder, record)
-        # one call: the lines of several processes do not mix
-        print("\n".join(["", *summarise(record), *self._notes]), flush=True)
+        write_record(self.folder, self._make_record(scored, evaluation, deployed, figures))
+        write_metrics(self.folder, read_records(self.folder, self.settings_sha256))
 
     def _make_record(
         self,
         scored: ScoredImages,
         evaluation: Evaluation,
         deployed: Thresholds | None,
-        figures: Figures,
+        figures: Figures = NO_FIGURES,
     ) -> ClassRecord:
         near_copies = NEAR_COPIES.what in self.test.notes.counts()
         warning = deployed and explain_false_alarms(deployed, scored, near_copies)
-        notes = [*evaluation.notes, *self.test.notes.sentences(), *self._sentences]
-        notes += [figures.problem, warning]
+        notes = [*evaluation.notes, *self.test.notes.sentences(), *self._sentences, warning]
         return ClassRecord(
             fingerprint=self.fingerprint,
             settings_sha256=self.settings_sha256,
@@ -152,8 +150,7 @@ class ClassReport:
             images=_describe_images(self.test, scored, figures, evaluation.aupimo),
             panels=figures.panels,
             figure_size=figures.size,
-            # a missing figure makes the next run fit the class again
-            files=[*self._files, *figures.paths.values(), *figures.missing],
+            files=[*self._files, *figures.paths.values()],
             pictures=self._pictures,
         )
 
@@ -218,9 +215,7 @@ def write_report(
     if not records:
         return []
     run = Run(settings, [record.result for record in records])
-    table, *compared = run_tables(run)
-    notes = [*table.notes, *explain_strays(folder, records)]
-    tables = [table._replace(notes=notes), *compared]
+    tables = run_tables(run)
     write_run(folder, run)
     write_metrics(folder, records)
     write_scores(folder, records)
@@ -233,35 +228,9 @@ def write_report(
     )
     title = f"PaDiM: {settings['arch']} on {settings['data']}"
     roc = Picture(ROC_FIGURE, ROC_SIZE, "ROC curves of all classes, of images and of pixels")
-    shown = tables + tabulate_rates(records)
     sections = describe_classes(records)
-    write_page(folder / PAGE, title, [settings["command"]], sections, shown, roc)
+    write_page(folder / PAGE, title, [settings["command"]], sections, tables, roc)
     return tables
-
-
-def explain_strays(folder: Path, records: Sequence[ClassRecord]) -> list[str]:
-    """A sentence that names the models in the folder that these records are not about, if any."""
-    reported = {name for record in records for name in record.files}
-    found = sorted(f"{MODELS}/{path.name}" for path in (folder / MODELS).glob("*.safetensors"))
-    strays = [name for name in found if name not in reported]
-    if not strays:
-        return []
-    return [f"Not of the classes, images and settings of this report: {', '.join(strays)}."]
-
-
-def tabulate_rates(records: Sequence[ClassRecord]) -> list[Table]:
-    """A table of what each of RATES means for the test images; none without thresholds."""
-    rows = [
-        [record.result.class_name, *chain.from_iterable(map(_format, record.rates[1:]))]
-        for record in records
-        if record.deployed is not None
-    ]
-    columns = [f"{name} at {rate:g}" for rate in RATES for name in ("false alarms", "recall")]
-    note = (
-        "Image thresholds from good training images at these rates of false alarms: the fraction "
-        "of good test images that reach them, and the fraction of anomalous ones."
-    )
-    return [Table("False alarms and recall", ["class", *columns], rows, [note])] if rows else []
 
 
 def _describe_images(

@@ -1,6 +1,5 @@
 """The record of a class, and the files made from all records: metrics, scores and thresholds."""
 
-import csv
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -144,14 +143,6 @@ def write_metrics(folder: Path, records: Sequence[ClassRecord]) -> None:
         write_csv(folder / "metrics.csv", COLUMNS, map(_make_row, records))
     else:
         (folder / "metrics.csv").unlink(missing_ok=True)
-
-
-def append_metrics(folder: Path, record: ClassRecord) -> None:
-    """Add the row of a class to metrics.csv, while other classes are not finished."""
-    path = folder / "metrics.csv"
-    rows = [_make_row(record)] if path.exists() else [COLUMNS, _make_row(record)]
-    with path.open("a", newline="", encoding="utf-8", errors="surrogateescape") as file:
-        csv.writer(file).writerows(rows)
 
 
 def _make_row(record: ClassRecord) -> list[Any]:

@@ -46,25 +46,6 @@ NAMED = {
     "image_score": "image score {}",
 }
 DASH = "–"  # stands in a cell without a value
-# remarks on published values, by metric and arch, then by the row that they are about
-CAVEATS = {
-    ("image_auroc", "resnet18"): {
-        "transistor": (
-            "Transistor: a user of upstream reported 0.887 on the data as downloaded in January "
-            "2021 (its issue #6); upstream's own code gives 0.918 on the images measured here."
-        ),
-    },
-    ("pixel_auroc", "resnet18"): {
-        "transistor": (
-            "Transistor: a user of upstream reported 0.959 on the data as downloaded in January "
-            "2021 (its issue #6); upstream's own code gives 0.968 on the images measured here."
-        ),
-        "mean of textures": (
-            "Upstream's mean of textures, 0.953, is not the mean of its own five cells, 0.954."
-        ),
-    },
-}
-
 AUPIMO_AUTHORS = (
     "anomalib: its PaDiM as the authors of AUPIMO measured it (jpcbertoldo/aupimo); the size of "
     "their images is not recorded."
@@ -141,7 +122,6 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
     sources = {title: (by.get(metric), arch) for title, by in SOURCES.items()}
     if describe_method(run.settings) != arch:
         sources = {PATCHCORE: (PATCHCORE, PATCHCORE_ARCH)}
-    caveats = CAVEATS.get((metric, arch), {})
     means = {row: mean_of(run, metric, of) for row, of in _mvtec_groups().items()}
     ours = {row: value for row, value in means.items() if value is not None}
     columns = {"ours": [*map(format_value, ours.values())]}
@@ -158,8 +138,6 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
     notes = [f"Ours: seed {run.results[0].seed} of the run above."]
     if PATCHCORE in columns:
         notes.append(PATCHCORE_AUTHORS)
-    else:
-        notes += [caveats[row] for row in ours if row in caveats]
     if "anomalib" in columns and SOURCES["anomalib"][metric] == "aupimo":
         notes.append(AUPIMO_AUTHORS)
     n_missing = len(mvtec.CLASS_NAMES) - len(ours.keys() & {*mvtec.CLASS_NAMES})
