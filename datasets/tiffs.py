@@ -11,7 +11,7 @@ from utils.system.errors import UserError
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 UNCOMPRESSED, IN_PLANES, SIGNED = 1, 2, 2
 WHITE_IS_ZERO, GREY = 0, 1
-UNSUPPORTED = "damaged, or a kind of TIFF file that is not supported; save it in grey or RGB with 8 or 16 bits"
+UNSUPPORTED = "damaged, or an unusual kind of TIFF; save it in grey or RGB with 8 or 16 bits"
 
 
 def refuse_misread(image: Image.Image) -> None:
