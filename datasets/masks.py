@@ -1,4 +1,4 @@
-"""Mask files as the pixels that they mark, whether by brightness, palette index or transparency."""
+"""Mask files as the pixels that they mark, by brightness or by palette index."""
 
 from pathlib import Path
 
@@ -52,15 +52,17 @@ def load_mask(
 def find_values(mask: Image.Image, path: Path) -> np.ndarray:
     """The numbers (h, w) by which a decoded mask marks the pixels where they are above 0.
 
-    In an image with a palette these are the indices. Otherwise, if transparency varies over the
-    image, they are alpha; if it does not, they are the grey values, or the colours as numbers.
+    In an image with a palette these are the indices, else the grey values, or the colours as
+    numbers. What varies in transparency is refused: it may mark other pixels than the colours.
     """
     if mask.mode in ("P", "PA"):
         return _find_indices(mask, path)
     if "transparency" in mask.info and mask.mode in ("1", "L", "RGB"):
         mask = mask.convert("RGBA")
     if "A" in mask.getbands() and len(set(mask.getchannel("A").getextrema())) == 2:
-        return _find_alpha(mask, path)
+        raise UserError(
+            f"mask {path} is transparent in part; save it in black and white, without transparency"
+        )
     if mask.mode in ("1", "L") or mask.mode.startswith("I"):
         return np.asarray(mask)
     return np.asarray(mask.convert("RGB")) @ COLOUR
@@ -76,27 +78,6 @@ def _find_indices(mask: Image.Image, path: Path) -> np.ndarray:
             "colours are black and white; save it in grey, without a palette"
         )
     return indices
-
-
-def _find_alpha(mask: Image.Image, path: Path) -> np.ndarray:
-    """Alpha; refused if the image has just two colours and they mark other pixels."""
-    alpha = np.asarray(mask.getchannel("A"))
-    if alpha.min() > 0:
-        raise UserError(
-            f"mask {path} has transparency from {alpha.min()} to {alpha.max()}, but no pixel that "
-            "is wholly transparent; save it in black and white, without transparency"
-        )
-    marked = alpha > 0
-    colours = np.asarray(mask.convert("RGBA"))[..., :3] @ COLOUR
-    first = colours == colours[0, 0]
-    two_valued = not first.all() and np.unique(colours[~first]).size == 1
-    if two_valued and not (np.array_equal(first, marked) or np.array_equal(first, ~marked)):
-        raise UserError(
-            f"mask {path} has two colours and transparent pixels, which do not agree on what is "
-            f"marked ({first.sum()} and {(~first).sum()} pixels by colour, {marked.sum()} are not "
-            "transparent); save it in black and white, without transparency"
-        )
-    return alpha
 
 
 def _look_at(

@@ -3,7 +3,7 @@
 Reference: Defard et al., arXiv 2011.08785, section IV-B; upstream's datasets/mvtec.py.
 """
 
-from math import ceil, prod
+from math import nan, prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -183,24 +183,10 @@ def uncrop(anomaly_map: np.ndarray, size: tuple[int, int], box: Box) -> np.ndarr
     centre is outside.
     """
     width, height = size
-    rows, ys = _positions(box.top, box.bottom, anomaly_map.shape[0])
-    columns, xs = _positions(box.left, box.right, anomaly_map.shape[1])
-    whole = np.full((height, width), np.nan, dtype=np.float32)
-    whole[rows, columns] = _interpolate(_interpolate(anomaly_map, ys).T, xs).T
-    return whole
-
-
-def _positions(low: float, high: float, n: int) -> tuple[slice, np.ndarray]:
-    """The pixels with centres between two edges, and these centres as indices of a map of n."""
-    first, last = ceil(low - 0.5), ceil(high - 0.5)
-    centres = np.arange(first, last) + 0.5
-    return slice(first, last), (centres - low) * n / (high - low) - 0.5
-
-
-def _interpolate(values: np.ndarray, positions: np.ndarray) -> np.ndarray:
-    """Rows of values (n, m) at fractional indices (k,): (k, m); the end rows beyond the ends."""
-    last = len(values) - 1
-    positions = positions.clip(0, last)
-    below = positions.astype(int).clip(0, last - 1)
-    weights = (positions - below).astype(np.float32)[:, None]
-    return values[below] * (1 - weights) + values[below + 1] * weights
+    across = anomaly_map.shape[1] / (box.right - box.left)
+    down = anomaly_map.shape[0] / (box.bottom - box.top)
+    # the whole image in pixels of the map
+    edges = -box.left * across, -box.top * down
+    edges += (width - box.left) * across, (height - box.top) * down
+    how = Image.Transform.EXTENT, edges, Image.Resampling.BILINEAR
+    return np.asarray(Image.fromarray(anomaly_map).transform(size, *how, fillcolor=nan))
