@@ -1,6 +1,5 @@
 """Refuses a class that does not fit into memory, before anything slow is begun."""
 
-from dataclasses import replace
 from math import prod
 
 import torch
@@ -61,7 +60,6 @@ def estimate_bytes(
 
     The largest image has so many original pixels before it is preprocessed.
     """
-    train, test = (replace(data, preprocessing=settings.preprocessing) for data in (train, test))
     on_gpu, n_images = device.type == "cuda", len(train) + len(test)
     seen, pixels = prod(train.window_size), prod(test.image_size)
     model, copied, features = _model_bytes(settings, train, on_gpu)

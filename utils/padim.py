@@ -24,6 +24,10 @@ from utils.system.errors import UserError
 from utils.thresholds import PIXEL_FPR, Thresholds, find_thresholds, score_maps
 from utils.view import View
 
+# attributes that a file keeps: those that a model is made with, and those that a fit sets
+NAMED = ("class_name", "image_score")
+LEARNT = ("image_size", "window_size", "n_train", "training_sha256", "image_kinds")
+
 
 class PaDiM:
     """The model of a class: view, network, Gaussians of all patch positions, thresholds.
@@ -155,14 +159,8 @@ class PaDiM:
 
     def save(self, path: Path, dtype: str = "float32") -> None:
         """Write the model without the network's weights; its Gaussians in a type of DTYPES."""
-        settings = {
-            "class_name": self.class_name,
-            "image_size": self.image_size,
-            "window_size": self.window_size,
-            "image_score": self.image_score,
-            "image_kinds": list(self.image_kinds),
-            "n_train": self.n_train,
-            "training_sha256": self.training_sha256,
+        settings = {name: getattr(self, name) for name in (*NAMED, *LEARNT)}
+        settings |= {
             "weights_sha256": self.extractor.weights_sha256,
             "network": self.extractor.settings(),
         }
@@ -180,8 +178,8 @@ class PaDiM:
                 f"{settings['weights_sha256'][:12]}…, not {extractor.weights_sha256[:12]}…); give "
                 "--weights (weights=) the file that it was made with, none for the published ones"
             )
-        model = cls(extractor, view, settings["class_name"], settings["image_score"])
-        for name in ("image_size", "window_size", "n_train", "training_sha256", "image_kinds"):
+        model = cls(extractor, view, *(settings[name] for name in NAMED))
+        for name in LEARNT:
             setattr(model, name, settings[name])
         model.gaussians, model.thresholds = gaussians, thresholds
         return model

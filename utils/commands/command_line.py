@@ -20,7 +20,6 @@ COMMANDS = {
     "export": "no file is written",
     "predict": "the rows so far are written",
     "study": "the values finished so far are in the results",
-    "tables": "the same command writes the rest",
 }
 PATIENCE = 10  # seconds; torchrun ends all processes when the first has ended
 

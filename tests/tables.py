@@ -1,14 +1,12 @@
-"""Write the tables of results again.
+"""Write the tables of the READMEs again: python -m tests.tables
 
-    python main.py tables
-
-writes tables.md beside each metrics.json below results/measured/, all of these tables into
+This writes tables.md beside each metrics.json below results/measured/, all of these tables into
 results/README.md, and what is measured and published at a glance, and the table of options, into
 README.md.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from statistics import fmean
 
@@ -33,11 +31,10 @@ from utils.report.tables import (
     write_tables,
 )
 from utils.settings import Experiment
-from utils.system.errors import UserError
 from utils.system.files import replacing
 
 # the lines between which a README's part is written
-START = "<!-- {}, written by: python main.py tables -->\n"
+START = "<!-- {}, written by: python -m tests.tables -->\n"
 END = "<!-- end of the {} -->\n"
 # names of rows of published values, by source
 AUTHORS = {"upstream": "{}, published by upstream", "paper": "{}, published by the paper"}
@@ -45,17 +42,12 @@ OTHERS = {PATCHCORE: f"{PATCHCORE} with {{}}, published by its authors"}
 MOST_CHOICES = 8  # that the table of options names
 # below results/measured, in the order of results/README.md
 WRITTEN = (
-    *("studies/**/[!.]*.md", "studies/**/[!.]*.png"),
+    "studies/**/[!.]*.md",
     *("benchmark/*.md", "near_copies_*.md", "alignment_*.md"),
 )
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The command has no options."""
-
-
-def run(_: Settings) -> None:
+def write_all() -> None:
     """Write all tables, after all files that they are made from were read."""
     results = ROOT / "results"
     runs = read_runs(results)
@@ -85,9 +77,7 @@ def all_tables(results: Path) -> str:
     parts = [to_markdown(table) for run in runs for table in run_tables(run)]
     # studies, the benchmark and the test of near copies have written their own
     for pattern in WRITTEN:
-        for path in sorted(measured.glob(pattern)):
-            figure = f"![Metrics of all studies]({path.relative_to(results).as_posix()})\n"
-            parts.append(figure if path.suffix == ".png" else path.read_text("utf-8"))
+        parts += [path.read_text("utf-8") for path in sorted(measured.glob(pattern))]
     return "\n".join(parts)
 
 
@@ -168,10 +158,8 @@ def fill_in(name: str, contents: Mapping[str, str]) -> str:
     text = (ROOT / name).read_text(encoding="utf-8")
     for part, content in contents.items():
         start, end = START.format(part), END.format(part)
-        before, found_start, rest = text.partition(start)
-        _, found_end, after = rest.partition(end)
-        if not found_start or not found_end:
-            raise UserError(f"{name} has lost the lines {start.strip()} and {end.strip()}")
+        before, rest = text.split(start)
+        _, after = rest.split(end)
         text = f"{before}{start}\n{content}\n{end}{after}"
     return text
 
@@ -184,3 +172,7 @@ def _published_mean(
     if None in values and len(values) == len(mvtec.CLASS_NAMES):
         return published.get((source, arch, metric, "mean_all"))
     return None if None in values else fmean(values)
+
+
+if __name__ == "__main__":
+    write_all()
