@@ -19,7 +19,7 @@ from datasets.preprocessing import (
     crop_share,
     resize_and_crop,
 )
-from datasets.tiffs import explain, refuse_misread, refuse_pages
+from datasets.tiffs import explain, refuse_misread
 from utils.system.errors import UserError
 
 IMAGE_SUFFIXES = (
@@ -115,8 +115,6 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) 
 def open_image(path: Path) -> Image.Image:
     """A decoded image file, in the file's own mode and as it is stored."""
     with open_header(path) as image:
-        if image.format == "TIFF":
-            refuse_pages(image)
         image.info[FACTS] = find_facts(image)
         image.load()
         _refuse_pixels(image)

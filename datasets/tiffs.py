@@ -32,23 +32,6 @@ def refuse_misread(image: Image.Image) -> None:
         raise UserError(UNSUPPORTED)
 
 
-def refuse_pages(image: Image.Image) -> None:
-    """Refuse a TIFF file whose pages may be the colours of one image."""
-    n_pages = getattr(image, "n_frames", 1)
-    if n_pages not in (3, 4) or len(image.getbands()) > 1:
-        return
-    sizes = set()
-    for page in range(n_pages):
-        image.seek(page)
-        sizes.add((image.size, image.mode))
-    image.seek(0)
-    if len(sizes) == 1:
-        raise UserError(
-            f"its {n_pages} grey pages of one size may be the colours of one image; save it as one "
-            "page in RGB, or keep the first page alone"
-        )
-
-
 def explain(path: Path) -> str:
     """Why Pillow does not know a file: it is a TIFF of an unusual layout, or not an image."""
     with path.open("rb") as file:

@@ -171,10 +171,7 @@ def _convert(settings: dict[str, Any], tensors: dict[str, Tensor], device: torch
         if network[name] not in accepted:
             raise UserError(f"it needs {network[name]}, this version has {', '.join(accepted)}")
     of_layers = tuple(map(tuple, network["channels"]["of_layers"]))
-    network["channels"] = channels = Channels(of_layers, network["channels"]["sha256"])
-    found = gaussians.grids, [mean.shape[2] for mean in gaussians.means]
-    if found != (channels.grids(settings["window_size"]), channels.counts):
-        raise UserError("its Gaussians do not fit its channels and its image size")
+    network["channels"] = Channels(of_layers, network["channels"]["sha256"])
     return settings, view, gaussians, thresholds
 
 

@@ -5,7 +5,7 @@ table of options are made from these fields.
 """
 
 from argparse import ArgumentTypeError
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from math import isfinite
@@ -61,54 +61,43 @@ def option(
     return field(**how, metadata=given)
 
 
-def at_least(smallest: int) -> Callable[[str], int]:
-    """A type of option: whole numbers from smallest on."""
+def number(
+    kind: type, accepts: Callable[[Any], bool], what: str, words: Mapping[str, Any] | None = None
+) -> Callable[[str], Any]:
+    """A type of option: the numbers of a kind that a function accepts, or the values of words.
 
-    def parse(text: str) -> int:
-        if not text.isdecimal() or int(text) < smallest:
-            raise ArgumentTypeError(f"{text!r} is not a whole number >= {smallest}")
-        return int(text)
+    What describes them all.
+    """
+    words = words or {}
 
-    return parse
-
-
-def odd(text: str) -> int:
-    """A type of option: odd whole numbers."""
-    if not text.isdecimal() or int(text) % 2 == 0:
-        raise ArgumentTypeError(f"{text!r} is not an odd whole number")
-    return int(text)
-
-
-def number(accepts: Callable[[float], bool], what: str) -> Callable[[str], float]:
-    """A type of option: the numbers that a function accepts; what describes them."""
-
-    def parse(text: str) -> float:
+    def parse(text: str) -> Any:
+        if text in words:
+            return words[text]
         with suppress(ValueError):
-            if accepts(float(text)):
-                return float(text)
+            if accepts(value := kind(text)):
+                return value
         raise ArgumentTypeError(f"{text!r} is not {what}")
 
     return parse
 
 
-finite = number(isfinite, "a finite number")
-rate = number(lambda value: 0 < value < 1, "a number between 0 and 1")
-share = number(lambda value: 0 < value <= 1, "a number above 0 and at most 1, or auto")
+def at_least(smallest: int) -> Callable[[str], int]:
+    """A type of option: whole numbers from smallest on."""
+    return number(int, lambda value: value >= smallest, f"a whole number >= {smallest}")
 
 
-def number_or_all(text: str) -> int | str:
-    """A type of option: "all", or a whole number from 1 on."""
-    return text if text == backbone.ALL else at_least(1)(text)
-
-
-def share_or_auto(text: str) -> float | str:
-    """A type of option: "auto", or a number above 0 and at most 1."""
-    return text if text == "auto" else share(text)
-
-
-def figure_count(text: str) -> int | None:
-    """A type of option: "all" (None), "none" (0) or a number of figures."""
-    return {"all": None, "none": 0}[text] if text in ("all", "none") else at_least(0)(text)
+odd = number(int, lambda value: value > 0 and value % 2, "an odd whole number")
+finite = number(float, isfinite, "a finite number")
+rate = number(float, lambda value: 0 < value < 1, "a number between 0 and 1")
+share_or_auto = number(
+    float, lambda v: 0 < v <= 1, "a number above 0 and at most 1, or auto", {"auto": "auto"}
+)
+number_or_all = number(
+    int, lambda value: value > 0, "a whole number >= 1, or all", {backbone.ALL: backbone.ALL}
+)
+figure_count = number(
+    int, lambda value: value >= 0, "a whole number >= 0, all or none", {"all": None, "none": 0}
+)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from io import BytesIO
 from itertools import islice
 from math import floor
 from pathlib import Path
@@ -232,10 +231,7 @@ def write_map(path: Path, anomaly_map: np.ndarray) -> None:
     """
     with replacing(path) as temporary:
         if path.suffix == ".npy":
-            # NumPy's own writing to a file does not say why it fails
-            content = BytesIO()
-            np.save(content, anomaly_map)
-            temporary.write_bytes(content.getbuffer())
+            np.save(temporary, anomaly_map)
         else:
             steps = np.nan_to_num(anomaly_map * PNG_STEPS).round().clip(0, 2**16 - 1)
             Image.fromarray(steps.astype(np.uint16)).save(temporary, compress_level=1)
