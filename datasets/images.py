@@ -10,8 +10,7 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, PngImagePlugin
 from PIL import TiffImagePlugin as Tiff
 
-from datasets.headers import Header
-from datasets.notes import CHANNELS, PAGES, TURNED, Notes
+from datasets.notes import CHANNELS, PAGES, TURNED, Header, Notes
 from datasets.preprocessing import (
     DEFAULT,
     Preprocessing,
@@ -19,7 +18,7 @@ from datasets.preprocessing import (
     crop_share,
     resize_and_crop,
 )
-from datasets.tiffs import explain, refuse_misread
+from datasets.tiffs import UNSUPPORTED, refuse_misread
 from utils.system.errors import UserError
 
 IMAGE_SUFFIXES = (
@@ -179,7 +178,7 @@ def unreadable(path: Path, error: Exception) -> UserError:
     """The UserError that says that an image file could not be read, and why: the error."""
     reason = str(error) or type(error).__name__
     if isinstance(error, Image.UnidentifiedImageError):
-        reason = explain(path)
+        reason = UNSUPPORTED if path.suffix.lower() in (".tif", ".tiff") else "not an image"
     elif "MAX_TEXT" in reason:
         reason = f"it has over {MOST_TEXT // 2**20} MB of text or colour profile; save it without"
     elif isinstance(error, OSError):

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.headers import Header, find_differences
 from utils.system.errors import UserError
 from utils.system.files import printable
 
 DIM_DEPTHS = (10, 12, 14)  # bits of a camera whose images may be in 16-bit files
 MOST_SUFFIXES = 5  # that a note names
 LEAST_SEEN = 0.5  # share of an image; the usual crop of a square image has 0.77
+TOLERANCE = 1.1  # factor on sides and shapes beyond those of the images to compare with
 UNLIKE = 0.05  # correlation below that of all training images, at least, of another part
 
 
@@ -80,6 +80,30 @@ MASK_LIKE = Kind(
     "test images in black and white among others, as masks are",
     "name masks as their image with _mask, or move them to a folder ground_truth",
 )
+
+
+class Header(NamedTuple):
+    """Width and height (upright if images are turned), Pillow's mode and format of an image."""
+
+    size: tuple[int, int]
+    mode: str
+    format: str
+
+
+def find_differences(header: Header, others: Collection[Header]) -> set[str]:
+    """In what an image differs from all others: of "size", "shape", "mode" and "format"."""
+
+    def is_within(value: float, values: Collection[float]) -> bool:
+        return min(values) / TOLERANCE <= value <= max(values) * TOLERANCE
+
+    sizes = {other.size for other in others}
+    alike = {
+        "size": is_within(min(header.size), {min(size) for size in sizes}),
+        "shape": is_within(header.size[0] / header.size[1], {w / h for w, h in sizes}),
+        "mode": header.mode in {other.mode for other in others},
+        "format": header.format in {other.format for other in others},
+    }
+    return {name for name, same in alike.items() if not same}
 
 
 class Notes:

@@ -1,14 +1,10 @@
-"""TIFF files that Pillow decodes wrongly or not at all, by their tags (TIFF 6.0)."""
-
-from pathlib import Path
+"""TIFF files that Pillow decodes wrongly, by their tags (TIFF 6.0)."""
 
 from PIL import Image
 from PIL import TiffImagePlugin as Tiff
 
 from utils.system.errors import UserError
 
-# of a little or big endian file, up to 4 GB or larger
-SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 UNCOMPRESSED, IN_PLANES, SIGNED = 1, 2, 2
 WHITE_IS_ZERO, GREY = 0, 1
 UNSUPPORTED = "damaged, or an unusual kind of TIFF; save it in grey or RGB with 8 or 16 bits"
@@ -30,9 +26,3 @@ def refuse_misread(image: Image.Image) -> None:
         or (planes and bits == 16 and not compressed)
     ):
         raise UserError(UNSUPPORTED)
-
-
-def explain(path: Path) -> str:
-    """Why Pillow does not know a file: it is a TIFF of an unusual layout, or not an image."""
-    with path.open("rb") as file:
-        return UNSUPPORTED if file.read(4) in SIGNATURES else "not an image"

@@ -11,8 +11,7 @@ from PIL import Image
 from scipy.ndimage import binary_dilation
 
 from datasets.folders import MARKER
-from datasets.headers import Header
-from datasets.notes import Notes
+from datasets.notes import Header, Notes
 from datasets.preprocessing import Preprocessing, crop_box
 from tests.conftest import write_image
 from tests.helpers import SMALL, defective, good_images

@@ -6,6 +6,13 @@ import torch
 from PIL import Image
 from scipy.ndimage import binary_dilation, binary_erosion
 from sklearn.decomposition import PCA
+from utils.commands.study_features import ClassFeatures
+from utils.commands.study_methods import (
+    principal_axes,
+    study_layers,
+)
+from utils.commands.study_rotation import Move, RotatedDataset, draw_move, turn_and_crop
+from utils.commands.study_tables import ACCURACY, COST, make_table, plot_studies
 
 from datasets.dataset import load_splits
 from datasets.images import load_image
@@ -16,13 +23,6 @@ from tests.naive import naive_auroc
 from utils.backbone import draw_channels
 from utils.commands import study_rotation
 from utils.commands.study import STUDIES, Settings
-from utils.commands.study_features import ClassFeatures
-from utils.commands.study_methods import (
-    principal_axes,
-    study_layers,
-)
-from utils.commands.study_rotation import Move, RotatedDataset, draw_move, turn_and_crop
-from utils.commands.study_tables import ACCURACY, COST, make_table, plot_studies
 from utils.features import concatenate, load_extractor
 from utils.gaussian import fit_gaussians
 from utils.metrics import METRICS

@@ -17,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from datasets.headers import Header
+from datasets.notes import Header
 from datasets.preprocessing import Preprocessing
 from utils.alignment import Alignment
 from utils.backbone import BACKBONES, PRECISIONS, Channels

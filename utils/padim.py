@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.headers import Header
+from datasets.notes import Header
 from datasets.preprocessing import Preprocessing
 from utils.alignment import Poses
 from utils.features import FeatureExtractor, load_extractor
