@@ -29,8 +29,8 @@ GAIN_SD, OFFSET_SD, NOISE_SD = 0.04, 3.0, 2.5
 # the cup of coffee, cut out along the saucer and the rim (left, top, right, bottom), on a table
 CUP_OUTLINE = ((80, 62, 476, 385), (177, 21, 404, 205))
 TABLE_SIDE, TABLE_COLOUR = 680, (196, 200, 206)
-RADII = (6, 26)  # pixels: half the size of the smallest defect and of the largest
-SCRATCH_WIDTH, STAIN_BLUR = 2, 3.0  # pixels
+RADII = (9, 26)  # pixels: half the size of the smallest defect and of the largest
+SCRATCH_WIDTH, STAIN_BLUR = 3, 3.0  # pixels
 SUPERSAMPLING = 4
 MASK_LEVEL = 0.25  # the least share of a pixel in the mask that the defect covers
 
