@@ -32,7 +32,6 @@ if TYPE_CHECKING:
     from utils.features import FeatureExtractor
     from utils.padim import PaDiM
     from utils.report.report import ClassReport
-    from utils.thresholds import Thresholds
 
 
 def main() -> None:
@@ -69,14 +68,12 @@ def run_experiment(settings: Experiment) -> Path:
             try:
                 for train, test in run.unfinished:
                     report = run.begin_class(train, test)
-                    scored, thresholds = fit_and_score(
-                        settings, train, test, loader, extractor, report
-                    )
+                    scored = fit_and_score(settings, train, test, loader, extractor, report)
                     # anomaly maps and masks -> ROC curves, AP, F1, AUPRO
                     report.begin("metrics")
                     evaluation = evaluate(scored, test.has_masks, test.region is not None)
                     # a figure for each image, and the file by which the class counts as finished
-                    report.finish(scored, evaluation, thresholds)
+                    report.finish(scored, evaluation)
                 processes.wait()
             finally:  # an interrupted run leaves the report on the classes that are finished
                 if processes.leads:
@@ -93,7 +90,7 @@ def fit_and_score(
     loader: Loader,
     extractor: FeatureExtractor,
     report: ClassReport,
-) -> tuple[ScoredImages, Thresholds | None]:
+) -> ScoredImages:
     """The method itself (paper, section III); the model is freed when this returns."""
     from utils.evaluation import choose_drawn, score_images  # torch, as above
     from utils.padim import PaDiM
@@ -119,17 +116,15 @@ def fit_and_score(
 
     # good images, each left out in turn with its copies -> thresholds to deploy
     model.find_thresholds(settings.target_fpr, settings.pixel_fpr)
-    report.show_learnt(model)
+    report.keep_learnt(model)
     report.save_model(model)
 
     # features of test images -> distances -> an anomaly map for each image
     report.begin("score")
     unseen = score_all(model, test, loader)
     drawn = choose_drawn(len(test), settings.figures)
-    scored = score_images(
-        unseen, len(test), test.image_size, test.has_masks, drawn, model.image_scores
-    )
-    return scored, model.thresholds
+    kept = test.has_masks, drawn, model.image_scores
+    return score_images(unseen, len(test), test.image_size, *kept)
 
 
 def score_all(model: PaDiM, test: ImageDataset, loader: Loader) -> Iterator[Batch]:

@@ -60,6 +60,7 @@ class ClassReport:
     _notes: list[str] = field(default_factory=list, init=False)
     _sentences: list[str] = field(default_factory=list, init=False)
     _learnt: Mapping[str, Any] | None = field(default=None, init=False)
+    _deployed: Thresholds | None = field(default=None, init=False)
     _pictures: Mapping[str, tuple[int, int]] = field(default_factory=dict, init=False)
     _seconds: Counter[str] = field(default_factory=Counter, init=False)
     _stage: str = field(default="", init=False)
@@ -78,9 +79,9 @@ class ClassReport:
         """Print a sentence about the class at its end, and keep it with its notes."""
         self._sentences.append(sentence)
 
-    def show_learnt(self, model: PaDiM) -> None:
+    def keep_learnt(self, model: PaDiM) -> None:
         """Keep what the model learnt beside the Gaussians; draw its template, if it has one."""
-        self._learnt = model.describe()
+        self._learnt, self._deployed = model.describe(), model.thresholds
         self._notes += describe_learnt(self._learnt)
         if model.view.alignment is not None:
             mark_results(self.folder)
@@ -103,12 +104,10 @@ class ClassReport:
         size = model_bytes(model.gaussians, dtype)
         self._notes.append(f"model: {self.folder / name} ({size / 1e6:.0f} MB)")
 
-    def finish(
-        self, scored: ScoredImages, evaluation: Evaluation, deployed: Thresholds | None
-    ) -> None:
+    def finish(self, scored: ScoredImages, evaluation: Evaluation) -> None:
         """Print a summary, draw the figures and make the class a finished one."""
         self.begin("")
-        summary = summarise(self._make_record(scored, evaluation, deployed))
+        summary = summarise(self._make_record(scored, evaluation))
         # one call: the lines of several processes do not mix
         print("\n".join(["", *summary, *self._notes]), flush=True)
         self.begin("figures")
@@ -116,17 +115,13 @@ class ClassReport:
         oracle = evaluation.oracle_pixel
         figures = draw_figures(self.folder, self.test, scored, oracle, self.show_progress)
         self.begin("")
-        write_record(self.folder, self._make_record(scored, evaluation, deployed, figures))
+        write_record(self.folder, self._make_record(scored, evaluation, figures))
         write_metrics(self.folder, read_records(self.folder, self.settings_sha256))
 
     def _make_record(
-        self,
-        scored: ScoredImages,
-        evaluation: Evaluation,
-        deployed: Thresholds | None,
-        figures: Figures = NO_FIGURES,
+        self, scored: ScoredImages, evaluation: Evaluation, figures: Figures = NO_FIGURES
     ) -> ClassRecord:
-        near_copies = NEAR_COPIES.what in self.test.notes.counts()
+        deployed, near_copies = self._deployed, NEAR_COPIES.what in self.test.notes.counts()
         warning = deployed and explain_false_alarms(deployed, scored, near_copies)
         notes = [*evaluation.notes, *self.test.notes.sentences(), *self._sentences, warning]
         return ClassRecord(
