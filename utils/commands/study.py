@@ -18,13 +18,14 @@ from statistics import fmean, stdev
 from utils.report.results import METRICS, Run, read_run
 from utils.report.tables import (
     Table,
+    describe_method,
     describe_source,
     format_value,
     mean_of,
     to_text,
     write_tables,
 )
-from utils.settings import Experiment, option
+from utils.settings import PRESETS, Experiment, option
 from utils.system.errors import UserError
 from utils.system.files import make_folder, shorten
 
@@ -43,6 +44,7 @@ class Settings(Experiment):
         metavar=("OPTION", "VALUE"),
         several=True,
         required=True,
+        affects_results=False,
     )
 
 
@@ -78,7 +80,7 @@ def run(
 def check_option(settings: Settings) -> tuple[str, list[str]]:
     """The name of the option that is varied, and its values."""
     name, *values = settings.vary
-    name = name.lstrip("-").replace("-", "_")
+    name = name.replace("-", "_")
     accepted = [f.name for f in fields(Experiment) if f.metadata["affects_results"]]
     accepted = [f for f in accepted if not isinstance(getattr(settings, f), bool)] + [*ALSO]
     if name not in accepted or not values:
@@ -90,7 +92,7 @@ def check_option(settings: Settings) -> tuple[str, list[str]]:
 
 
 def compare(name: str, runs: Mapping[str, Run]) -> Table:
-    """The metrics of each value: the means over the classes, then each class.
+    """The metrics and seconds of each value: the means over the classes, then each class.
 
     Of several seeds the mean and the standard deviation are added.
     """
@@ -100,7 +102,7 @@ def compare(name: str, runs: Mapping[str, Run]) -> Table:
     groups = {f"mean of {len(classes)} classes": classes} if len(classes) > 1 else {}
     rows = []
     for group, of in (groups | {name: [name] for name in classes}).items():
-        values = [[mean_of(run, metric, of) for metric in METRICS] for run in runs.values()]
+        values = [measure(run, of) for run in runs.values()]
         rows += [
             [f"{group}, {value}", *map(format_value, row)]
             for value, row in zip(runs, values, strict=True)
@@ -108,10 +110,19 @@ def compare(name: str, runs: Mapping[str, Run]) -> Table:
         if name == "seed" and len(runs) > 1:
             spread = map(describe_spread, zip(*values, strict=True))
             rows.append([f"{group}, mean ± sd", *spread])
-    network = "" if name == "arch" else f"{last.settings['arch']} on "
-    title = f"{network}{last.settings['data']}: --{name}"
-    columns = [f"class, {name}", *METRICS.values()]
+    varied = {name, *PRESETS["recommended"]} if name == "preset" else {name}
+    fixed = {k: v for k, v in last.settings["arguments"].items() if k not in varied}
+    network, *method = describe_method(last.settings | {"arguments": fixed}).split(", ")
+    method = ", ".join(method if name == "arch" else [network, *method])
+    title = f"{method or 'default settings'} on {last.settings['data']}: --{name}"
+    columns = [f"class, {name}", *METRICS.values(), "seconds"]
     return Table(title, columns, rows, [describe_source(last)])
+
+
+def measure(run: Run, class_names: Sequence[str]) -> list[float | None]:
+    """The means of all metrics over classes, and of the seconds that a class took."""
+    seconds = [sum(r.seconds.values()) for r in run.results if r.class_name in class_names]
+    return [*(mean_of(run, metric, class_names) for metric in METRICS), fmean(seconds)]
 
 
 def describe_spread(values: Sequence[float | None]) -> str:
