@@ -22,7 +22,6 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from datasets.folders import MARKER
-from tests.damage import Evil
 from utils.model_file import FORMAT, KEY
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -49,6 +48,13 @@ MODEL = "bolt.safetensors"
 BLACK, GREY = np.zeros((48, 48), np.uint8), np.full((48, 48), 100, np.uint8)
 FLOAT, NEGATIVE = np.full((48, 48), 0.5, np.float32), np.full((48, 48), -5, np.int32)
 LINE = np.zeros((1, 40000), np.uint8)
+
+
+class Evil:
+    """An object whose pickle creates a folder when it is loaded without care."""
+
+    def __reduce__(self) -> tuple:
+        return os.mkdir, ("unpickled",)
 
 
 def words(command: str) -> list[str]:

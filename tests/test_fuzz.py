@@ -15,10 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 
-import numpy as np
 import pytest
 
-from tests.damage import Evil
+from tests.bad_inputs import Evil
 from tests.fuzz_targets import TARGETS, TINY
 from utils.backbone import BACKBONES
 
@@ -34,13 +33,11 @@ FORBIDDEN = {
     *("os.system", "os.exec", "os.posix_spawn", "os.fork", "os.remove", "os.rename", "os.mkdir"),
     *("subprocess.Popen", "socket.connect", "shutil.rmtree", "pickle.find_class"),
 }
+_is_strict = False
 
 
 class ForbiddenError(BaseException):
     """Raised by what no reader may do; no reader catches it."""
-
-
-_is_strict = False
 
 
 def audit(event: str, arguments: tuple) -> None:
@@ -66,14 +63,14 @@ def watched() -> Iterator[None]:
 
 
 @contextmanager
-def strict(seconds: float = SECONDS, memory: int = MEMORY) -> Iterator[None]:
+def strict() -> Iterator[None]:
     """Make errors of warnings, of what no reader may do, and of too much time and memory."""
     global _is_strict
     size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     limits = resource.getrlimit(resource.RLIMIT_AS)
     with warnings.catch_warnings(action="error"):
-        resource.setrlimit(resource.RLIMIT_AS, (size + memory, limits[1]))
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, limits[1]))
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         _is_strict = True
         try:
             yield
@@ -89,9 +86,9 @@ def is_refused(read: Callable[[Path], None], path: Path) -> bool:
         with strict():
             read(path)
     except (OSError, ValueError) as error:
-        if not str(error).strip():
-            raise AssertionError(f"{type(error).__name__} without a message") from error
-        return True
+        if str(error).strip():
+            return True
+        raise
     return False
 
 
@@ -99,40 +96,13 @@ def is_refused(read: Callable[[Path], None], path: Path) -> bool:
 def test_readers_take_or_refuse_whatever_they_get(tmp_path, monkeypatch, name):
     monkeypatch.setitem(BACKBONES, "tiny", TINY)
     target, refused = TARGETS[name](tmp_path), []
-    target.path.parent.mkdir(exist_ok=True)
     for number in range(N_FILES):
-        content = target.make(Random(f"{name} {number}"))
-        target.path.write_bytes(content)
+        target.path.write_bytes(target.make(Random(f"{name} {number}")))
         # if this fails, the file stays in tmp_path
         refused.append(any([is_refused(read, target.path) for read in target.readers]))
     assert {*refused} == {True, False}
 
 
-def loop():
-    while True:
-        pass
-
-
-@pytest.mark.parametrize(
-    ("error", "read"),
-    [
-        (UserWarning, lambda path: warnings.warn("hm", stacklevel=1)),
-        (ForbiddenError, lambda path: pickle.loads(pickle.dumps(Evil()))),
-        (ForbiddenError, lambda path: path.write_text("")),
-        (ForbiddenError, lambda path: loop()),
-        (MemoryError, lambda path: np.ones(500_000_000, dtype=np.uint8)),
-    ],
-    ids=["warning", "code", "write", "time", "memory"],
-)
-def test_what_no_reader_may_do_is_noticed(tmp_path, error, read):
-    with pytest.raises(error), strict(seconds=0.2, memory=100_000_000):
-        read(tmp_path / "new")
-    assert not (tmp_path / "new").exists()
-
-
-def test_refusal_without_a_message_is_noticed(tmp_path):
-    def say_nothing(path):
-        raise ValueError
-
-    with pytest.raises(AssertionError, match="ValueError without a message"):
-        is_refused(say_nothing, tmp_path)
+def test_code_that_is_run_is_noticed():
+    with pytest.raises(ForbiddenError), strict():
+        pickle.loads(pickle.dumps(Evil()))
