@@ -20,19 +20,6 @@ def parse(*words):
     return parse_command_line([*words], "the experiment", run_experiment)
 
 
-@pytest.fixture
-def as_process(monkeypatch):
-    """Be one of two processes that torchrun started."""
-
-    def as_process(rank):
-        monkeypatch.setattr(command_line, "PATIENCE", 0)
-        numbers = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
-        for name, number in numbers.items():
-            monkeypatch.setenv(name, str(number))
-
-    return as_process
-
-
 def test_without_a_command_it_is_the_experiment():
     command = parse("--class_name", "bolt", "weave", "--crop", "64")
     assert (command.name, command.run) == ("main.py", run_experiment)
@@ -74,13 +61,18 @@ def test_mistake_is_one_line(words, expected, capsys):
 
 
 @pytest.mark.parametrize(("rank", "lines"), [(0, 1), (1, 0)])
-def test_of_several_processes_the_leader_prints_the_mistake(rank, lines, as_process, capsys):
-    as_process(rank)
+def test_of_several_processes_the_leader_prints_the_mistake(rank, lines, monkeypatch, capsys):
+    monkeypatch.setattr(command_line, "PATIENCE", 0)
+    numbers = {"RANK": rank, "WORLD_SIZE": 2, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": 2}
+    for name, number in numbers.items():  # as torchrun does
+        monkeypatch.setenv(name, str(number))
     assert parse().run is run_experiment
     with pytest.raises(SystemExit) as end:
-        parse("--seed", "-1")
+        parse("check", "--data_path", "data")
     assert end.value.code == 2
-    assert len(capsys.readouterr().err.splitlines()) == lines
+    printed = capsys.readouterr().err.splitlines()
+    assert len(printed) == lines
+    assert all("torchrun is for the experiment; start this command with" in p for p in printed)
 
 
 def test_option_is_also_spelled_with_hyphens():
