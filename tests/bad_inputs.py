@@ -188,7 +188,7 @@ VALUES = [
         "--dataset=coco --arch=resnet19 --image_score=mean --align=yes --preset=best "
         "--layers=layer4 --precision=fp8 --save_models=some --save_dtype=int8",
     ),
-    ("run", "is not a whole number >= 0", "--seed=1e3 --context=-1 --num_workers=1.5 --figures=x"),
+    ("run", "is not a whole number >= 0", "--seed=1e3 --context=-1 --num_workers=² --figures=x"),
     ("run", "is not a whole number >= 1", "--n_features=0 --n_features=most"),
     ("run", "is not an odd whole number", "--neighbourhood=2"),
     (

@@ -31,12 +31,6 @@ def bolt(tree):
     return tree / "bolt"
 
 
-def test_a_good_tree_has_no_problems(report, bolt):
-    (bolt / "readme.txt").write_text("text")
-    (bolt / "test/good/.DS_Store").write_text("text")
-    assert report() == (0, [])
-
-
 def test_problems_of_the_named_or_of_all_classes_are_listed(report, tree):
     (tree / "bolt/ground_truth/crack/001_mask.png").unlink()
     (tree / "weave/test/good/000.png").write_bytes(b"no image")

@@ -1,4 +1,3 @@
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -6,7 +5,6 @@ import numpy as np
 import pytest
 
 from datasets.dataset import choose_classes, describe, load_all, load_splits
-from datasets.folders import mark_results
 from datasets.layouts import LAYOUTS
 from datasets.mvtec import CLASS_NAMES
 from datasets.notes import Notes
@@ -117,11 +115,6 @@ def test_image_size_is_height_and_width_as_preprocessed(tree):
             lambda folder: write_image(folder / "train/good/000.png", grey(64, 40).astype("u2")),
             "bolt: 5 training images (64x40, grey, 16 bits); ",
         ),
-        (
-            lambda folder: (folder / "test/good/000.png").rename(folder / "test/good/0.gif"),
-            "; 1 normal test images (good 1); 6 defective",
-        ),
-        (lambda folder: (folder / "train/good/000.gif").touch(), "; 6 masks; 1 files ignored"),
     ],
 )
 def test_what_is_taken_is_described_in_a_line(tree, change, line):
@@ -168,17 +161,6 @@ def test_images_that_end_in_different_sizes_are_refused(parts):
     for preprocessing in ((0, 32), (64, 48)):
         _, test = load_parts(parts, *preprocessing)
         assert {image.shape for image, _, _ in test} == {(3, *test.image_size)}
-
-
-def test_results_that_a_run_leaves_among_the_images_do_not_change_its_notes(tree):
-    mark_results(tree / "bolt/test/stain")
-    shutil.rmtree(tree / "bolt/ground_truth/stain")
-    _, test = load_splits(tree, "bolt")
-    assert test.notes.counts() == {}
-    (note,) = test.notes.sentences()
-    assert note.endswith(
-        "bolt/test/stain; delete the file .padim in one if it holds images to read"
-    )
 
 
 @pytest.mark.parametrize(

@@ -128,12 +128,6 @@ def test_failed_download_is_one_line_and_keeps_what_has_arrived(
     assert [path.stat().st_size for path in data.iterdir()] == [1000] * (mode == "cut")
 
 
-def test_disk_that_fills_while_downloading_is_one_line(command, data):
-    data.mkdir()
-    (data / download.PART).symlink_to("/dev/full")
-    assert_refused(command(), "cannot download http://", "No space left on device")
-
-
 def test_disk_that_fills_while_unpacking_is_one_line(command, data, archive, monkeypatch):
     def fail(self, folder, filter):
         raise OSError(28, "No space left on device")
@@ -183,13 +177,11 @@ def test_complete_class_is_left_alone(command, archive, tree):
     assert mine.exists()
 
 
-@pytest.mark.parametrize(
-    ("removed", "found"),
-    [("ground_truth/crack/001_mask.png", "2 good and 5"), ("test/good/001.png", "1 good and 6")],
-)
-def test_class_that_is_not_complete_is_refused(command, server, tree, removed, found):
-    (tree / "bolt" / removed).unlink()
-    message = f"bolt is not MVTec AD's bolt as published: it holds 5 training, {found} defective"
+def test_class_that_is_not_complete_is_refused(command, server, tree):
+    (tree / "bolt/ground_truth/crack/001_mask.png").unlink()
+    message = (
+        "is not MVTec AD's bolt as published: it holds 5 training, 2 good and 5 defective with"
+    )
     assert_refused(command(), message, "move it away or choose another --data_path")
     assert server.requests == []
 

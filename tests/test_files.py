@@ -6,7 +6,7 @@ import time
 import pytest
 
 from tests.helpers import MAIN
-from utils.system.files import make_folder, printable, replacing, write_csv
+from utils.system.files import replacing, write_csv
 
 
 def names(folder):
@@ -82,14 +82,3 @@ def test_two_processes_may_write_a_file_at_once(tmp_path):
         assert path.read_text() == "theirs"
     assert path.read_text() == "ours"
     assert names(tmp_path) == ["table.csv"]
-
-
-def test_folder_that_cannot_be_written_is_refused_with_its_option(tmp_path):
-    assert make_folder(tmp_path / "a" / "b").is_dir()
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match="cannot write in .*file/a: .* choose another --output"):
-        make_folder(tmp_path / "file" / "a", "--output")
-
-
-def test_bytes_of_a_name_that_are_no_text_are_spelled_out():
-    assert printable("caf\xe9 \udcff") == "café \\udcff"

@@ -31,18 +31,9 @@ def test_images_are_known_by_their_suffix_unless_they_are_folders_or_pipes(tmp_p
     assert found == [*names, "link.png"]
 
 
-@pytest.mark.parametrize("suffix", [".jpg", ".bmp", ".tif"])
-def test_truncated_file_is_reported(tmp_path, suffix):
-    path = write_image(tmp_path / f"image{suffix}", noise(64, 64, 3))
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-    with pytest.raises(ValueError, match=rf"cannot read image .*image\{suffix}: .*; replace the"):
-        open_image(path)
-
-
-@pytest.mark.parametrize("kind", ["EPS", "ICO"])
-def test_other_formats_are_not_opened_whatever_their_suffix(tmp_path, kind):
+def test_other_formats_are_not_opened_whatever_their_suffix(tmp_path):
     path = tmp_path / "image.png"
-    Image.new("RGB", (40, 40)).save(path, kind)  # to open EPS, Pillow would start Ghostscript
+    Image.new("RGB", (40, 40)).save(path, "EPS")  # to open it, Pillow would start Ghostscript
     with pytest.raises(ValueError, match="not an image"):
         open_image(path)
 
@@ -62,13 +53,10 @@ def test_large_image_is_read_without_a_warning(tmp_path):
     assert resize_and_crop(open_image(tmp_path / "image.png"), UNTOUCHED, 0).width == 9500
 
 
-@pytest.mark.parametrize("kind", ["text", "profile"])
-def test_png_may_have_as_much_text_or_profile_as_the_limit(tmp_path, monkeypatch, kind):
+def test_png_may_have_as_much_text_and_profile_as_the_limit(tmp_path, monkeypatch):
     pixels, path, info = noise(40, 40, 3), tmp_path / "image.png", PngImagePlugin.PngInfo()
-    if kind == "text":
-        info.add_text("comment", "a" * 2**21, zip=True)
-    profile = {"icc_profile": bytes(2**21)} if kind == "profile" else {}
-    Image.fromarray(pixels).save(path, pnginfo=info, **profile)
+    info.add_text("comment", "a" * 2**21, zip=True)
+    Image.fromarray(pixels).save(path, pnginfo=info, icc_profile=bytes(2**21))
     np.testing.assert_array_equal(load_image(path, UNTOUCHED), pixels.transpose(2, 0, 1))
     monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 2**20)
     with pytest.raises(ValueError, match="it has over 64 MB of text or colour profile; save"):
@@ -118,24 +106,19 @@ def test_all_values_of_a_bit_depth_are_scaled_to_the_nearest(tmp_path):
         path = write_image(tmp_path / "image.png", values)
         found = load_image(path, Preprocessing(0, 0, bit_depth=bit_depth))[0]
         np.testing.assert_array_equal(found, np.round(values * (255 / values.max())))
-    path = write_image(tmp_path / "image.tif", np.full((40, 40), 65536, dtype=np.int32))
-    with pytest.raises(ValueError, match="values go from 65536 to 65536, beyond 16 bits"):
-        load_image(path, UNTOUCHED)
 
 
-@pytest.mark.parametrize("header", ["P5 {} {} 100 ", "P5 {} {}\n4095\n", "P6 {} {} 1000 "])
-@pytest.mark.parametrize("n_missing", [0, 1])
-def test_pgm_and_ppm_of_any_highest_value_have_the_pixels_of_pillow(tmp_path, header, n_missing):
-    path, size = tmp_path / "image.ppm", (60, 40)
-    values = np.random.default_rng(0).integers(0, 2**16, 3 * 60 * 40).astype(">u2")
-    n_bytes = 60 * 40 * (1 if "100 " in header[8:13] else 2) * (3 if "P6" in header else 1)
-    path.write_bytes(header.format(*size).encode() + values.tobytes()[: n_bytes - n_missing])
-    if n_missing:
-        with pytest.raises(ValueError, match="the file is truncated"):
-            open_image(path)
-    else:
-        with Image.open(path) as expected:
-            np.testing.assert_array_equal(open_image(path), expected)
+@pytest.mark.parametrize(
+    ("header", "n_bytes"), [(b"P5 60 40 100 ", 1), (b"P5 60 40\n4095\n", 2), (b"P6 60 40 1000 ", 6)]
+)
+def test_pgm_and_ppm_of_any_highest_value_have_the_pixels_of_pillow(tmp_path, header, n_bytes):
+    path = tmp_path / "image.ppm"
+    path.write_bytes(header + np.random.default_rng(0).bytes(60 * 40 * n_bytes))
+    with Image.open(path) as expected:
+        np.testing.assert_array_equal(open_image(path), expected)
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="the file is truncated"):
+        open_image(path)
 
 
 def write_tiff(path, kind, n_channels, colours, planes, compressed, order):
@@ -206,10 +189,9 @@ def test_images_and_masks_are_turned_as_viewers_do(tmp_path, suffix, orientation
         assert [TURNED.what in sentence for sentence in notes.sentences()] == [True] * odd
 
 
-@pytest.mark.parametrize("settings", [{}, {"transparency": 1}])
-def test_palette_image_without_its_palette_is_refused(tmp_path, settings):
+def test_palette_image_without_its_palette_is_refused(tmp_path):
     path = tmp_path / "image.png"
-    plain("P", 1).save(path, **settings)
+    plain("P", 1).save(path)
     before, _, rest = path.read_bytes().partition(b"PLTE")
     # the chunk is its length (4 bytes), its name, the colours and a checksum (4 bytes)
     size = int.from_bytes(before[-4:], "big")

@@ -1,7 +1,5 @@
 """The types of options."""
 
-from argparse import ArgumentTypeError
-
 import pytest
 
 from utils.settings import (
@@ -34,14 +32,6 @@ from utils.system.processes import count_workers
 )
 def test_value_is_parsed(parse, text, value):
     assert parse(text) == value
-
-
-# bad_inputs.py has those that the command line refuses
-@pytest.mark.parametrize("text", ["0", "1.5", "²", "x", ""])
-def test_what_is_no_whole_number_from_the_smallest_on_is_refused(text):
-    with pytest.raises(ArgumentTypeError) as refusal:
-        at_least(1)(text)
-    assert str(refusal.value) == f"{text!r} is not a whole number >= 1"
 
 
 @pytest.mark.parametrize(

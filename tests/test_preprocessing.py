@@ -2,16 +2,13 @@ from math import prod
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
 from PIL import Image
-from scipy.ndimage import binary_erosion
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize
 
 from datasets.images import load_image
 from datasets.masks import load_mask
 from datasets.preprocessing import (
     DEFAULT,
-    SMALLEST,
     WHOLE,
     Preprocessing,
     check_preprocessing,
@@ -26,17 +23,8 @@ from tests.helpers import write_image
 
 UNTOUCHED = Preprocessing(0, 0)
 # squares whose crop Pillow resizes alone, and other squares; wide, tall and odd sizes
-SIZES = [
-    (40, 40),
-    (256, 256),
-    (512, 512),
-    (257, 257),
-    (700, 700),
-    (37, 53),
-    (101, 67),
-    (251, 1004),
-]
-LENGTHS = st.integers(SMALLEST, 150)
+SIZES = [(40, 40), (256, 256), (512, 512), (257, 257), (700, 700)]
+SIZES += [(37, 53), (101, 67), (251, 1004)]
 
 
 def noise(width, height, *channels):
@@ -91,8 +79,6 @@ def test_context_is_what_lies_around_the_crop_and_changes_no_pixel_of_it(
     [
         ((900, 900), 0, (224, 224), (0, 0, 224, 224)),
         ((900, 900), 16, (256, 256), (16, 16, 224, 224)),
-        ((900, 900), 17, (256, 256), (16, 16, 224, 224)),
-        ((1600, 600), 10, (244, 244), (10, 10, 224, 224)),
         ((1600, 600), 100, (424, 256), (16, 100, 224, 224)),
         ((600, 1600), WHOLE, (256, 682), (229, 16, 224, 224)),
     ],
@@ -156,16 +142,3 @@ def test_map_of_coordinates_comes_back_as_coordinates(size, preprocessing):
 def test_crop_between_the_centres_of_all_pixels_leaves_nothing():
     box = crop_box((2, 2), Preprocessing(256, 32))
     assert np.isnan(uncrop(np.ones((32, 32), np.float32), (2, 2), box)).all()
-
-
-def test_what_was_resized_and_cropped_comes_back_where_it_was(tmp_path):
-    size = (61, 41)
-    y, x = np.mgrid[:41, :61]
-    pixels = (127 + 60 * np.sin(x / 9) + 60 * np.cos(y / 7)).round().astype(np.uint8)
-    path = write_image(tmp_path / "image.png", pixels)
-    seen = load_image(path, Preprocessing(128, 112))[0].astype(np.float32)
-    whole = uncrop(seen, size, crop_box(size, Preprocessing(128, 112)))
-    inside = binary_erosion(np.isfinite(whole))  # the outermost pixels are extrapolated
-    assert inside.mean() > 0.4
-    # resizing blurs
-    assert np.abs(whole - pixels)[inside].max() < 2.5

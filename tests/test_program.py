@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 import torch
 
@@ -27,11 +26,7 @@ def run_failing(error, kept="bolt is kept"):
         (UserError("no\n  such class"), 2, "main.py: error: no such class"),
         (KeyboardInterrupt(), 130, "interrupted; bolt is kept"),
         (StoppedError(15), 143, "interrupted; bolt is kept"),
-        (
-            MemoryError(),
-            2,
-            "main.py: error: memory is full (no more is given); lower",
-        ),
+        (MemoryError(), 2, "main.py: error: memory is full (no more is given); lower"),
     ],
 )
 def test_what_the_user_can_mend_ends_in_one_line(error, status, line, capsys):
@@ -42,10 +37,9 @@ def test_what_the_user_can_mend_ends_in_one_line(error, status, line, capsys):
     assert printed.startswith(line)
 
 
-@pytest.mark.parametrize("error", [ValueError, OSError, RuntimeError])
-def test_a_bug_shows_its_traceback_and_is_called_one(error, capsys):
+def test_a_bug_shows_its_traceback_and_is_called_one(capsys):
     with pytest.raises(SystemExit) as end:
-        run_failing(error("shapes do not match"))
+        run_failing(ValueError("shapes do not match"))
     assert end.value.code == 1
     first, *_, last, line = capsys.readouterr().err.splitlines()
     assert first.startswith("Traceback")
@@ -53,44 +47,28 @@ def test_a_bug_shows_its_traceback_and_is_called_one(error, capsys):
     assert line.startswith("main.py: this is a bug of this program, not a mistake of yours")
 
 
-def full_memory_of_torch():
-    with pytest.raises(RuntimeError) as lack:
-        torch.empty(10**14)
-    return lack.value
-
-
 @pytest.mark.parametrize(
-    ("make_error", "expected"),
+    ("error", "expected"),
     [
-        (MemoryError, "memory is full (no more is given); lower --batch_size"),
+        (RuntimeError("not enough memory: you"), "memory is full (not enough memory"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "memory is full (CUDA out of memory.)"),
+        (RuntimeError("can't start new thread"), "no more threads can be started; raise the limit"),
         (
-            lambda: np._core._exceptions._ArrayMemoryError((10**12,), np.dtype(float)),
-            "memory is full (Unable to allocate 7.28 TiB",
-        ),
-        (full_memory_of_torch, "memory is full ("),
-        (
-            lambda: RuntimeError("DefaultCPUAllocator: not enough memory: you tried\nto allocate"),
-            "memory is full (DefaultCPUAllocator: not enough memory",
-        ),
-        (
-            lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nGPU 0"),
-            "memory is full (CUDA out of memory.",
-        ),
-        (
-            lambda: RuntimeError("can't start new thread"),
-            "no more threads can be started; raise the limit on processes (ulimit -u), or lower",
-        ),
-        (
-            lambda: ImportError("libtorch.so: failed to map segment", name="torch"),
+            ImportError("libtorch.so: failed to map segment", name="torch"),
             "a package cannot be imported (libtorch.so: failed to map segment); pip install -r",
         ),
     ],
-    ids=["Python", "NumPy", "torch", "torch on Windows", "GPU", "threads", "import"],
 )
-def test_lack_of_the_machine_is_explained_in_one_line(make_error, expected):
-    message = explain_lack(make_error())
+def test_lack_of_the_machine_is_explained_in_one_line(error, expected):
+    message = explain_lack(error)
     assert message.startswith(expected)
     assert "\n" not in message
+
+
+def test_memory_that_torch_cannot_get_is_called_full():
+    with pytest.raises(RuntimeError) as lack:
+        torch.empty(10**14)
+    assert explain_lack(lack.value).startswith("memory is full (")
 
 
 def test_failed_import_of_the_program_itself_is_a_bug():
@@ -128,10 +106,3 @@ def test_name_that_the_terminal_cannot_show_is_spelled_out():
     environment = os.environ | {"PYTHONIOENCODING": "ascii"}
     done = python(code, env=environment, capture_output=True)
     assert (done.returncode, done.stdout) == (0, "caf\\xe9 \\udcff\n")
-
-
-def test_threads_sleep_soon_unless_the_user_chose():
-    code = "import os; print(os.environ['GOMP_SPINCOUNT'])"
-    for given, expected in (({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7")):
-        environment = {k: v for k, v in os.environ.items() if k != "GOMP_SPINCOUNT"} | given
-        assert python(code, env=environment, capture_output=True).stdout == f"{expected}\n"
