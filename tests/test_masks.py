@@ -20,16 +20,14 @@ def layers(*bands):
     return Image.merge(modes[len(bands)], [Image.fromarray(band) for band in bands])
 
 
-def palette(indices, *colours, **info):
+def palette(indices, *colours):
     image = Image.fromarray(indices.astype(np.uint8)).convert("P")
     image.putpalette(sum(colours, ()))
-    image.info.update(info)
     return image
 
 
-def with_transparent(value):
-    """A grey image in which this value is declared transparent: the background."""
-    image = Image.fromarray(np.where(DEFECT, 7, value).astype(np.uint8))
+def transparent(image, value):
+    """An image in which this value is declared transparent: the background."""
     image.info["transparency"] = value
     return image
 
@@ -45,8 +43,8 @@ MEANT = {
     "wholly transparent": layers(GREY, WHITE * 0),
     "class numbers in colours": palette(DEFECT * 3, (9, 9, 9), (1, 1, 1), (2, 2, 2), (0, 0, 0)),
     "white background in a palette": palette(DEFECT, (255, 255, 255), (255, 0, 0)),
-    "transparent index": palette(DEFECT, (0, 0, 0), (255, 255, 255), transparency=1),
-    "transparent grey": with_transparent(255),
+    "transparent index": transparent(palette(DEFECT, (0, 0, 0), (255, 255, 255)), 1),
+    "transparent grey": transparent(Image.fromarray(WHITE - GREY // 2), 255),
     "1 bit": Image.fromarray(DEFECT),
     "faint": Image.fromarray(GREY // 255),
     "16 bits": Image.fromarray(DEFECT.astype(np.uint16)),
