@@ -86,10 +86,6 @@ def in_mvtec(function: Callable | None = None, *arguments: object) -> None:
         function(*arguments)
 
 
-def nothing() -> None:
-    """Change nothing: the options alone matter."""
-
-
 def add_junk() -> None:
     """Leave what other programs leave, everywhere."""
     for folder in (DATA, DATA / "good", DATA / "broken"):
@@ -124,25 +120,18 @@ def invert(image: Image.Image) -> Image.Image:
     return image.point(lambda value: 255 - value)
 
 
-def tag_as_on_side(image: Image.Image) -> Image.Image:
+def lay_on_side(image: Image.Image) -> Image.Image:
     """With the tag of a camera that was held sideways: to be turned by 90 degrees."""
     tags = Image.Exif()
     tags[ExifTags.Base.Orientation] = 6
-    image.info["exif"] = tags.tobytes()
-    return image
-
-
-def lay_on_side(image: Image.Image) -> Image.Image:
-    return tag_as_on_side(image.convert("RGB").transpose(Image.Transpose.ROTATE_90))
-
-
-def make_wide(image: Image.Image) -> Image.Image:
-    return image.crop((0, 0, 40, 36))
+    turned = image.convert("RGB").transpose(Image.Transpose.ROTATE_90)
+    turned.info["exif"] = tags.tobytes()
+    return turned
 
 
 def lay_wide_on_side() -> None:
     for pattern in (IMAGES, MASKS):
-        edit(pattern, make_wide)
+        edit(pattern, lambda image: image.crop((0, 0, 40, 36)))
     edit("broken/*", lay_on_side)
 
 
@@ -205,7 +194,7 @@ def write_labels() -> None:
     """Another program's descriptions of defects in place of masks."""
     shutil.rmtree(DATA / "ground_truth")
     (DATA / "annotations").mkdir()
-    (DATA / "annotations/0.json").write_text("{}")
+    (DATA / "annotations/0.json").touch()
 
 
 IMAGES = "*/*.png"
@@ -219,7 +208,7 @@ TO_OK = ("bolt/train/good", "bolt/train/ok", "bolt/test/good", "bolt/test/OK")
 TO_NG = ("good", "OK", "broken", "NG", "ground_truth/broken", "ground_truth/NG")
 TO_TEST = ("bolt/ground_truth", "bolt/test/ground_truth")
 TAKEN = {
-    "plain": (ALL, nothing),
+    "plain": (ALL,),
     "MVTec's layout": (ALL, in_mvtec),
     "--invert_masks: inverted masks": (ALL, edit, MASKS, invert),
     "junk": (ALL, add_junk),
@@ -317,7 +306,7 @@ REFUSED = {
     "class numbers in 16-bit colours": (DEEP_MASK, write_tiff, MASKS, write_deep_mask),
     "two folders of good images": (TWO_GOOD, copy, "good/0.png", "OK/0.png"),
     "no usual name": (f"data holds broken, fine: {SAY}", rename, "good", "fine"),
-    "--normal fine: no such folder": (f"data holds broken, good: {SAY}", nothing),
+    "--normal fine: no such folder": (f"data holds broken, good: {SAY}",),
     "two folders of masks": (TWO_FOLDERS, name_masks_twice),
     "two masks of an image": (TWO_MASKS, copy, MASK, f"{MASK[:-4]}.bmp"),
     "two images of a mask": (TWO_IMAGES, copy, "broken/0.png", "broken/0.jpg"),

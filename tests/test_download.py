@@ -113,16 +113,11 @@ def test_download_is_resumed(command, server, data, mode, part, requested):
     assert [wanted for _, wanted in server.requests] == requested
 
 
-@pytest.mark.parametrize(
-    ("mode", "message"), [("cut", "it ended after 1000 of"), (404, "404"), ("stopped", "refused")]
-)
+@pytest.mark.parametrize(("mode", "message"), [("cut", "it ended after 1000 of"), (404, "404")])
 def test_failed_download_is_one_line_and_keeps_what_has_arrived(
     command, server, data, mode, message
 ):
     server.mode = mode
-    if mode == "stopped":
-        server.shutdown()
-        server.server_close()
     done = command()
     assert_refused(done, "cannot download http://", message, "repeat", "--url", "--archive")
     assert [path.stat().st_size for path in data.iterdir()] == [1000] * (mode == "cut")

@@ -2,15 +2,7 @@
 
 import pytest
 
-from utils.settings import (
-    at_least,
-    figure_count,
-    finite,
-    number_or_all,
-    odd,
-    rate,
-    share_or_auto,
-)
+from utils.settings import at_least, figure_count, finite, number_or_all, odd, rate, share_or_auto
 from utils.system import processes
 from utils.system.processes import count_workers
 

@@ -3,7 +3,7 @@ import hashlib
 import pytest
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from utils.weights import read_state_dict, select_tensors, tensors_sha256
 
@@ -11,11 +11,6 @@ from utils.weights import read_state_dict, select_tensors, tensors_sha256
 @pytest.fixture
 def network() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 4, 1, bias=False), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
-
-
-def select(network: nn.Module, changes: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Select from the network's tensors, some of which are replaced."""
-    return select_tensors(network.state_dict() | changes, network, "resnet18", "weights x.pth")
 
 
 def test_tensors_are_float32_without_gradients_and_without_others(network):
@@ -46,7 +41,7 @@ def test_tensor_that_is_not_plain_is_refused(network):
     quantised = torch.quantize_per_tensor(zeros, 1, 0, torch.qint8)
     for tensor in (zeros.cfloat(), quantised, zeros.to_sparse(), zeros.to("meta")):
         with pytest.raises(ValueError, match=r"fit resnet18: 2\.bias are no plain tensors of num"):
-            select(network, {"2.bias": tensor})
+            select_tensors(network.state_dict() | {"2.bias": tensor}, network, "resnet18", "x")
 
 
 PLAIN = {"conv1.weight": torch.arange(3.0), "bn1.num_batches_tracked": torch.tensor(1)}
