@@ -9,11 +9,13 @@ two threads, and those of the network are taken in turn with them.
 """
 
 import argparse
+import shlex
+import sys
 from collections.abc import Callable, Sequence
 from datetime import date
 from functools import partial
 from pathlib import Path
-from time import perf_counter
+from timeit import timeit
 from typing import Any
 from unittest.mock import patch
 
@@ -26,7 +28,7 @@ from datasets.dataset import load_splits
 from datasets.images import open_image, prepare
 from datasets.preprocessing import Preprocessing
 from utils import alignment
-from utils.alignment import Alignment, Poses, learn_alignment
+from utils.alignment import Poses, learn_alignment
 from utils.features import load_extractor
 from utils.report.tables import Table, to_markdown
 from utils.system.files import replacing
@@ -52,32 +54,25 @@ COLUMNS += ["angle off by (degrees)", "at most", "shift off by (pixels of 256)",
 COLUMNS += ["ms an image", "over the network's"]
 
 
-def move(image: Image.Image, angle: float, shift: complex) -> Image.Image:
+def move(
+    image: Image.Image,
+    angle: float,
+    shift: complex,
+    resampling: Image.Resampling = Image.Resampling.BICUBIC,
+) -> Image.Image:
     """Turn an image counter-clockwise (degrees) and move it (column + i row)."""
     border = max(image.size) // 2
     padded = np.pad(image, ((border,) * 2, (border,) * 2, (0, 0)), mode="edge")
-    turned = Image.fromarray(padded).rotate(
-        angle, Image.Resampling.BICUBIC, translate=(shift.real, shift.imag)
-    )
+    turned = Image.fromarray(padded).rotate(angle, resampling, translate=(shift.real, shift.imag))
     return ImageOps.crop(turned, border)
-
-
-def draw_motion(rng: np.random.Generator, image: Image.Image) -> tuple[float, complex]:
-    """An angle and a shift at random, the shift in pixels of the image."""
-    row, column = rng.uniform(-MOST_MOVED, MOST_MOVED, 2) * min(image.size) / 256
-    return rng.uniform(-180, 180), complex(column, row)
 
 
 def pose_errors(
     before: Poses, after: Poses, angles: np.ndarray, shifts: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Degrees and pixels (N,) by which poses after known motions differ from what they are to be.
+    """Degrees and pixels (N,) by which N poses differ from what they are to be.
 
-    Args:
-        before: poses of N images.
-        after: of the same images, turned and moved.
-        angles: degrees (N,) by which they were turned.
-        shifts: pixels (N,) by which they were moved, column + i row.
+    They are of the same images before and after these angles (degrees) and shifts (column + i row).
     """
     turned = after.angle.numpy() - before.angle.numpy() - angles
     was, is_now = (
@@ -87,40 +82,33 @@ def pose_errors(
     return np.abs((turned + 180) % 360 - 180), np.abs(is_now - expected)
 
 
-def find(found: Alignment, images: Tensor) -> Poses:
-    """The poses of any number of images."""
-    return Poses(*map(torch.cat, zip(*map(found.find_poses, images.split(BATCH)), strict=True)))
-
-
 def time_in_turn(functions: Sequence[Callable[[], object]]) -> np.ndarray:
     """The median milliseconds of each function, called one after the other, again and again."""
-    times = np.empty((REPEATS, len(functions)))
-    for repeat in times:
-        for number, function in enumerate(functions):
-            start = perf_counter()
-            function()
-            repeat[number] = (perf_counter() - start) * 1e3
-    return np.median(times, axis=0)
+    times = [[timeit(function, number=1) for function in functions] for _ in range(REPEATS)]
+    return 1e3 * np.median(times, axis=0)
 
 
 def measure(
     name: str, images: Sequence[Image.Image], network: Callable[[Tensor], object]
 ) -> list[list[str]]:
     """Rows of the table: all settings on the images of a class."""
-    rng = np.random.default_rng(0)
-    motions = [draw_motion(rng, image) for image in images]
-    pairs = zip(images, motions, strict=True)
-    angles, shifts = (np.array(values) for values in zip(*motions, strict=True))
+    most = MOST_MOVED, MOST_MOVED, 180
+    drawn = np.random.default_rng(0).uniform(np.negative(most), most, (len(images), 3))
+    downwards, rightwards, angles = drawn.T
+    shifts, unit = rightwards + 1j * downwards, min(images[0].size) / 256
+    moved = [
+        move(image, angle, shift * unit)
+        for image, angle, shift in zip(images, angles, shifts, strict=True)
+    ]
     as_is, moved = (
         torch.from_numpy(np.stack([prepare(image, WHOLE, name) for image in some]))
-        for some in (images, [move(image, *motion) for image, motion in pairs])
+        for some in (images, moved)
     )
-    shifts *= 256 / min(images[0].size)
     rows = []
     for setting in SETTINGS:
         with patch.multiple(alignment, **setting):
             found = learn_alignment(moved.split(BATCH))
-            poses = find(found, as_is), find(found, moved)
+            poses = found.find_poses(as_is), found.find_poses(moved)
             in_turn = partial(found.find_poses, moved[:BATCH]), partial(network, moved[:BATCH])
             of_pose, of_network = time_in_turn(in_turn)
         cells = [str(value).strip("()") for value in setting.values()]
@@ -132,37 +120,50 @@ def measure(
     return rows
 
 
-def main() -> None:
-    """Measure, and write the table."""
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """The options of a program that measures on real images."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data_path", type=Path, required=True, help="folder in MVTec's layout")
     parser.add_argument("--class_name", nargs="+", required=True)
-    parser.add_argument("--arch", default="resnet18", help="whose time is compared")
+    parser.add_argument("--arch", default="resnet18")
     parser.add_argument("--save_path", type=Path, default=Path("results"))
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--device", default="auto")
-    args = parser.parse_args()
+    return parser
+
+
+def read_training_images(data_path: Path, class_name: str, most: int) -> list[Image.Image]:
+    """The training images of a class, or so many of them, spread evenly."""
+    samples = load_splits(data_path, class_name)[0].samples
+    chosen = np.linspace(0, len(samples) - 1, min(most, len(samples))).astype(int)
+    return [open_image(samples[i].path).convert("RGB") for i in chosen]
+
+
+def write_table(
+    path: Path, title: str, columns: list[str], rows: list[list[str]], remark: str
+) -> None:
+    """Write and print the table, with the command and the date."""
+    command = shlex.join(["python", "-m", f"tests.{Path(sys.argv[0]).stem}", *sys.argv[1:]])
+    note = f"{command}; {remark}, {date.today().isoformat()}."
+    text = to_markdown(Table(title, columns, rows, [note]))
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    print(text)
+
+
+def main() -> None:
+    """Measure, and write the table."""
+    args = make_parser(__doc__).parse_args()
     torch.set_num_threads(THREADS)
     network = load_extractor(args.arch, args.weights, args.device)
     rows = []
-    for class_name in args.class_name:
-        train, _ = load_splits(args.data_path, class_name)
-        n = len(train.samples)
-        chosen = np.linspace(0, n - 1, min(N_IMAGES, n)).astype(int)
-        images = [open_image(train.samples[i].path).convert("RGB") for i in chosen]
-        rows += measure(class_name, images, network)
-    names = " ".join(args.class_name)
-    command = f"python -m tests.alignment --data_path mvtec_ad --class_name {names}"
-    note = (
-        f"{command} --arch {args.arch}; {N_IMAGES} images of a class, {THREADS} threads; the first "
-        f"row of a class has the constants as they are; {date.today().isoformat()}."
-    )
-    text = to_markdown(Table("Poses found", COLUMNS, rows, [note]))
-    with replacing(args.save_path / "alignment_poses.md") as path:
-        path.write_text(text, encoding="utf-8")
-    print(text)
+    for name in args.class_name:
+        rows += measure(name, read_training_images(args.data_path, name, N_IMAGES), network)
+    remark = f"{N_IMAGES} images of a class, {THREADS} threads; the first row of a class has the "
+    path = args.save_path / "alignment_poses.md"
+    write_table(path, "Poses found", COLUMNS, rows, remark + "constants as they are")
 
 
 if __name__ == "__main__":

@@ -139,17 +139,21 @@ def defective(size: tuple[int, int] = (96, 120)) -> np.ndarray:
     return pixels
 
 
-def turned_part(angle: float, shift: Sequence[float] = (0, 0), side: int = 96) -> np.ndarray:
-    """A part without symmetry, turned counter-clockwise (degrees) and moved (row, column).
-
-    It is (3, side, side) uint8.
-    """
-    image = Image.new("RGB", (side, side), (40, 50, 60))
+def draw_part(size: tuple[int, int] = (96, 96), grey: int = 200) -> Image.Image:
+    """An angled part with a hole, without symmetry, on plain ground; size is width and height."""
+    scale, (x, y) = min(size) / 96, (side / 2 for side in size)
+    image = Image.new("RGB", size, (40, 50, 60))
+    corners = [(-28, -24), (-8, -24), (-8, 8), (26, 12), (26, 26), (-28, 22)]
     draw = ImageDraw.Draw(image)
-    corners = [(20, 24), (40, 24), (40, 56), (74, 60), (74, 74), (20, 70)]
-    draw.polygon([(x * side / 96, y * side / 96) for x, y in corners], (200, 180, 200))
-    draw.ellipse([v * side / 96 for v in (24, 52, 36, 64)], (90, 20, 20))
-    turned = image.rotate(
+    draw.polygon([(x + u * scale, y + v * scale) for u, v in corners], (grey, grey - 20, grey))
+    hole = [x - 24 * scale, y + 4 * scale, x - 12 * scale, y + 16 * scale]
+    draw.ellipse(hole, (90, 20, 20))
+    return image
+
+
+def turned_part(angle: float, shift: Sequence[float] = (0, 0), side: int = 96) -> np.ndarray:
+    """The part turned counter-clockwise (degrees) and moved (row, column): (3, side, side) uint8."""
+    turned = draw_part((side, side)).rotate(
         angle, Image.Resampling.BICUBIC, translate=tuple(shift[::-1]), fillcolor=(40, 50, 60)
     )
     return np.array(turned).transpose(2, 0, 1).copy()

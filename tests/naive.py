@@ -14,6 +14,8 @@ from skimage.measure import label
 from sklearn.metrics import roc_auc_score
 from torch import Tensor
 
+EPS = 0.01
+
 
 def naive_embeddings(layers: Sequence[Tensor], channels: Sequence[int] | None = None) -> np.ndarray:
     """All layers (N, C_l, h_l, w_l) on the first one's grid, then the channels: (N, d, h, w)."""
@@ -23,25 +25,39 @@ def naive_embeddings(layers: Sequence[Tensor], channels: Sequence[int] | None = 
     return embeddings if channels is None else embeddings[:, list(channels)]
 
 
-def naive_distances(train: np.ndarray, test: np.ndarray, eps: float = 0.01) -> np.ndarray:
-    """Mahalanobis distances (M, h, w) of test (M, d, h, w) to the Gaussians of train."""
-    _, d, height, width = train.shape
-    distances = np.empty((len(test), height, width))
-    for i in range(height):
-        for j in range(width):
-            samples = np.asarray(train[:, :, i, j], dtype=np.float64)
-            covariance = np.cov(samples, rowvar=False).reshape(d, d) + eps * np.identity(d)
-            precision = np.linalg.inv(covariance)
-            for m in range(len(test)):
-                embedding = np.asarray(test[m, :, i, j], dtype=np.float64)
-                distances[m, i, j] = mahalanobis(embedding, samples.mean(axis=0), precision)
-    return distances
+def naive_fit(embeddings: np.ndarray, eps: float = EPS) -> tuple[np.ndarray, np.ndarray]:
+    """Means (d, P) and covariances (d, d, P) of (N, d, h, w), in the embeddings' precision."""
+    flat = embeddings.reshape(*embeddings.shape[:2], -1)
+    _, d, n_patches = flat.shape
+    covariance = np.zeros((d, d, n_patches), dtype=flat.dtype)
+    for i in range(n_patches):
+        covariance[:, :, i] = np.cov(flat[:, :, i], rowvar=False) + eps * np.identity(d)
+    return flat.mean(axis=0), covariance
 
 
-def naive_maps(distances: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def naive_measure(embeddings: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    """Mahalanobis distances (M, h, w) of (M, d, h, w)."""
+    n, d, height, width = embeddings.shape
+    flat = embeddings.reshape(n, d, -1)
+    distances = []
+    for i in range(height * width):
+        inverse = np.linalg.inv(covariance[:, :, i])
+        distances.append([mahalanobis(one[:, i], mean[:, i], inverse) for one in flat])
+    return np.array(distances).T.reshape(n, height, width)
+
+
+def naive_distances(train: np.ndarray, test: np.ndarray, eps: float = EPS) -> np.ndarray:
+    """Distances (M, h, w) of test (M, d, h, w) to the Gaussians of train, in float64."""
+    return naive_measure(np.float64(test), *naive_fit(np.float64(train), eps))
+
+
+def naive_maps(distances: np.ndarray, size: Sequence[int]) -> np.ndarray:
     """Distances (M, h, w) enlarged to size and smoothed, one image at a time."""
     maps = F.interpolate(
-        torch.from_numpy(distances)[:, None], size=size, mode="bilinear", align_corners=False
+        torch.from_numpy(distances)[:, None],
+        size=tuple(size),
+        mode="bilinear",
+        align_corners=False,
     )
     return np.stack([gaussian_filter(image_map, sigma=4) for image_map in maps[:, 0].numpy()])
 

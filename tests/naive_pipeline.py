@@ -28,8 +28,6 @@ import torch
 import torch.nn.functional as F
 from matplotlib import pyplot as plt
 from PIL import Image
-from scipy.ndimage import gaussian_filter
-from scipy.spatial.distance import mahalanobis
 from skimage.morphology import disk, opening
 from skimage.segmentation import mark_boundaries
 from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
@@ -38,11 +36,11 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import models, transforms
 from torchvision.transforms import InterpolationMode
 
+from tests.naive import naive_fit, naive_maps, naive_measure
+
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet
 # how many the layers have, and how many are drawn
 CHANNELS = {"resnet18": (448, 100), "wide_resnet50_2": (1792, 550)}
-EPS = 0.01
-SIGMA = 4
 # false and true positive rates, and the area under the curve
 Curve = tuple[np.ndarray, np.ndarray, float]
 
@@ -100,7 +98,7 @@ def naive_run(
     with seconds("embeddings, training images"):
         embeddings = embed(layers, channels)
     with seconds("fit"):
-        mean, covariance = fit(embeddings)
+        mean, covariance = naive_fit(embeddings)
     with seconds("file"):
         save_path.mkdir(parents=True, exist_ok=True)
         # what upstream would read in a second run
@@ -112,9 +110,10 @@ def naive_run(
     with seconds("embeddings, test images"):
         embeddings = embed(layers, channels)
     with seconds("distances"):
-        distances = measure(embeddings, mean, covariance)
+        distances = naive_measure(embeddings, mean, covariance)
     with seconds("maps"):
-        scores = to_maps(distances, images.shape[2:])
+        scores = naive_maps(distances, images.shape[2:])
+        scores = (scores - scores.min()) / (scores.max() - scores.min())
     with seconds("metrics"):
         curves = [curve(labels, scores.max(axis=(1, 2))), curve(masks.ravel(), scores.ravel())]
         threshold = best_threshold(masks, scores)
@@ -182,9 +181,9 @@ def run_network(
 
 
 def embed(layers: Sequence[Tensor], channels: Tensor) -> np.ndarray:
-    """All layers in full on the first one's grid, then the channels: (N, d, h * w)."""
+    """All layers in full on the first one's grid, then the channels: (N, d, h, w)."""
     joined = reduce(concatenate, layers)
-    return torch.index_select(joined, 1, channels).flatten(2).numpy()
+    return torch.index_select(joined, 1, channels).numpy()
 
 
 def concatenate(fine: Tensor, coarse: Tensor) -> Tensor:
@@ -198,35 +197,6 @@ def concatenate(fine: Tensor, coarse: Tensor) -> Tensor:
     for place in range(per_block):
         joined[:, :, place] = torch.cat([blocks[:, :, place], coarse], dim=1)
     return F.fold(joined.flatten(3).flatten(1, 2), fine.shape[2:], side, stride=side)
-
-
-def fit(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Means (d, P) and covariances (d, d, P) of (N, d, P)."""
-    _, d, n_patches = embeddings.shape
-    covariance = np.zeros((d, d, n_patches), dtype=np.float32)
-    for i in range(n_patches):
-        covariance[:, :, i] = np.cov(embeddings[:, :, i], rowvar=False) + EPS * np.identity(d)
-    return embeddings.mean(axis=0), covariance
-
-
-def measure(embeddings: np.ndarray, mean: np.ndarray, covariance: np.ndarray) -> np.ndarray:
-    """Mahalanobis distances (N, h, w)."""
-    distances = []
-    for i in range(mean.shape[1]):
-        inverse = np.linalg.inv(covariance[:, :, i])
-        distances.append([mahalanobis(one[:, i], mean[:, i], inverse) for one in embeddings])
-    side = int(mean.shape[1] ** 0.5)
-    return np.array(distances).T.reshape(len(embeddings), side, side)
-
-
-def to_maps(distances: np.ndarray, size: Sequence[int]) -> np.ndarray:
-    """Distances enlarged to the images, smoothed, and scaled to [0, 1] over all images."""
-    maps = F.interpolate(
-        torch.tensor(distances)[:, None], size=tuple(size), mode="bilinear", align_corners=False
-    )[:, 0].numpy()
-    for image_map in maps:
-        image_map[:] = gaussian_filter(image_map, sigma=SIGMA)
-    return (maps - maps.min()) / (maps.max() - maps.min())
 
 
 def curve(truth: np.ndarray, scores: np.ndarray) -> Curve:

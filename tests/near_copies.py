@@ -8,37 +8,29 @@ thresholds are compared: images held out one by one, in the groups that PaDiM fi
 groups. New good images are those held out in their true groups.
 """
 
-import argparse
-import shlex
-import sys
 from collections.abc import Callable, Sequence
-from datetime import date
 from functools import partial
-from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
 import torch
-from PIL import Image, ImageEnhance, ImageOps
+from PIL import Image, ImageEnhance
 from torch import Tensor
 from tqdm import tqdm
 
-from datasets.dataset import load_splits
-from datasets.images import open_image, prepare
+from datasets.images import prepare
 from datasets.preprocessing import DEFAULT
+from tests.alignment import make_parser, move, read_training_images, write_table
 from utils.backbone import draw_channels
 from utils.features import FeatureExtractor, load_extractor
 from utils.gaussian import fit_gaussians
 from utils.held_out import HeldOut
 from utils.maps import enlarge
 from utils.near_copies import group_near_copies
-from utils.report.tables import Table, to_markdown
 from utils.settings import number_or_all
-from utils.system.files import replacing
 from utils.thresholds import find_thresholds, score_maps
 
 TARGET_FPR = 0.05
-BORDER = 16  # pixels around an image that turning and shifting may show
 COLUMNS = ["class", "variation", "images", "near copies found"]
 COLUMNS += [f"threshold, {how}" for how in ("one by one", "as found", "true groups")]
 COLUMNS += [f"false alarms, {how}" for how in ("one by one", "as found")]
@@ -48,13 +40,8 @@ def augment(
     rng: np.random.Generator, image: Image.Image, turn: float, shift: float, light: float
 ) -> Image.Image:
     """Turn (degrees), shift (pixels of 256) and light an image at random, up to these limits."""
-    width, height = image.size
-    shifts = rng.uniform(-shift, shift, 2) * width / 256
-    image = Image.fromarray(np.pad(image, ((BORDER,) * 2, (BORDER,) * 2, (0, 0)), mode="edge"))
-    image = image.rotate(
-        rng.uniform(-turn, turn), Image.Resampling.BILINEAR, translate=tuple(shifts)
-    )
-    image = ImageOps.crop(image, BORDER)
+    shifts = complex(*rng.uniform(-shift, shift, 2)) * image.width / 256
+    image = move(image, rng.uniform(-turn, turn), shifts, Image.Resampling.BILINEAR)
     image = ImageEnhance.Brightness(image).enhance(1 + rng.uniform(-light, light))
     return ImageEnhance.Contrast(image).enhance(1 + rng.uniform(-light, light))
 
@@ -116,31 +103,19 @@ def measure(name: str, images: Sequence[Image.Image], extractor: FeatureExtracto
 
 def main() -> None:
     """Measure, and write the table."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--data_path", type=Path, required=True, help="folder in MVTec's layout")
-    parser.add_argument("--class_name", nargs="+", required=True)
-    parser.add_argument("--arch", default="resnet18")
+    parser = make_parser(__doc__)
     parser.add_argument("--n_features", type=number_or_all, help="a number, or all")
-    parser.add_argument("--save_path", type=Path, default=Path("results"))
-    parser.add_argument("--weights", type=Path)
-    parser.add_argument("--device", default="auto")
     args = parser.parse_args()
     channels = draw_channels(args.arch, n_features=args.n_features)
     extractor = load_extractor(args.arch, args.weights, args.device, "float32", channels, 1)
     rows = []
     for class_name in args.class_name:
-        train, _ = load_splits(args.data_path, class_name)
-        images = [open_image(sample.path).convert("RGB") for sample in train.samples]
+        images = read_training_images(args.data_path, class_name, 10**9)
         for name in tqdm(VARIATIONS, class_name):
             rows.append([class_name, *measure(name, images, extractor)])
-    command = shlex.join(["python", "-m", "tests.near_copies", *sys.argv[1:]])
-    note = f"{command}; a false alarm rate of {TARGET_FPR}, {date.today().isoformat()}."
-    text = to_markdown(Table(f"Near copies, {args.arch}", COLUMNS, rows, [note]))
-    with replacing(args.save_path / f"near_copies_{args.arch}.md") as path:
-        path.write_text(text, encoding="utf-8")
-    print(text)
+    path = args.save_path / f"near_copies_{args.arch}.md"
+    remark = f"a false alarm rate of {TARGET_FPR}"
+    write_table(path, f"Near copies, {args.arch}", COLUMNS, rows, remark)
 
 
 if __name__ == "__main__":
