@@ -14,22 +14,13 @@ from utils.padim import PaDiM
 from utils.view import View
 
 GRIDS, SIZE = [(8, 12), (4, 6), (2, 3)], (64, 96)
-# the dual form is for up to 11 images, as the coarser layers have 5 + 6 channels
-in_both_forms = pytest.mark.parametrize("n", [6, 20], ids=["dual", "primal"])
 
 
-def fit(layers: list[Tensor], sizes: list[int], copy_of: list[int] | None = None) -> PaDiM:
+def fit(layers: list[Tensor], sizes: list[int]) -> PaDiM:
     """A model of all images, given in batches of these sizes."""
     ends = list(accumulate(sizes))
     batches = (numbered(end - n, end, SIZE) for end, n in zip(ends, sizes, strict=True))
-    model = PaDiM(Lookup(layers), View(Preprocessing(0, 0)), "bolt")
-    return model.fit(batches, len(layers[0]), copy_of)
-
-
-def score(model: PaDiM, layers: list[Tensor]) -> np.ndarray:
-    """The maps of other images."""
-    model.extractor = Lookup(layers)
-    return model.anomaly_maps(numbered(0, len(layers[0]), SIZE))
+    return PaDiM(Lookup(layers), View(Preprocessing(0, 0)), "bolt").fit(batches, len(layers[0]))
 
 
 def assert_maps(found: np.ndarray | Tensor, distances: np.ndarray, error: np.ndarray) -> None:
@@ -40,16 +31,22 @@ def assert_maps(found: np.ndarray | Tensor, distances: np.ndarray, error: np.nda
     assert (np.abs(np.asarray(found, dtype=np.float64) - expected) <= allowed).all()
 
 
-@in_both_forms
-def test_maps_equal_the_naive_ones(n):
+# the dual form is for up to 11 images, as the coarser layers have 5 + 6 channels
+@pytest.mark.parametrize("n", [6, 20], ids=["dual", "primal"])
+def test_maps_and_held_out_maps_equal_the_naive_ones(n):
     train, test = draw_layers(n, GRIDS), draw_layers(3, GRIDS, seed=1)
     model = fit(train, [n - 4, 4])
     assert model.gaussians.is_primal is (n == 20)
-    anomaly_maps = score(model, test)
-    assert (anomaly_maps.dtype, anomaly_maps.shape) == (np.float32, (3, *SIZE))
+    held_out = model.held_out_maps()
+    model.extractor = Lookup(test)
+    anomaly_maps = model.anomaly_maps(numbered(0, 3, SIZE))
+    for maps, count in ((anomaly_maps, 3), (held_out, n)):
+        assert (maps.dtype, maps.shape) == (np.float32, (count, *SIZE))
     embeddings = naive_embeddings(train), naive_embeddings(test)
     distances = naive_distances(*embeddings)
     assert_maps(anomaly_maps, distances, distance_error(distances, *embeddings, dual=n == 6))
+    for i in (0, 3, n - 1):
+        assert_maps(held_out[[i]], *left_out_distances(embeddings[0], [i], n == 6))
 
 
 @pytest.mark.parametrize(
@@ -61,15 +58,6 @@ def test_maps_are_enlarged_and_smoothed_like_the_naive_ones(grid, size):
     expected = naive_maps(distances.double().numpy(), size)
     np.testing.assert_allclose(enlarge(distances, size), expected, rtol=24 * EPSILON)
     assert torch.equal(distances, before)
-
-
-@in_both_forms
-def test_held_out_maps_are_those_of_a_fit_without_the_image(n):
-    train = draw_layers(n, GRIDS)
-    found = fit(train, [2] * (n // 2)).held_out_maps()
-    assert (found.dtype, found.shape) == (np.float32, (n, *SIZE))
-    for i in (0, 3, n - 1):
-        assert_maps(found[[i]], *left_out_distances(naive_embeddings(train), [i], n == 6))
 
 
 @pytest.mark.parametrize(("n", "count"), [(2, 0), (3, 3)])

@@ -5,19 +5,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from tests.samples import draw_layer, odd_grids
+from tests.samples import odd_grids
 from utils.patches import (
     Grids,
     Layout,
     blocks_of,
     cells_of,
-    grids_of,
     make_layout,
     nearest,
-    to_patches,
 )
-
-on_any_grids = settings(max_examples=150)
 
 
 @st.composite
@@ -45,17 +41,9 @@ def test_nearest_is_that_of_torch():
             np.testing.assert_array_equal(nearest(from_side, to_side), expected)
 
 
-def test_patches_are_in_row_major_order():
-    layers = [draw_layer(2, 3, (4, 5)), draw_layer(2, 1, (2, 3))]
-    assert grids_of(layers) == ((4, 5), (2, 3))
-    for layer, patches in zip(layers, to_patches(layers, Layout(grids_of(layers))), strict=True):
-        expected = [layer[:, :, row, column] for row, column in np.ndindex(*layer.shape[2:])]
-        assert torch.equal(patches, torch.stack(expected))
-
-
-@on_any_grids
-@given(layouts(13))
-def test_cells_are_the_kept_patches_with_the_same_parents(layout):
+@settings(max_examples=150)
+@given(layouts(13), st.integers(1, 80))
+def test_cells_are_the_kept_patches_with_the_same_parents_and_in_one_block(layout, size):
     of_patches, parents, members, kept = cells_of(layout)
     inside = np.ones(np.prod(layout.grids[0]), bool)
     if layout.inside is not None:
@@ -70,11 +58,6 @@ def test_cells_are_the_kept_patches_with_the_same_parents(layout):
     for cell, patches in enumerate(members):
         assert set(patches) == set(np.flatnonzero(of_patches == cell))
 
-
-@on_any_grids
-@given(layouts(13), st.integers(1, 80))
-def test_blocks_are_all_cells_with_their_patches_once(layout, size):
-    of_patches, parents, *_ = cells_of(layout)
     cells, patches = [], []
     for block in blocks_of(layout, size):
         of_block = range(parents.shape[1])[block.cells]
@@ -82,8 +65,8 @@ def test_blocks_are_all_cells_with_their_patches_once(layout, size):
         assert set(of_patches[inside]) == set(of_block)
         cells += of_block
         patches += inside
-    assert cells == list(range(parents.shape[1]))
-    assert patches == list(range(len(of_patches)))
+    assert cells == [*range(parents.shape[1])]
+    assert patches == [*range(len(of_patches))]
 
 
 def test_blocks_are_of_about_the_size_given():

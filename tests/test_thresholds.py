@@ -38,15 +38,6 @@ def test_too_few_images_give_their_highest_score_and_a_caveat():
     )
 
 
-def test_new_good_images_reach_the_threshold_at_the_target_rate():
-    rng = np.random.default_rng(0)
-    rates = []
-    for _ in range(300):
-        thresholds = find_thresholds(maps(rng.exponential(size=59)), target_fpr=0.05)
-        rates.append((rng.exponential(size=200) >= thresholds.image).mean())
-    assert np.mean(rates) == pytest.approx(0.05, abs=0.006)
-
-
 def test_pixel_threshold_is_reached_by_the_target_rate_of_pixels():
     pixels = np.random.default_rng(0).permutation(400).reshape(4, 10, 10).astype(np.float32)
     assert (pixels >= find_thresholds(pixels, 0.3, pixel_fpr=0.05).pixel).sum() == 20
@@ -141,14 +132,10 @@ def test_held_out_images_are_spread_evenly(n, count):
     assert max(np.diff(chosen)) <= n // count + 1
 
 
-def test_of_two_images_none_is_held_out():
-    assert choose_held_out(2) == []
-
-
 def test_of_copies_the_first_is_held_out_if_two_other_images_are_left():
     assert choose_held_out(6, [0, 1, 0, 3, 1, 5]) == [0, 1, 3, 5]
     assert choose_held_out(4, [0, 0, 0, 3]) == [3]
-    assert choose_held_out(3, [0, 0, 0]) == []
+    assert choose_held_out(3, [0, 0, 0]) == choose_held_out(2) == []
     many = choose_held_out(2000, [number // 2 * 2 for number in range(2000)])
     assert len(many) == MOST_HELD_OUT
     assert (many[0], many[-1]) == (0, 1998)
