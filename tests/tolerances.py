@@ -18,11 +18,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch import Tensor, nn
 
-from tests.naive import naive_distances
+from tests.naive import EPS, naive_distances
 
 EPSILON = float(np.finfo(np.float32).eps)
 ROUNDINGS = 8
-EPS = 0.01  # of the covariance
 # what tests/README.md promises for other threads, batches and processors: relative
 SCORES = 1e-4
 AUROC = 1e-6
@@ -55,13 +54,11 @@ def assert_distances(
     test: np.ndarray,
     eps: float = EPS,
     dual: bool = True,
-    expected: np.ndarray | None = None,
 ) -> None:
-    """Compare distances with those of the naive reference, or with others of float32."""
-    twice = 1 if expected is None else 2
-    expected = naive_distances(train, test, eps) if expected is None else expected
+    """Compare distances with those of the naive reference."""
+    expected = naive_distances(train, test, eps)
     error = np.abs(np.asarray(found, dtype=np.float64) - expected)
-    allowed = twice * distance_error(expected, train, test, eps, dual)
+    allowed = distance_error(expected, train, test, eps, dual)
     assert (error <= allowed).all(), f"{(error / allowed).max():.3g} times what float32 allows"
 
 
