@@ -152,7 +152,7 @@ def draw_part(size: tuple[int, int] = (96, 96), grey: int = 200) -> Image.Image:
 
 
 def turned_part(angle: float, shift: Sequence[float] = (0, 0), side: int = 96) -> np.ndarray:
-    """The part turned counter-clockwise (degrees) and moved (row, column): (3, side, side) uint8."""
+    """The part turned counter-clockwise and moved (row, column): (3, side, side) uint8."""
     turned = draw_part((side, side)).rotate(
         angle, Image.Resampling.BICUBIC, translate=tuple(shift[::-1]), fillcolor=(40, 50, 60)
     )
