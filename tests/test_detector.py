@@ -3,14 +3,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import ExifTags, Image
 
 from datasets.images import open_image
 from datasets.preprocessing import Preprocessing
 from tests.conftest import write_image
 from tests.helpers import SMALL, call, defective, good_images, turned_parts
-from tests.tolerances import SCORES
 from utils.backbone import draw_channels
 from utils.detector import Detector
 
@@ -37,27 +35,11 @@ def test_defect_scores_above_the_threshold_and_where_it_is(detector):
     assert 28 <= column < 52
 
 
-def test_batch_gives_the_maps_of_its_images(detector):
-    images = [*good_images(2), defective()]
-    maps = detector.score_batch(np.stack([detector.prepare(image) for image in images]))
-    for image, anomaly_map in zip(images, maps, strict=True):
-        np.testing.assert_allclose(detector.score(image)[1], anomaly_map, rtol=SCORES)
-
-
 def test_pil_images_from_a_generator_are_the_arrays(detector, weights):
     images = (Image.fromarray(pixels) for pixels in good_images())
     again = Detector.fit(images, weights=weights, preprocessing=SMALL, name="bolt")
     assert again.score(Image.fromarray(defective()))[0] == detector.score(defective())[0]
     assert again.model.training_sha256 == detector.model.training_sha256
-
-
-def test_loaded_detector_scores_the_same(detector, weights, tmp_path):
-    detector.save(tmp_path / "bolt.safetensors")
-    loaded = Detector.load(str(tmp_path / "bolt.safetensors"), weights)
-    for image in (*good_images(2), defective()):
-        assert loaded.score(image)[0] == pytest.approx(detector.score(image)[0], rel=1e-5)
-    assert loaded.model.thresholds.image == detector.model.thresholds.image
-    assert loaded.model.class_name == "bolt"
 
 
 def test_seed_number_of_channels_and_rate_are_used(weights):
@@ -66,16 +48,6 @@ def test_seed_number_of_channels_and_rate_are_used(weights):
     ).model
     assert model.extractor.channels == draw_channels("resnet18", 1, 7)
     assert (model.thresholds.target_fpr, len(model.thresholds.good_scores)) == (0.3, 6)
-
-
-def test_other_weights_are_refused(detector, weights, tmp_path):
-    path = tmp_path / "bolt.safetensors"
-    detector.save(path)
-    state_dict = torch.load(weights, weights_only=True)
-    state_dict["conv1.weight"] += 1e-6
-    torch.save(state_dict, tmp_path / "other.pth")
-    with pytest.raises(ValueError, match=r"made with other weights of resnet18 than .*other\.pth "):
-        Detector.load(path, tmp_path / "other.pth")
 
 
 @pytest.mark.parametrize(
@@ -126,15 +98,19 @@ def test_anything_but_an_image_is_refused(detector, image, kind):
 @pytest.mark.parametrize(
     ("preprocessing", "size", "message"),
     [
-        ((0, 40), (48, 39), "has 39x48 pixels, for the network 39x48; this model takes 40x40 or"),
-        ((0, 0), (60, 48), "has 48x60 pixels, for the network 48x60; this model takes 60x48$"),
-        ((40, 0), (40, 40), "has 40x40 pixels, for the network 40x40; this model takes 50x40$"),
+        (Preprocessing(0, 40), (48, 39), "39x48 pixels, for the network 39x48; .* 40x40 or more"),
+        (Preprocessing(0, 0), (60, 48), "48x60 pixels, for the network 48x60; .* takes 60x48$"),
+        (Preprocessing(40, 0), (40, 40), "40x40 pixels, for the network 40x40; .* takes 50x40$"),
+        # with its context the window is 48x48, or as much of it as the training images have
+        (Preprocessing(0, 40, context=4), (60, 47), "47x60 pixels, .* takes 48x48 or more"),
+        (Preprocessing(0, 40, context=99), (60, 59), "59x60 pixels, .* takes 60x48$"),
     ],
 )
 def test_image_of_another_size_is_refused(weights, preprocessing, size, message):
     images = good_images(3, (48, 60))
-    detector = Detector.fit(images, weights=weights, preprocessing=Preprocessing(*preprocessing))
+    detector = Detector.fit(images, weights=weights, preprocessing=preprocessing)
     assert detector.score(images[0])[1].shape == detector.model.image_size
+    assert detector.prepare(images[0]).shape == (3, *detector.model.window_size)
     with pytest.raises(ValueError, match=message):
         detector.score(np.zeros((*size, 3), np.uint8))
 
@@ -176,8 +152,7 @@ def test_the_readmes_lines_run(weights, tmp_path, monkeypatch, capsys):
     assert Path("bottle.safetensors").is_file()
 
 
-def test_copies_of_an_image_do_not_lower_the_thresholds(random_weights):
-    weights = random_weights("resnet18")
+def test_copies_of_an_image_do_not_lower_the_thresholds(weights):
     settings = {"weights": weights, "preprocessing": SMALL, "n_features": 7}
     images = good_images(6)
     once = Detector.fit(images, **settings).model.thresholds
@@ -192,7 +167,7 @@ def test_settings_of_the_recommended_kind_are_learnt_and_kept(weights, tmp_path)
     images, preprocessing = turned_parts(9), Preprocessing(0, 64)
     detector = Detector.fit(images[:8], "resnet18", weights, preprocessing, **settings)
     detector.save(tmp_path / "part.safetensors")
-    for fitted in (detector, Detector.load(tmp_path / "part.safetensors", weights)):
+    for fitted in (detector, Detector.load(str(tmp_path / "part.safetensors"), weights)):
         model = fitted.model
         assert (model.image_size, model.window_size) == ((64, 64), (80, 80))
         assert 0 < model.gaussians.shrinkage < 1
@@ -204,20 +179,6 @@ def test_settings_of_the_recommended_kind_are_learnt_and_kept(weights, tmp_path)
         angle = turned.angle - fitted.pose(images[8]).angle
         assert angle.item() % 360 == pytest.approx(30, abs=2)
     assert Detector.fit(good_images(3), "resnet18", weights, SMALL).pose(good_images()[0]) is None
-
-
-def test_context_changes_what_the_network_sees_but_not_the_maps_place(weights):
-    preprocessing = Preprocessing(0, 40, context=4)
-    detector = Detector.fit(good_images(4, (60, 60)), "resnet18", weights, preprocessing)
-    assert (detector.model.image_size, detector.model.window_size) == ((40, 40), (48, 48))
-    assert detector.prepare(good_images(1, (48, 52))[0]).shape == (3, 48, 48)
-    with pytest.raises(ValueError, match="has 47x60 pixels, for .* takes 48x48 or more"):
-        detector.score(np.zeros((60, 47, 3), np.uint8))
-    whole = Detector.fit(
-        good_images(4, (60, 50)), "resnet18", weights, preprocessing._replace(context=99)
-    )
-    with pytest.raises(ValueError, match="has 60x60 pixels, .* this model takes 50x60$"):
-        whole.score(np.zeros((60, 60, 3), np.uint8))
 
 
 def test_only_anomalous_images_have_regions_and_only_about_peaks(detector):
