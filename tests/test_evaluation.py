@@ -1,41 +1,25 @@
-from functools import partial
-
 import numpy as np
 import pytest
 
 from datasets.mvtec import UNLABELLED
 from utils import metrics
-from utils.evaluation import Batch, ScoredImages, choose_drawn, evaluate, score_images
+from utils.evaluation import ScoredImages, choose_drawn, evaluate, score_images
 from utils.thresholds import score_maps
 
-SIZE, N = (32, 48), 5
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1")
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1", "aupro", "aupimo")
 
 
-@pytest.fixture(scope="module")
-def unseen() -> Batch:
-    """Anomaly maps, images, labels and masks of five test images."""
-    rng = np.random.default_rng(0)
-    images = rng.integers(0, 256, (N, 3, *SIZE), dtype=np.uint8)
-    labels = np.array([0, 0, 1, 1, 1])
-    masks = (rng.random((N, *SIZE)) < 0.5) & (labels[:, None, None] > 0)
-    return rng.random((N, *SIZE), dtype=np.float32), images, labels, masks
-
-
-@pytest.fixture
-def score(unseen):
-    """Score the test images in batches of three and two."""
-    batches = [tuple(values[part] for values in unseen) for part in (slice(3), slice(3, N))]
-    return partial(score_images, batches, N, SIZE)
-
-
 @pytest.mark.parametrize("keep_maps", [True, False])
 @pytest.mark.parametrize("drawn", [[], [1, 4]])
-def test_maps_and_masks_are_kept_of_all_images_or_of_those_drawn(unseen, score, keep_maps, drawn):
-    maps, images, labels, masks = unseen
-    scored = score(keep_maps=keep_maps, drawn=drawn)
-    kept = range(N) if keep_maps else drawn
+def test_maps_and_masks_are_kept_of_all_images_or_of_those_drawn(keep_maps, drawn):
+    rng, size, n = np.random.default_rng(0), (32, 48), 5
+    images, labels = rng.integers(0, 256, (n, 3, *size), dtype=np.uint8), np.arange(n) > 1
+    maps, masks = rng.random((n, *size), dtype=np.float32), rng.random((n, *size)) < 0.5
+    unseen = maps, images, labels, masks
+    batches = [tuple(values[part] for values in unseen) for part in (slice(3), slice(3, n))]
+    scored = score_images(batches, n, size, keep_maps=keep_maps, drawn=drawn)
+    kept = range(n) if keep_maps else drawn
     np.testing.assert_array_equal(scored.anomaly_maps, maps[kept])
     np.testing.assert_array_equal(scored.masks, masks[kept])
     np.testing.assert_array_equal(scored.labels, labels)
@@ -44,9 +28,8 @@ def test_maps_and_masks_are_kept_of_all_images_or_of_those_drawn(unseen, score, 
     assert scored.score_range == (maps.min(), maps.max())
     assert sorted(scored.drawn) == drawn
     for number, shown in scored.drawn.items():
-        np.testing.assert_array_equal(shown.image, images[number])
-        np.testing.assert_array_equal(shown.mask, masks[number])
-        np.testing.assert_array_equal(shown.anomaly_map, maps[number])
+        for found, expected in zip(shown, (images, maps, masks), strict=True):
+            np.testing.assert_array_equal(found, expected[number])
 
 
 @pytest.mark.parametrize(
@@ -57,20 +40,13 @@ def test_drawn_images_are_spread_evenly(n_images, figures, drawn):
     assert choose_drawn(n_images, figures) == drawn
 
 
-def scored(labels: list[int], masks: np.ndarray, anomaly_maps: np.ndarray) -> ScoredImages:
-    scores = score_maps(anomaly_maps)
-    return ScoredImages(np.array(labels), scores, (0, 1), anomaly_maps, masks, {})
-
-
 @pytest.fixture
 def marked() -> ScoredImages:
     """Six images with labels and masks, and maps that are higher at the defects."""
-    rng = np.random.default_rng(0)
-    labels = [0, 0, 0, 1, 1, 1]
     masks = np.zeros((6, 8, 8), dtype=bool)
     masks[3:, 2:5, 3:6] = True
-    maps = rng.random(masks.shape, dtype=np.float32) + 0.5 * masks.astype(np.float32)
-    return scored(labels, masks, maps)
+    maps = np.random.default_rng(0).random(masks.shape, dtype=np.float32) + np.float32(0.5) * masks
+    return ScoredImages(np.arange(6) // 3, score_maps(maps), (0, 1), maps, masks, {})
 
 
 def test_all_metrics_are_given_of_images_with_labels_and_masks(marked):
