@@ -33,10 +33,8 @@ def weights(random_weights):
 
 def fit(weights, n, **settings):
     """A detector of six channels: up to about six images are kept in dual form."""
-    images = good_images(n, SIZE)
-    return Detector.fit(
-        images, "resnet18", weights, Preprocessing(0, 0), n_features=6, name="bolt", **settings
-    )
+    settings |= {"n_features": 6, "name": "bolt"}
+    return Detector.fit(good_images(n, SIZE), "resnet18", weights, Preprocessing(0, 0), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -153,11 +151,9 @@ def test_openvino_gives_the_same_numbers(exported):
     _, file = exported["primal"]
     images = np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)
     compiled = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    session = onnxruntime.InferenceSession(file)
     found = compiled(images)
-    for name, expected in zip(
-        ("scores", "anomaly_maps"), session.run(None, {"images": images}), strict=True
-    ):
+    outputs = onnxruntime.InferenceSession(file).run(None, {"images": images})
+    for name, expected in zip(("scores", "anomaly_maps"), outputs, strict=True):
         np.testing.assert_allclose(found[name], expected, rtol=1e-3)
 
 
@@ -171,23 +167,15 @@ def run_the_readmes_program(pixels, capsys):
     return capsys.readouterr().out.split()
 
 
-@pytest.mark.parametrize(
-    ("preprocessing", "size", "settings"),
-    [
-        (Preprocessing(96, 80), (120, 97), {}),
-        # the window is 1 pixel off the middle, and cut at the left and right
-        (Preprocessing(0, 64, context=9), (97, 79), {"image_score": "top", "shrinkage": 0.1}),
-    ],
-)
-def test_the_readmes_program_decides_as_predict_does(
-    preprocessing, size, settings, weights, run, tmp_path, monkeypatch, capsys
-):
+def test_the_readmes_program_decides_as_predict_does(weights, tmp_path, monkeypatch, capsys):
+    # the window is 1 pixel off the middle, and cut at the left and right
+    preprocessing, size = Preprocessing(81, 64, context=9), (97, 79)
+    settings = {"image_score": "top", "shrinkage": 0.1, "n_features": 6, "name": "bolt"}
     monkeypatch.chdir(tmp_path)
-    settings |= {"n_features": 6, "name": "bolt"}
     detector = Detector.fit(good_images(4, size), "resnet18", weights, preprocessing, **settings)
-    detector.save("bolt.safetensors")
-    model = ["--model", "bolt.safetensors", "--weights", weights]
-    assert run("export", *model, "--onnx", "bottle.onnx").returncode == 0
+    done, path = export_with_command(detector, weights, tmp_path)
+    assert done.returncode == 0, done.stderr
+    path.rename("bottle.onnx")
     for pixels in (good_images(1, size)[0], defective(size)):
         verdict, found, *region = run_the_readmes_program(pixels, capsys)
         score, anomaly_map = detector.score(pixels)
