@@ -9,13 +9,7 @@ from tests.samples import draw_layer
 from utils.backbone import Channels
 from utils.gaussian import Gaussians, fit_gaussians
 from utils.maps import enlarge
-from utils.model_file import (
-    features_bytes,
-    gaussians_bytes,
-    model_bytes,
-    read_model,
-    write_model,
-)
+from utils.model_file import features_bytes, gaussians_bytes, model_bytes, read_model, write_model
 from utils.thresholds import find_thresholds
 from utils.view import View
 
@@ -87,24 +81,20 @@ def test_what_is_read_is_what_was_written(gaussians, path):
     assert torch.equal(found.distances(unseen), gaussians.distances(unseen))
 
 
-def test_half_precision_halves_the_file_and_keeps_the_maps(gaussians, path, tmp_path):
+def test_bytes_are_counted_and_half_precision_halves_them(gaussians, path, tmp_path):
     half = tmp_path / "half.safetensors"
     write_model(half, SETTINGS, VIEW, gaussians, THRESHOLDS, "float16")
     sizes = [model_bytes(gaussians, dtype) for dtype in ("float32", "float16")]
     assert sizes[0] == 2 * sizes[1]
+    n = 9 if gaussians.is_primal else 4
+    assert gaussians_bytes(CHANNELS, SIZE, n) == sizes[0]
+    assert features_bytes(CHANNELS, SIZE) == 2 * (8 * 12 + 4 * 6 + 2 * 3) * 4
     for file, size in ((path, sizes[0]), (half, sizes[1])):
         assert size < file.stat().st_size < size + 6000
     unseen = features(3, seed=1)
     read = (gaussians, read_model(half, CPU)[2])
     expected, found = (enlarge(one.distances(unseen), SIZE) for one in read)
     np.testing.assert_allclose(found, expected, rtol=1e-2)
-
-
-@pytest.mark.parametrize("n", [4, 9])
-def test_bytes_of_a_class_are_those_that_fitting_keeps(n):
-    gaussians = fit_gaussians([features(n)], n)
-    assert gaussians_bytes(CHANNELS, SIZE, n) == model_bytes(gaussians)
-    assert features_bytes(CHANNELS, SIZE) == 2 * (8 * 12 + 4 * 6 + 2 * 3) * 4
 
 
 def test_model_of_a_single_layer_is_the_one_saved(tmp_path):

@@ -43,12 +43,6 @@ def fit(region, image_score="max"):
     return model.fit([numbered(0, 12, SIZE)], 12)
 
 
-def score(model):
-    """The maps of four other images."""
-    model.extractor = Lookup(draw_layers(4, GRIDS, seed=1))
-    return model.anomaly_maps(numbered(0, 4, SIZE))
-
-
 # files
 
 
@@ -61,23 +55,20 @@ def region_of(tmp_path):
 @pytest.mark.parametrize(
     ("pixels", "reason"),
     [
+        (np.ones(BOLT, bool), "is 48x48 pixels but the template of bolt is 72x72"),
         (np.zeros(BOLT, bool), "region .*, 48x48 pixels, is all black"),
         (np.ones((48, 40), bool), "is 40x48 pixels but the image .*png is 48x48"),
         (np.tri(48, dtype=np.uint8) * 200, "48x48 pixels, is not black and white: 1176 pixels are"),
         (np.full((48, 48, 4), 254, np.uint8), "48x48 pixels, has transparent pixels"),
         (box(0, 2, 0, 48, BOLT), "48x48 pixels, lies outside the crop"),
     ],
-    ids=["black", "size", "grey", "transparent", "outside"],
+    ids=["template", "black", "size", "grey", "transparent", "outside"],
 )
 def test_what_is_no_region_is_refused_with_its_size(refused, experiment, region_of, pixels, reason):
-    line = refused(*experiment, "--class_name", "bolt", "--region", region_of(pixels))
+    align = "on" if "template" in reason else "off"
+    options = ["--region", region_of(pixels), "--align", align]
+    line = refused(*experiment, "--class_name", "bolt", *options)
     assert re.search(reason, line), line
-
-
-def test_a_region_of_another_size_than_the_template_is_refused(refused, experiment, region_of):
-    path = region_of(np.ones(BOLT, bool))
-    line = refused(*experiment, "--class_name", "bolt", "--region", path, "--align", "on")
-    assert "is 48x48 pixels but the template of bolt is 72x72" in line
 
 
 def test_regions_of_classes_that_are_not_run_are_refused(refused, experiment, region_of):
@@ -103,7 +94,8 @@ def test_a_region_is_cropped_like_a_mask_with_the_context(tmp_path):
 def test_near_its_border_a_score_is_a_mean_of_patches_in_the_region():
     region = box(20, 45, 30, 70)
     model = fit(region)
-    found = score(model)
+    model.extractor = Lookup(draw_layers(4, GRIDS, seed=1))
+    found = model.anomaly_maps(numbered(0, 4, SIZE))
     kept = box(5, 12, 7, 18, GRIDS[0])  # patches of 4 x 4 pixels
     distances = model.gaussians.distances(model.extractor.layers).numpy()
     assert ((distances > 0) == kept).all()
@@ -133,11 +125,11 @@ def test_a_region_turns_and_moves_with_the_part():
 # scores, thresholds and metrics
 
 
-def test_scores_and_thresholds_are_of_the_pixels_in_the_region():
+def test_scores_and_thresholds_are_of_the_pixels_in_the_region(monkeypatch):
     region = box(20, 64, 30, 96)
     model = fit(region, image_score="top")
     held_out = model.held_out_maps()
-    model.held_out_maps = lambda: held_out
+    monkeypatch.setattr(model, "held_out_maps", lambda: held_out)
     thresholds = model.find_thresholds(0.1, 0.05)
     inside = held_out[:, region]
     assert (inside >= thresholds.pixel).mean() == pytest.approx(0.05, abs=1 / inside.size)
