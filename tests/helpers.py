@@ -160,18 +160,13 @@ def turned_part(angle: float, shift: Sequence[float] = (0, 0), side: int = 96) -
 
 
 def turned_parts(n: int, seed: int = 0) -> list[np.ndarray]:
-    """An L turned by any angle and moved, with noise, (80, 80, 3) uint8 each."""
+    """Parts turned by any angle and moved, with noise, (80, 80, 3) uint8 each."""
     rng = np.random.default_rng(seed)
-    part = np.full((80, 80, 3), 60, dtype=np.uint8)
-    part[18:62, 30:40] = part[52:62, 30:60] = 200
     images = []
     for _ in range(n):
-        shift = tuple(rng.uniform(-3, 3, 2))
-        turned = Image.fromarray(part).rotate(
-            rng.uniform(-180, 180), Image.Resampling.BICUBIC, translate=shift, fillcolor=(60,) * 3
-        )
-        images.append((np.int64(turned) + rng.integers(-8, 9, part.shape)).clip(0, 255))
-    return [image.astype(np.uint8) for image in images]
+        part = turned_part(rng.uniform(-180, 180), rng.uniform(-3, 3, 2), 80).transpose(1, 2, 0)
+        images.append((part + rng.integers(-8, 9, part.shape)).clip(0, 255).astype(np.uint8))
+    return images
 
 
 def build_network(arch: str) -> nn.Module:

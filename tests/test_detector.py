@@ -7,11 +7,11 @@ from PIL import ExifTags, Image
 
 from datasets.images import open_image
 from datasets.preprocessing import Preprocessing
-from tests.conftest import write_image
-from tests.helpers import SMALL, call, defective, good_images, turned_parts
+from tests.helpers import SMALL, call, defective, good_images, turned_parts, write_image
 from utils.backbone import draw_channels
 from utils.detector import Detector
 
+WHOLE = np.ones((96, 120), dtype=bool)
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
@@ -63,6 +63,12 @@ def test_seed_number_of_channels_and_rate_are_used(weights):
         ({"preprocessing": Preprocessing(48, 64)}, "--crop 64 is larger than --resize 48"),
         ({"preprocessing": Preprocessing(0, 100)}, "--crop 100 is larger than image 0 of images"),
         ({"device": "tpu"}, "tpu is not on this machine"),
+        ({"region": np.ones((96, 120), int)}, "region is no array"),
+        ({"region": WHOLE[:9, :9]}, "image 0 of images has 120x96 pixels, the region 9x9"),
+        (
+            {"region": WHOLE[:, :96], "align": "on", "preprocessing": SMALL},
+            "region has 96x96 pixels; .* the template, 120x96",
+        ),
         ({"images": good_images(2)}, "images has 2 good images; give 3 or more"),
         ({"images": 5 * good_images(1)}, "5 images, all of the same content; give at least 3 that"),
         (
@@ -175,7 +181,7 @@ def test_settings_of_the_recommended_kind_are_learnt_and_kept(weights, tmp_path)
         score, anomaly_map = fitted.score(images[8])
         highest = np.sort(anomaly_map, axis=None)[-41:]  # 1 % of 64 x 64 pixels
         assert score == pytest.approx(highest.mean(dtype=np.float64), rel=1e-5)
-        turned = fitted.pose(Image.fromarray(images[8]).rotate(30, fillcolor=(60, 60, 60)))
+        turned = fitted.pose(Image.fromarray(images[8]).rotate(30, fillcolor=(40, 50, 60)))
         angle = turned.angle - fitted.pose(images[8]).angle
         assert angle.item() % 360 == pytest.approx(30, abs=2)
     assert Detector.fit(good_images(3), "resnet18", weights, SMALL).pose(good_images()[0]) is None
