@@ -103,16 +103,6 @@ def test_no_more_memory_is_taken_than_was_estimated(both, drawn_tree):
     assert settings["peak_memory_bytes"]["cuda"] <= needed + memory.LIBRARY_BYTES
 
 
-def test_class_that_does_not_fit_is_refused(drawn_tree, random_weights, tmp_path, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (10**6, 10**10))
-    words = experiment_options(drawn_tree, random_weights("resnet18"), tmp_path)
-    done = call(*words, "--device", "cuda")
-    assert done.returncode == 2
-    (line,) = done.stderr.splitlines()
-    assert "GB of memory of the GPU" in line
-    assert "GB are free: " in line
-
-
 def test_memory_that_runs_out_ends_in_one_line(drawn_tree, random_weights, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.memory_check.check_memory", lambda *_: None)
     words = experiment_options(drawn_tree, random_weights("resnet18"), tmp_path)

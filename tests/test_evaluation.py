@@ -7,6 +7,7 @@ from utils.evaluation import ScoredImages, choose_drawn, evaluate, score_images
 from utils.thresholds import score_maps
 
 IMAGE_METRICS = ("image_auroc", "image_ap", "image_f1")
+AUPIMO = "AUPIMO: needs normal images; got none"
 PIXEL_METRICS = ("pixel_auroc", "pixel_ap", "pixel_f1", "aupro", "aupimo")
 
 
@@ -69,38 +70,35 @@ def test_all_metrics_are_given_of_images_with_labels_and_masks(marked):
     assert found.metrics["aupimo"] == of_images[marked.labels == 1].mean()
 
 
-@pytest.mark.parametrize("labels", ["both kinds", "good alone", "anomalous alone", "none"])
-@pytest.mark.parametrize("masks", ["some marked", "nothing marked", "none"])
-def test_metrics_that_are_not_defined_are_none_and_noted(marked, labels, masks):
-    change = {"both kinds": marked.labels, "good alone": 0, "anomalous alone": 1}
-    marked.labels[:] = change.get(labels, UNLABELLED)
-    if masks != "some marked":
-        marked.masks[:] = False
-    found = evaluate(marked, has_masks=masks != "none")
+BOTH = "needs both normal and anomalous"
 
-    has_image_metrics, has_pixel_metrics = labels == "both kinds", masks == "some marked"
-    for names, curve, threshold, given in (
-        (IMAGE_METRICS, found.image_curve, found.oracle_image, has_image_metrics),
-        (PIXEL_METRICS, found.pixel_curve, found.oracle_pixel, has_pixel_metrics),
+
+@pytest.mark.parametrize(
+    ("labels", "masks", "undefined", "notes"),
+    [
+        (0, "some", IMAGE_METRICS, [f"image metrics: {BOTH} images; got 6 normal and 0"]),
+        (1, "some", (*IMAGE_METRICS, "aupimo"), [f"image metrics: {BOTH} images; got 0", AUPIMO]),
+        (UNLABELLED, "some", (*IMAGE_METRICS, "aupimo"), ["image metrics need labels", AUPIMO]),
+        (None, "empty", PIXEL_METRICS, [f"pixel metrics: {BOTH} pixels; got 384 normal"]),
+        (None, "no", PIXEL_METRICS, ["pixel metrics need masks"]),
+        (0, "no", IMAGE_METRICS + PIXEL_METRICS, ["image metrics: ", "pixel metrics need masks"]),
+    ],
+)
+def test_metrics_that_are_not_defined_are_none_and_noted(marked, labels, masks, undefined, notes):
+    if labels is not None:
+        marked.labels[:] = labels
+    if masks != "some":
+        marked.masks[:] = False
+    found = evaluate(marked, has_masks=masks != "no")
+    assert {name for name, value in found.metrics.items() if value is None} == {*undefined}
+    for curve, oracle, name in (
+        (found.image_curve, found.oracle_image, "image_auroc"),
+        (found.pixel_curve, found.oracle_pixel, "pixel_auroc"),
+        (found.aupimo, found.aupimo, "aupimo"),
     ):
-        values = [found.metrics[name] for name in names if name != "aupimo"]
-        values += [curve, threshold]
-        assert [value is not None for value in values] == [given] * len(values)
-    has_aupimo = has_pixel_metrics and labels in ("both kinds", "good alone")
-    assert (found.metrics["aupimo"] is not None) == (found.aupimo is not None) == has_aupimo
-    reasons = {
-        "good alone": "image metrics: needs both normal and anomalous images; got 6 normal and 0",
-        "anomalous alone": "image metrics: needs both normal and anomalous images; got 0 normal",
-        "none": "image metrics need labels",
-        "nothing marked": "pixel metrics: needs both normal and anomalous pixels; got 384 normal",
-    }
-    expected = [] if has_image_metrics else [reasons[labels]]
-    if not has_pixel_metrics:
-        expected.append("pixel metrics need masks" if masks == "none" else reasons[masks])
-    elif not has_aupimo:
-        expected.append("AUPIMO: needs normal images; got none")
-    assert len(found.notes) == len(expected)
-    assert all(map(str.startswith, found.notes, expected))
+        assert (curve is None) == (oracle is None) == (name in undefined)
+    assert len(found.notes) == len(notes)
+    assert all(map(str.startswith, found.notes, notes))
 
 
 def test_a_score_that_is_no_number_is_an_error(marked):

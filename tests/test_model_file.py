@@ -25,7 +25,7 @@ SETTINGS = {
     "network": NETWORK,
     **{"image_size": SIZE, "window_size": SIZE, "image_kinds": []},
 }
-VIEW = View(Preprocessing(0, 0))
+VIEW = View(Preprocessing(0, 0, exif=True, bit_depth=12, context=3))
 THRESHOLDS = find_thresholds(np.random.default_rng(0).random((4, *SIZE), dtype=np.float32), 0.01)
 
 
