@@ -9,7 +9,7 @@ from torchvision.transforms import Normalize
 from tests import naive_pipeline
 from tests.conftest import build_network
 from tests.samples import draw_images, draw_layer
-from tests.tolerances import EPSILON, network_error
+from tests.tolerances import network_error
 from utils.backbone import Channels, Network, load_network
 from utils.features import (
     PER_THREAD,
@@ -76,16 +76,6 @@ def test_outputs_equal_those_hooked_on_the_untouched_network(arch, n, random_wei
         assert_features(layer.double(), values, extractor)
     np.testing.assert_array_equal(images, before)
     assert nn.BatchNorm2d not in map(type, extractor.modules())
-
-
-@pytest.mark.parametrize("arch", NORMALIZE)
-def test_images_are_normalised_as_the_weights_were_trained(arch):
-    images = torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16).repeat(1, 3, 1, 1)
-    network = Network(arch, [nn.Identity()] * 4, "")
-    features = FeatureExtractor(network, CPU)(images)
-    expected = NORMALIZE[arch](images.float() / 255)
-    # four roundings of numbers up to 1 / std, in another order
-    torch.testing.assert_close(features[0], expected, rtol=0, atol=4 * EPSILON / 0.2)
 
 
 @pytest.mark.parametrize("neighbourhood", [3, 5])

@@ -71,8 +71,9 @@ def test_distances_in_any_batches_blocks_and_regions_equal_the_naive_ones(
     before = [z.clone() for z in layers]
     first, block = data.draw(st.integers(1, n - 1)), data.draw(st.integers(1, 40))
     region = data.draw(st.none() | arrays(bool, grids[0]).filter(np.any))
+    shrinkage = data.draw(st.sampled_from([None, 0.3])) if mean == 0 else None
     batches = zip(*(z.split([first, n - first]) for z in train), strict=True)
-    gaussians = fit_gaussians(batches, n, eps, block, region=region)
+    gaussians = fit_gaussians(batches, n, eps, block, shrinkage, region)
     distances = gaussians.distances(test, block)
     assert all(map(torch.equal, layers, before))
     assert (distances.dtype, distances.shape) == (torch.float32, (2, *grids[0]))
@@ -82,6 +83,10 @@ def test_distances_in_any_batches_blocks_and_regions_equal_the_naive_ones(
         z[..., inside][..., None]
         for z in (distances.numpy(), naive_embeddings(train), naive_embeddings(test))
     )
+    if shrinkage:
+        eps = gaussians.eps
+        assert eps == pytest.approx(0.3 * embeddings[0].var(axis=0, ddof=1).mean(), rel=1e-5)
+    assert (gaussians.shrinkage, gaussians.eps) == (shrinkage, eps)
     assert_distances(found, *embeddings, eps, dual=not gaussians.is_primal)
 
 
@@ -129,17 +134,6 @@ def test_copies_and_near_copies_are_left_out_together(n, noise):
     for layer in layers:
         layer[1:3] = layer[0] + noise * layer[1:3]
     assert_left_out(layers, [[0, 1, 2], [n - 1]])
-
-
-def test_copies_may_be_named_by_the_image_they_are_copies_of():
-    layers = draw_layers(20, GRIDS["three"])
-    for layer in layers:
-        layer[7] = layer[4]
-    gaussians = fit(layers)
-    found = gaussians.leave_out([[1, 1, 0]], [layer[[2, 4]] for layer in layers], 20)
-    assert gaussians.is_primal
-    expected, error = left_out_distances(naive_embeddings(layers), [4, 7, 2], dual=False)
-    assert (np.abs(found.numpy() - expected) <= error).all()
 
 
 @in_both_forms

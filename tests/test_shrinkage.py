@@ -5,7 +5,6 @@ from sklearn.covariance import ledoit_wolf_shrinkage
 
 from tests.naive import naive_embeddings
 from tests.samples import draw_layers
-from tests.tolerances import assert_distances
 from utils.gaussian import fit_gaussians
 from utils.shrinkage import LEAST
 
@@ -14,21 +13,6 @@ REGION = np.zeros(GRIDS[0], dtype=bool)
 REGION[2:5, 1:3] = True
 # the dual form is for no more images than the coarser layers have channels
 in_both_forms = pytest.mark.parametrize("n", [8, 20], ids=["dual", "primal"])
-
-
-@in_both_forms
-@pytest.mark.parametrize("region", [None, REGION], ids=["all", "region"])
-def test_share_of_the_mean_variance_is_added(n, region):
-    train, test = draw_layers(n, GRIDS), draw_layers(2, GRIDS, seed=1)
-    gaussians = fit_gaussians([train], n, shrinkage=0.3, region=region)
-    inside = np.ones(GRIDS[0], dtype=bool) if region is None else region
-    embeddings = [naive_embeddings(layers)[:, :, inside] for layers in (train, test)]
-    eps = 0.3 * embeddings[0].var(axis=0, ddof=1).mean()
-    assert gaussians.shrinkage == 0.3
-    assert gaussians.eps == pytest.approx(eps, rel=1e-5)
-    train, test = (z[..., None] for z in embeddings)
-    found = gaussians.distances(draw_layers(2, GRIDS, seed=1))[:, inside][..., None]
-    assert_distances(found, train, test, gaussians.eps, dual=n == 8)
 
 
 @in_both_forms
