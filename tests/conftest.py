@@ -90,9 +90,9 @@ def refused(run):
 
 
 @pytest.fixture
-def experiment(tree, random_weights, tmp_path):
+def experiment(tree, weights, tmp_path):
     """Options of a small run on tree; its results go to results_folder."""
-    return experiment_options(tree, random_weights("resnet18"), tmp_path / "out")
+    return experiment_options(tree, weights, tmp_path / "out")
 
 
 @pytest.fixture
@@ -151,6 +151,12 @@ def random_weights(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], 
         return path
 
     return write
+
+
+@pytest.fixture(scope="session")
+def weights(random_weights: Callable[[str], Path]) -> Path:
+    """Random weights of ResNet-18."""
+    return random_weights("resnet18")
 
 
 @pytest.fixture(scope="session")

@@ -29,9 +29,8 @@ SIZE = (64, 48)
 
 
 @pytest.fixture(scope="module")
-def ends(drawn_tree, random_weights, tmp_path_factory):
+def ends(drawn_tree, weights, tmp_path_factory):
     """A function that runs the experiment on a device; the folder of its results."""
-    weights = random_weights("resnet18")
 
     def run(device, *options):
         folder = tmp_path_factory.mktemp(device)
@@ -54,11 +53,11 @@ def scores(folder):
 
 
 @pytest.mark.parametrize("n", [20, 120], ids=["dual", "primal"])
-def test_features_maps_and_held_out_maps_agree(random_weights, n):
+def test_features_maps_and_held_out_maps_agree(weights, n):
     images = draw_images(n + 3, 3, *SIZE)
     maps, layers = [], []
     for name in ("cpu", "cuda"):
-        network = load_network("resnet18", random_weights("resnet18"))
+        network = load_network("resnet18", weights)
         channels = draw_channels("resnet18")
         extractor = FeatureExtractor(network, choose_device(name), channels=channels)
         model = PaDiM(extractor, View(Preprocessing(0, 0)), "noise")
@@ -103,9 +102,9 @@ def test_no_more_memory_is_taken_than_was_estimated(both, drawn_tree):
     assert settings["peak_memory_bytes"]["cuda"] <= needed + memory.LIBRARY_BYTES
 
 
-def test_memory_that_runs_out_ends_in_one_line(drawn_tree, random_weights, tmp_path, monkeypatch):
+def test_memory_that_runs_out_ends_in_one_line(drawn_tree, weights, tmp_path, monkeypatch):
     monkeypatch.setattr("utils.memory_check.check_memory", lambda *_: None)
-    words = experiment_options(drawn_tree, random_weights("resnet18"), tmp_path)
+    words = experiment_options(drawn_tree, weights, tmp_path)
     torch.cuda.set_per_process_memory_fraction(1e-4)
     try:
         done = call(*words, "--device", "cuda")
@@ -116,8 +115,8 @@ def test_memory_that_runs_out_ends_in_one_line(drawn_tree, random_weights, tmp_p
     assert "memory is full" in line
 
 
-def test_predict_and_detector_give_the_cpus_scores(both, drawn_tree, random_weights, tmp_path):
-    weights, model = random_weights("resnet18"), both[0] / "models/bolt.safetensors"
+def test_predict_and_detector_give_the_cpus_scores(both, drawn_tree, weights, tmp_path):
+    model = both[0] / "models/bolt.safetensors"
     images = drawn_tree / "bolt/test/crack"
     found = []
     for device in ("cpu", "cuda"):

@@ -16,11 +16,6 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 @pytest.fixture(scope="module")
-def weights(random_weights):
-    return random_weights("resnet18")
-
-
-@pytest.fixture(scope="module")
 def detector(weights):
     return Detector.fit(good_images(), "resnet18", weights, SMALL, device="cpu", name="bolt")
 

@@ -26,11 +26,6 @@ README = Path(__file__).resolve().parent.parent / "utils" / "README.md"
 SIZE = (64, 48)
 
 
-@pytest.fixture(scope="module")
-def weights(random_weights):
-    return random_weights("resnet18")
-
-
 def fit(weights, n, **settings):
     """A detector of six channels: up to about six images are kept in dual form."""
     settings |= {"n_features": 6, "name": "bolt"}

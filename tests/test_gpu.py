@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import GPUS
+from tests.helpers import MAIN, experiment_options
 
 ROOT = Path(__file__).resolve().parent.parent
 HAS_GPU = "import sys, torch; sys.exit(not torch.cuda.is_available())"
@@ -29,10 +30,8 @@ def test_cases_on_a_gpu(environment):
     assert done.returncode == 0, done.stdout[-20_000:]
 
 
-def test_two_processes_share_a_gpu(environment, drawn_tree, random_weights, tmp_path):
-    from tests.helpers import MAIN, experiment_options
-
-    words = experiment_options(drawn_tree, random_weights("resnet18"), tmp_path)
+def test_two_processes_share_a_gpu(environment, drawn_tree, weights, tmp_path):
+    words = experiment_options(drawn_tree, weights, tmp_path)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", MAIN, *words]
     done = subprocess.run(
         [*map(str, command), "--device", "cuda"], env=environment, capture_output=True, text=True

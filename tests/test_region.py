@@ -162,9 +162,9 @@ def test_of_a_quarter_of_the_image_a_model_has_at_most_30_percent(n_train):
     assert part <= 0.3 * whole
 
 
-def test_detector_keeps_its_region_in_the_file(random_weights, tmp_path):
+def test_detector_keeps_its_region_in_the_file(weights, tmp_path):
     region = box(10, 60, 40, 80, (96, 120))
-    options = {"weights": random_weights("resnet18"), "preprocessing": SMALL}
+    options = {"weights": weights, "preprocessing": SMALL}
     detector = Detector.fit(good_images(), **options, region=region)
     detector.save(tmp_path / "bolt.safetensors")
     loaded = Detector.load(tmp_path / "bolt.safetensors", options["weights"])
@@ -173,8 +173,8 @@ def test_detector_keeps_its_region_in_the_file(random_weights, tmp_path):
     np.testing.assert_array_equal(found > 0, region[8:88, 20:100])  # of the crop
 
 
-def test_detector_takes_a_region_of_the_template(random_weights):
-    options = {"weights": random_weights("resnet18"), "preprocessing": SMALL, "align": "on"}
+def test_detector_takes_a_region_of_the_template(weights):
+    options = {"weights": weights, "preprocessing": SMALL, "align": "on"}
     region = box(30, 70, 30, 70, (96, 120))
     detector = Detector.fit(good_images(3), **options, region=region)
     assert detector.model.describe()["region"] == region.mean()
@@ -202,8 +202,7 @@ def test_a_run_obeys_the_regions_of_its_classes(run, experiment, results_folder,
     assert metrics(results_folder)[1] != in_region[1]
 
 
-def test_predict_scores_0_outside_and_draws_the_border(run, random_weights, tmp_path):
-    weights = random_weights("resnet18")
+def test_predict_scores_0_outside_and_draws_the_border(run, weights, tmp_path):
     region = box(8, 40, 8, 40, BOLT)
     detector = Detector.fit(
         good_images(5, BOLT), weights=weights, preprocessing=Preprocessing(72, 64), region=region
@@ -221,12 +220,10 @@ def test_predict_scores_0_outside_and_draws_the_border(run, random_weights, tmp_
     assert (overlay[24, 6:10].min(axis=1) > 230).any()
 
 
-def test_studies_obey_a_region_unless_they_move_the_images(
-    run, refused, tree, random_weights, region_of
-):
+def test_studies_obey_a_region_unless_they_move_the_images(run, refused, tree, weights, region_of):
     path = region_of(box(8, 40, 8, 40, BOLT))
     command = ["study", "--data_path", tree, "--class_name", "bolt", "--resize", 72, "--crop", 64]
-    command += ["--weights", random_weights("resnet18"), "--study"]
+    command += ["--weights", weights, "--study"]
     assert run(*command, "layers").returncode == 0
     table = Path("results/studies/resnet18/layers.csv")
     whole = read_csv(table)
