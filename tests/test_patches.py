@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from tests.naive import naive_embeddings
 from tests.samples import odd_grids
 from utils.patches import (
-    Grids,
     Layout,
     blocks_of,
     cells_of,
@@ -22,15 +22,6 @@ def layouts(draw, longest: int) -> Layout:
     grids = draw(odd_grids(longest))
     region = draw(st.none() | arrays(bool, grids[0]).filter(np.any))
     return make_layout(grids, region)
-
-
-def naive_parents(grids: Grids) -> np.ndarray:
-    """The patch of each coarser layer that torch repeats at each patch of the finest grid."""
-    found = []
-    for height, width in grids[1:] or grids:
-        numbers = torch.arange(height * width, dtype=torch.float64).view(1, 1, height, width)
-        found.append(F.interpolate(numbers, size=grids[0], mode="nearest").flatten())
-    return torch.stack(found).numpy().astype(int)
 
 
 def test_nearest_is_that_of_torch():
@@ -48,9 +39,10 @@ def test_cells_are_the_kept_patches_with_the_same_parents_and_in_one_block(layou
     inside = np.ones(np.prod(layout.grids[0]), bool)
     if layout.inside is not None:
         inside = np.frombuffer(layout.inside, bool)
-    expected = naive_parents(layout.grids)[:, inside]
-    np.testing.assert_array_equal(kept[0], np.flatnonzero(inside))
+    numbers = [torch.arange(h * w).view(1, 1, h, w) for h, w in layout.grids]
     # a single layer is the coarser one too
+    expected = naive_embeddings(numbers)[0, -len(parents) :].reshape(len(parents), -1)[:, inside]
+    np.testing.assert_array_equal(kept[0], np.flatnonzero(inside))
     for places, line, of_layer in zip(kept[-len(parents) :], parents, expected, strict=True):
         assert places.tolist() == sorted({*of_layer})
         np.testing.assert_array_equal(places[line[of_patches]], of_layer)

@@ -7,16 +7,13 @@ import torch.nn.functional as F
 
 from datasets.preprocessing import Preprocessing
 from tests.helpers import turned_part
+from tests.samples import draw_images
 from utils.alignment import RESEMBLING, Poses
 from utils.maps import enlarge
 from utils.padim import PaDiM
 from utils.view import View, learn_view
 
 WHOLE = Preprocessing(96, 80).whole()
-
-
-def noise(*shape):
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
 
 
 def pose(angle, row, column):
@@ -40,7 +37,7 @@ def model():
 
 @pytest.mark.parametrize(("context", "rows", "columns"), [(0, 32, 32), (4, 40, 40), (9, 48, 50)])
 def test_window_has_the_context_that_the_image_has_and_maps_are_of_the_crop(context, rows, columns):
-    view, images = View(Preprocessing(48, 32, context=context)), noise(2, 3, 48, 64)
+    view, images = View(Preprocessing(48, 32, context=context)), draw_images(2, 3, 48, 64).numpy()
     seen, poses = view.see(images)
     top, left = (48 - rows) // 2, (64 - columns) // 2
     window = images[:, :, top : top + rows, left : left + columns]
@@ -93,7 +90,7 @@ def test_auto_aligns_only_training_images_that_are_alike_then():
     assert view.alignment.resembles
     assert sentence.startswith("aligned: correlation of training images with their template 0.")
     assert "below" not in sentence
-    for images in (noise(6, 3, 64, 64), np.full((6, 3, 64, 64), 90, np.uint8)):
+    for images in (draw_images(6, 3, 64, 64).numpy(), np.full((6, 3, 64, 64), 90, np.uint8)):
         view, sentence = learn_view([images], unaligned, "auto")
         assert view == View(unaligned)
         assert sentence.startswith("not aligned: correlation of training images with their temp")
