@@ -244,16 +244,13 @@ def draw_image(
     norm = matplotlib.colors.Normalize(scores.min() * 255, scores.max() * 255)
     figure, axes = plt.subplots(1, 5, figsize=(12, 3))
     figure.subplots_adjust(right=0.9)
-    titles = ("Image", "Ground truth", "Heat map", "Predicted mask", "Outline")
-    for ax, title in zip(axes, titles, strict=True):
+    panels = {"Image": picture, "Ground truth": mask, "Heat map": picture}
+    panels |= {"Predicted mask": predicted, "Outline": outline}
+    for ax, (title, pixels) in zip(axes, panels.items(), strict=True):
         ax.set_title(title)
         ax.axis("off")
-    axes[0].imshow(picture)
-    axes[1].imshow(mask, cmap="gray")
-    axes[2].imshow(picture)
+        ax.imshow(pixels, cmap="gray")
     heat = axes[2].imshow(score * 255, cmap="jet", alpha=0.5, norm=norm)
-    axes[3].imshow(predicted, cmap="gray")
-    axes[4].imshow(outline)
     bar = figure.add_axes((0.92, 0.15, 0.015, 0.7))
     figure.colorbar(heat, cax=bar)
     figure.savefig(path, dpi=100)

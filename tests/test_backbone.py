@@ -6,13 +6,7 @@ import pytest
 import torch
 from torchvision import models
 
-from utils.backbone import (
-    BACKBONES,
-    Channels,
-    Network,
-    draw_channels,
-    load_network,
-)
+from utils.backbone import BACKBONES, Channels, Network, draw_channels, load_network
 from utils.features import FeatureExtractor
 
 # number, sum and hash of the list that upstream draws
