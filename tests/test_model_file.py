@@ -1,4 +1,5 @@
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,15 +17,9 @@ from utils.view import View
 CPU = torch.device("cpu")
 CHANNELS = Channels(((3, 12), (0, 6), (8, 208)), "ab")
 SIZE = (32, 48)
-NETWORK = {
-    **{"arch": "resnet18", "precision": "bf16", "neighbourhood": 3},
-    "channels": asdict(CHANNELS),
-}
-SETTINGS = {
-    "class_name": "bolt",
-    "network": NETWORK,
-    **{"image_size": SIZE, "window_size": SIZE, "image_kinds": []},
-}
+NETWORK = {"arch": "resnet18", "precision": "bf16", "neighbourhood": 3}
+NETWORK["channels"] = asdict(CHANNELS)
+SETTINGS = {"class_name": "bolt", "image_size": SIZE, "window_size": SIZE, "image_kinds": []}
 VIEW = View(Preprocessing(0, 0, exif=True, bit_depth=12, context=3))
 THRESHOLDS = find_thresholds(np.random.default_rng(0).random((4, *SIZE), dtype=np.float32), 0.01)
 
@@ -42,10 +37,10 @@ def gaussians(request) -> Gaussians:
     return found
 
 
-@pytest.fixture
-def path(gaussians, tmp_path):
-    path = tmp_path / "größe 1" / "bolt.safetensors"
-    write_model(path, SETTINGS, VIEW, gaussians, THRESHOLDS)
+def write(folder, gaussians, dtype="float32", **network) -> Path:
+    """Write a model with some other settings of the network."""
+    path, settings = folder / "größe 1/bolt.safetensors", SETTINGS | {"network": NETWORK | network}
+    write_model(path, settings, VIEW, gaussians, THRESHOLDS, dtype)
     return path
 
 
@@ -61,14 +56,13 @@ def path(gaussians, tmp_path):
     ],
 )
 def test_settings_that_do_not_fit_the_network_are_refused(gaussians, tmp_path, change, reason):
-    settings = SETTINGS | {"network": NETWORK | change}
-    write_model(tmp_path / "bolt.safetensors", settings, VIEW, gaussians, THRESHOLDS)
+    path = write(tmp_path, gaussians, **change)
     with pytest.raises(ValueError, match=f"damaged or no model of this suite .*{reason}"):
-        read_model(tmp_path / "bolt.safetensors", CPU)
+        read_model(path, CPU)
 
 
-def test_what_is_read_is_what_was_written(gaussians, path):
-    settings, view, found, thresholds = read_model(path, CPU)
+def test_what_is_read_is_what_was_written(gaussians, tmp_path):
+    settings, view, found, thresholds = read_model(write(tmp_path, gaussians), CPU)
     assert settings["class_name"] == "bolt"
     assert view == VIEW
     assert settings["image_size"] == settings["window_size"] == SIZE
@@ -81,31 +75,26 @@ def test_what_is_read_is_what_was_written(gaussians, path):
     assert torch.equal(found.distances(unseen), gaussians.distances(unseen))
 
 
-def test_bytes_are_counted_and_half_precision_halves_them(gaussians, path, tmp_path):
-    half = tmp_path / "half.safetensors"
-    write_model(half, SETTINGS, VIEW, gaussians, THRESHOLDS, "float16")
-    sizes = [model_bytes(gaussians, dtype) for dtype in ("float32", "float16")]
-    assert sizes[0] == 2 * sizes[1]
+def test_bytes_are_counted_and_half_precision_halves_them(gaussians, tmp_path):
     n = 9 if gaussians.is_primal else 4
-    assert gaussians_bytes(CHANNELS, SIZE, n) == sizes[0]
+    whole = gaussians_bytes(CHANNELS, SIZE, n)
     assert features_bytes(CHANNELS, SIZE) == 2 * (8 * 12 + 4 * 6 + 2 * 3) * 4
-    for file, size in ((path, sizes[0]), (half, sizes[1])):
-        assert size < file.stat().st_size < size + 6000
+    for dtype, size in (("float32", whole), ("float16", whole / 2)):
+        path = write(tmp_path, gaussians, dtype)
+        assert model_bytes(gaussians, dtype) == size < path.stat().st_size < size + 6000
     unseen = features(3, seed=1)
-    read = (gaussians, read_model(half, CPU)[2])
+    read = (gaussians, read_model(path, CPU)[2])
     expected, found = (enlarge(one.distances(unseen), SIZE) for one in read)
     np.testing.assert_allclose(found, expected, rtol=1e-2)
 
 
 def test_model_of_a_single_layer_is_the_one_saved(tmp_path):
     layer, channels = features(5)[:1], replace(CHANNELS, of_layers=((3, 12), (), ()))
-    settings = SETTINGS | {"network": NETWORK | {"channels": asdict(channels)}}
     gaussians = fit_gaussians([layer], 5)
-    write_model(tmp_path / "x.safetensors", settings, VIEW, gaussians, THRESHOLDS)
-    found = read_model(tmp_path / "x.safetensors", CPU)[2]
+    found = read_model(write(tmp_path, gaussians, channels=asdict(channels)), CPU)[2]
     assert torch.equal(found.distances(layer), gaussians.distances(layer))
 
 
 def test_unknown_dtype_is_refused(gaussians, tmp_path):
     with pytest.raises(ValueError, match="unknown dtype 'int8'; choose from float32, float16"):
-        write_model(tmp_path / "x.safetensors", SETTINGS, VIEW, gaussians, THRESHOLDS, "int8")
+        write(tmp_path, gaussians, "int8")

@@ -23,11 +23,32 @@ def groups_of(n_scenes: int, n_each: int) -> list[list[int]]:
     return [[*range(i * n_each, (i + 1) * n_each)] for i in range(n_scenes)]
 
 
+def assert_grouped(samples: Tensor, n_each: int) -> None:
+    found = group_near_copies(samples, range(len(samples)))
+    assert sorted(found) == groups_of(len(samples) // n_each, n_each)
+
+
 @pytest.mark.parametrize("n_each", [2, 3, 10])
 @pytest.mark.parametrize("noise", [0.01, 0.5])
 def test_bursts_are_grouped(n_each, noise):
-    samples = draw_samples(20, n_each, noise)
-    assert sorted(group_near_copies(samples, range(20 * n_each))) == groups_of(20, n_each)
+    assert_grouped(draw_samples(20, n_each, noise), n_each)
+
+
+def test_bursts_are_grouped_whatever_else_varies():
+    samples = draw_samples(20, 3, 0.3)
+    # channels have any scale and mean
+    assert_grouped(torch.linspace(1, 1000, 12)[:, None] * samples + 5000, 3)
+    # the light changes from image to image
+    light = draw_layer(60, 1, (1, 1), seed=3).flatten(1)[..., None]
+    assert_grouped(samples + 3 * light * torch.linspace(-1, 1, 12)[:, None], 3)
+    # most directions have little variance
+    noise = take_samples([0.05 * draw_layer(80, 48, (7, 7), seed=4)])
+    noise[:, :12] += draw_samples(40, 2, 0.1)
+    assert_grouped(noise, 2)
+    # images are equal, and a channel is constant
+    samples = draw_samples(20, 2, 0)
+    samples[:, 3] = 7
+    assert_grouped(samples, 2)
 
 
 @pytest.mark.parametrize(
@@ -53,39 +74,13 @@ def test_a_class_that_varies_in_few_ways_is_not_grouped():
     assert group_near_copies(waves, range(300)) is None
 
 
-def test_scale_and_mean_of_channels_do_not_matter():
-    samples = draw_samples(20, 2, 0.3)
-    scale = torch.linspace(1, 1000, 12)[:, None]
-    assert sorted(group_near_copies(scale * samples + 5000, range(40))) == groups_of(20, 2)
-
-
-def test_light_that_changes_from_image_to_image_does_not_matter():
-    samples = draw_samples(20, 3, 0.3)
-    light = draw_layer(60, 1, (1, 1), seed=3).flatten(1)[..., None]
-    direction = torch.linspace(-1, 1, 12)[:, None]
-    assert sorted(group_near_copies(samples + 3 * light * direction, range(60))) == groups_of(20, 3)
-
-
-def test_directions_of_little_variance_do_not_matter():
-    scenes = draw_samples(40, 2, 0.1)
-    noise = take_samples([0.05 * draw_layer(80, 48, (7, 7), seed=4)])
-    noise[:, :12] += scenes
-    assert sorted(group_near_copies(noise, range(80))) == groups_of(40, 2)
-
-
 def test_images_without_a_near_copy_are_alone():
     samples = torch.cat([draw_samples(20, 3, 0.3), draw_samples(2, 1, 0, seed=9)])
     assert sorted(group_near_copies(samples, range(62)))[-2:] == [[60], [61]]
 
 
-def test_equal_images_and_constant_channels_are_no_error():
-    samples = draw_samples(20, 2, 0)
-    samples[:, 3] = 7
-    assert sorted(group_near_copies(samples, range(40))) == groups_of(20, 2)
+def test_equal_images_and_few_of_sparse_features_are_no_error():
     assert group_near_copies(torch.ones(9, 5, 4), range(9)) is None
-
-
-def test_few_images_of_sparse_features_are_no_error():
     # most channels are 0 in all images: of such covariances MKL finds no eigenvectors in float32
     for seed in range(10):
         samples = (draw_layer(4, 48, (7, 7), seed) - 1).relu().flatten(2)
