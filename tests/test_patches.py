@@ -3,17 +3,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
+from hypothesis.extra.numpy import array_shapes, arrays
 
 from tests.naive import naive_embeddings
 from tests.samples import odd_grids
-from utils.patches import (
-    Layout,
-    blocks_of,
-    cells_of,
-    make_layout,
-    nearest,
-)
+from utils.patches import Layout, blocks_of, cells_of, make_layout, nearest, patches_in
 
 
 @st.composite
@@ -30,6 +24,14 @@ def test_nearest_is_that_of_torch():
         for to_side in range(1, 41):
             expected = F.interpolate(places, size=to_side, mode="nearest")[0, 0]
             np.testing.assert_array_equal(nearest(from_side, to_side), expected)
+
+
+@given(arrays(bool, array_shapes(min_dims=2, max_dims=2, max_side=13)), st.data())
+def test_patches_of_a_region_have_a_part_of_a_pixel(region, data):
+    height, width = grid = tuple(data.draw(st.integers(1, side)) for side in region.shape)
+    # every pixel in h x w parts: a patch is as many of them as the region has pixels
+    parts = np.kron(region, np.ones(grid, bool)).reshape(height, len(region), width, -1)
+    np.testing.assert_array_equal(patches_in(region, grid), parts.any(axis=(1, 3)))
 
 
 @settings(max_examples=150)
