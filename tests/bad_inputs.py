@@ -32,8 +32,7 @@ COMMANDS = {
     "check": "check --data_path data",
     "download": "download --data_path out --accept_license",
     "study": "study --data_path data --class_name bolt --weights weights.pth --save_path out "
-    "--study cost",
-    "tables": "tables",
+    "--vary seed 1",
 }
 TRAIN = "data/bolt/train/good"
 GOOD = f"{TRAIN}/001.png"
@@ -180,7 +179,6 @@ OTHERS = {
     "one pixel": (AS_IT_IS, "has 1x1 pixels for the network, which", draw, GOOD, BLACK[:1, :1]),
     "nothing to predict": ("predict", "no file or folder new; give images or", remove, "new"),
     "other weights": ("predict", OTHER_WEIGHTS, edit_weights, lambda w: w + 1e-3),
-    "README without markers": ("tables", "README.md has lost the", write, "README.md", b"text"),
     "damaged model to export": ("export", DAMAGED, cut, MODEL, 1000),
     "onnx is a folder": ("export --onnx=a.onnx", "a.onnx is a folder; choose", os.mkdir, "a.onnx"),
 }
@@ -201,7 +199,7 @@ VALUES = [
         "--shrinkage=0 --shrinkage=-0.1 --shrinkage=1.5",
     ),
     ("run", "is not a number between 0 and 1", "--target_fpr=nan --target_fpr=0"),
-    ("study", "invalid choice: 'colours' (choose from", "--study=colours"),
+    ("study", "expected at least one argument", "--vary"),
     ("predict", "is not a whole number >= 0", "--min_area=-1"),
     ("predict", "is not a whole number >= 1", "--batch_size=0"),
     ("predict", "is not a number between 0 and 1", "--target_fpr=1 --pixel_fpr=0"),
@@ -220,7 +218,6 @@ ARGUMENTS = {
     f"run --save_path={MODEL}": f"cannot write in {MODEL}/",
     f"study --save_path={MODEL}": f"cannot write in {MODEL}/",
     "run --weights=data": "no file data; --weights takes a torchvision state dict",
-    "study --study=rotation --crop=200": "--study rotation is defined for --resize 256 --crop 224",
     "predict --format=json": "--format applies only when paths are read from stdin (-); leave",
     "stream new": "- reads paths from stdin; give it alone, without other images",
     "stream --masks": "--masks and --maps write files; give a folder for them by --output",

@@ -168,7 +168,7 @@ def _build_tiny() -> tuple[nn.Module, list[nn.Module]]:
 
 
 # a network whose weights are a few kB
-TINY = Backbone((4, 4, 4), 3, (0.0,) * 3, (1.0,) * 3, _build_tiny, dict, bool)
+TINY = Backbone((4, 4, 4), 3, (0.0,) * 3, (1.0,) * 3, _build_tiny, dict)
 
 
 def weights(scratch: Path) -> Target:

@@ -160,10 +160,6 @@ def write_tiff(
         path.unlink()
 
 
-def write_planes(pixels: np.ndarray) -> np.ndarray:
-    return pixels.transpose(2, 0, 1)
-
-
 def write_deep_mask(pixels: np.ndarray) -> np.ndarray:
     """Class numbers in colours of 16 bits, of which Pillow keeps the upper 8."""
     return np.dstack([pixels > 0] * 3).astype(np.uint16)
@@ -285,8 +281,7 @@ NOTED = {
 }
 ASKED = "are the images in data/roi masks? they are all black and white; call the folder ground_tr"
 BRIGHTER = "data/good/0.png: its values go to 11392, beyond --bit_depth 12; give a larger one"
-PLANES = "0.tif: its 3 grey pages of one size may be the colours of one image; save it as one page"
-FLOAT = "0.tif: floating-point pixels have no fixed range; save it with 8 or 16 bits"
+FLOAT = "0.tif: damaged, or an unusual kind of TIFF; save it in grey or RGB with 8 or 16 bits"
 DEEP_MASK = "its colours have 16 bits, of which the upper 8 are read: save it in grey"
 TWO_GOOD = "data has several folders of good images by their names, OK, good; say which it is with"
 SAY = "say which has the good images with --normal NAME"
@@ -301,7 +296,6 @@ REFUSED = {
     "--exif: masks on their side": ("must be equal; leave out --exif", lay_masks_on_side),
     "--bit_depth 12: brighter": (BRIGHTER, edit, IMAGES, partial(make_deep, bits=14)),
     "--bit_depth 12: in colour": ("--bit_depth cannot scale", write_deep_colours, "good/*"),
-    "a page for each colour": (PLANES, write_tiff, "good/*", write_planes, "minisblack"),
     "floating-point colours": (FLOAT, write_tiff, "good/*", np.float32),
     "class numbers in 16-bit colours": (DEEP_MASK, write_tiff, MASKS, write_deep_mask),
     "two folders of good images": (TWO_GOOD, copy, "good/0.png", "OK/0.png"),

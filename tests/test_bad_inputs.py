@@ -67,7 +67,6 @@ def place(tmp_path, drawn_tree, weights, model, monkeypatch):
         for path in ROOT.glob(pattern):
             write(path.relative_to(ROOT), path.read_bytes())
     monkeypatch.setattr("utils.report.tables.ROOT", tmp_path)
-    monkeypatch.setattr("utils.commands.tables.ROOT", tmp_path)
     # not every machine has room for the archive of MVTec AD
     free = shutil.disk_usage(tmp_path)._replace(free=10**11)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: free)
@@ -102,7 +101,7 @@ def test_values_that_options_cannot_have_are_refused(command, message, options, 
         assert matches(f"argument {option.partition('=')[0]}…{message}", line), line
 
 
-@pytest.mark.parametrize("command", ["run", "predict", "check", "tables"])
+@pytest.mark.parametrize("command", ["run", "predict", "check"])
 def test_commands_of_the_catalogue_succeed_on_good_input(command, place, run):
     done = run(*words(command))
     assert (done.returncode, done.stderr) == (0, "")
@@ -170,7 +169,7 @@ def test_file_that_cannot_be_written_is_one_line_and_not_left(
     with small_files(size):
         done = run(*words(command))
     assert set(snapshot("out")) == set(left), done
-    assert_refused(done, f"cannot write out/{failed}: …File too large")
+    assert_refused(done, f"cannot write out/{failed}: …; make room, or choose another folder")
 
 
 def test_bare_environment_changes_no_number(place, run):

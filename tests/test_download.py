@@ -67,7 +67,6 @@ def command(server, data, monkeypatch, run):
     monkeypatch.setattr(download, "COUNTS", COUNTS)
     monkeypatch.setattr(download, "SHA256", hashlib.sha256(server.body).hexdigest())
     monkeypatch.setattr(download, "ARCHIVE_SIZE", len(server.body))
-    monkeypatch.setattr(download, "UNPACKED_SIZE", 10**6)
     words = ["download", "--data_path", data, "--accept_license"]
 
     def command(*options):
@@ -131,18 +130,6 @@ def test_disk_that_fills_while_unpacking_is_one_line(command, data, archive, mon
     done = command("--archive", archive)
     assert_refused(done, f"cannot unpack {archive} in {data}: No space left on device; make room")
     assert list(data.iterdir()) == []
-
-
-@pytest.mark.parametrize("by_hand", [False, True])
-def test_disk_that_is_too_small_is_refused_before_the_download(
-    command, server, archive, monkeypatch, by_hand
-):
-    needed = 10**6 + (0 if by_hand else len(server.body))
-    usage = shutil.disk_usage(archive)._replace(free=needed - 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    done = command(*(["--archive", archive] if by_hand else []))
-    assert_refused(done, "GB free", "GB are needed; make room or choose another")
-    assert server.requests == []
 
 
 def test_wrong_file_is_deleted_before_anything_is_unpacked(command, server, data):

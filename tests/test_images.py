@@ -1,6 +1,5 @@
 import itertools
 import os
-import re
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ from datasets.images import is_image, is_jpeg, load_image, open_image, read_size
 from datasets.masks import load_mask
 from datasets.notes import TURNED, Notes
 from datasets.preprocessing import BIT_DEPTHS, Preprocessing, resize_and_crop
+from datasets.tiffs import UNSUPPORTED
 from tests.helpers import write_image
 
 UNTOUCHED = Preprocessing(0, 0)
@@ -109,23 +109,10 @@ def test_all_values_of_a_bit_depth_are_scaled_to_the_nearest(tmp_path):
         np.testing.assert_array_equal(found, np.round(values * (255 / values.max())))
 
 
-@pytest.mark.parametrize(
-    ("header", "n_bytes"), [(b"P5 60 40 100 ", 1), (b"P5 60 40\n4095\n", 2), (b"P6 60 40 1000 ", 6)]
-)
-def test_pgm_and_ppm_of_any_highest_value_have_the_pixels_of_pillow(tmp_path, header, n_bytes):
-    path = tmp_path / "image.ppm"
-    path.write_bytes(header + np.random.default_rng(0).bytes(60 * 40 * n_bytes))
-    with Image.open(path) as expected:
-        np.testing.assert_array_equal(open_image(path), expected)
-    path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(ValueError, match="the file is truncated"):
-        open_image(path)
-
-
 @pytest.mark.parametrize("colours", ["minisblack", "miniswhite", "rgb"])
-def test_tiff_of_any_layout_is_read_right_or_refused_with_its_layout(tmp_path, colours):
+def test_tiff_of_any_layout_is_read_right_or_refused(tmp_path, colours):
     channels = {"minisblack": (1, 2, 3, 5), "miniswhite": (1,), "rgb": (3, 4, 5)}[colours]
-    path, read = tmp_path / "image.tif", set()
+    path, read, refused = tmp_path / "image.tif", set(), set()
     kinds = ("u1", "i1", "u2", "i2", "u4", "i4")
     for layout in itertools.product(kinds, channels, ("contig", "separate"), (None, "zlib"), "<>"):
         kind, n, planes, compression, order = layout
@@ -138,13 +125,8 @@ def test_tiff_of_any_layout_is_read_right_or_refused_with_its_layout(tmp_path, c
         tifffile.imwrite(path, stored, photometric=colours, **options)
         try:
             found = load_image(path, UNTOUCHED)
-        except ValueError as refusal:
-            found = str(refusal)
-        if isinstance(found, str):
-            bits, sign = 8 * int(kind[1]), "unsigned" if kind[0] == "u" else "signed"
-            order = "one after the other" if n > 1 and planes == "separate" else "pixel by pixel"
-            said = f"{n} channel{'s' * (n > 1)} of {bits} bits, {sign}, .*stored {order}: "
-            assert re.search(said, found)
+        except ValueError as error:
+            refused.add(str(error).partition("image.tif: ")[2])
             continue
         expected = values if colours != "miniswhite" else 255 - values
         if kind[1] != "1":  # colours of 16 bits lose the lower 8
@@ -154,6 +136,7 @@ def test_tiff_of_any_layout_is_read_right_or_refused_with_its_layout(tmp_path, c
         read.add((kind, n))
     most = {"minisblack": ("u1", "u2", "i2", "i4"), "miniswhite": ("u1",), "rgb": ("u1", "u2")}
     assert {(kind, channels[0]) for kind in most[colours]} <= read
+    assert all(reason.startswith(f"{UNSUPPORTED}; ") for reason in refused)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif", ".webp"])

@@ -49,10 +49,6 @@ def write(folder, gaussians, dtype="float32", **network) -> Path:
     [
         ({"arch": "resnet99"}, "it needs resnet99, this version has resnet18, "),
         ({"precision": "int8"}, "it needs int8, this version has float32, "),
-        (
-            {"channels": asdict(Channels(((3, 12), (0,), (8, 208)), "ab"))},
-            "its Gaussians do not fit its channels and its image size",
-        ),
     ],
 )
 def test_settings_that_do_not_fit_the_network_are_refused(gaussians, tmp_path, change, reason):

@@ -2,7 +2,6 @@
 
 import json
 import re
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,7 +11,7 @@ from PIL import Image
 
 from datasets.preprocessing import Preprocessing
 from datasets.region import place_region, read_region
-from tests.helpers import SMALL, defective, good_images, metrics, read_csv, write_image
+from tests.helpers import SMALL, defective, good_images, metrics, write_image
 from tests.naive import naive_maps
 from tests.samples import Lookup, draw_layers, numbered
 from utils.alignment import Poses
@@ -218,18 +217,3 @@ def test_predict_scores_0_outside_and_draws_the_border(run, weights, tmp_path):
     assert np.nan_to_num(anomaly_map)[~box(7, 41, 7, 41, BOLT)].max() == 0
     overlay = np.asarray(Image.open("predictions/overlays/new.jpg"))
     assert (overlay[24, 6:10].min(axis=1) > 230).any()
-
-
-def test_studies_obey_a_region_unless_they_move_the_images(run, refused, tree, weights, region_of):
-    path = region_of(box(8, 40, 8, 40, BOLT))
-    command = ["study", "--data_path", tree, "--class_name", "bolt", "--resize", 72, "--crop", 64]
-    command += ["--weights", weights, "--study"]
-    assert run(*command, "layers").returncode == 0
-    table = Path("results/studies/resnet18/layers.csv")
-    whole = read_csv(table)
-    assert run(*command, "layers", "--region", path).returncode == 0
-    in_region = read_csv(table)
-    assert len(in_region) == len(whole)
-    assert all(a["pixel_auroc"] != b["pixel_auroc"] for a, b in zip(whole, in_region, strict=True))
-    line = refused(*command, "alignment", "--region", path)
-    assert "--study alignment moves the images; leave out --region" in line

@@ -2,10 +2,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-
-from datasets import demo, mvtec
-from tests.records import SETTINGS, make_result
-from utils.commands import tables
 from utils.commands.tables import (
     END,
     START,
@@ -16,6 +12,10 @@ from utils.commands.tables import (
     read_runs,
     tabulate_options,
 )
+
+from datasets import demo, mvtec
+from tests.records import SETTINGS, make_result
+from utils.commands import tables
 from utils.report.results import Run, write_run
 from utils.report.tables import (
     AUPIMO_AUTHORS,
