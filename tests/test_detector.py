@@ -170,11 +170,11 @@ def test_settings_of_the_recommended_kind_are_learnt(weights):
 
 
 def test_only_anomalous_images_have_regions_and_only_about_peaks(detector):
-    score, anomaly_map = detector.score(defective())
-    thresholds, size = detector.model.thresholds, (120, 96)
-    regions = detector.find_regions(anomaly_map, size)
-    assert regions
-    assert all(region.score >= thresholds.peak for region in regions)
-    lower = anomaly_map * (np.nextafter(np.float32(thresholds.image), np.float32(0)) / score)
-    assert (lower >= thresholds.pixel).any()
-    assert detector.find_regions(lower, size) == []
+    thresholds, anomaly_map = detector.model.thresholds, np.zeros((80, 80), np.float32)
+    assert thresholds.pixel < thresholds.peak
+    anomaly_map[10:20, 10:20] = 2 * thresholds.peak
+    anomaly_map[50:60, 50:60] = (thresholds.pixel + thresholds.peak) / 2
+    (region,) = detector.find_regions(anomaly_map, (120, 96))
+    assert region.score == 2 * thresholds.peak
+    anomaly_map[10:20, 10:20] = np.nextafter(np.float32(thresholds.image), np.float32(0))
+    assert detector.find_regions(anomaly_map, (120, 96)) == []

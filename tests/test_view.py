@@ -25,14 +25,21 @@ def means(images):
     return [F.avg_pool2d(images.float(), 4)]
 
 
-@pytest.fixture(scope="module")
-def model():
-    """Of parts that are turned by up to 12 degrees to either side."""
+def parts():
+    """Images of parts that are turned by up to 12 degrees to either side."""
     angles = np.linspace(-12, 12, 13)
     shifts = np.random.default_rng(0).uniform(-2, 2, (13, 2))
-    images = np.stack([turned_part(*given) for given in zip(angles, shifts, strict=True)])
+    return np.stack([turned_part(*given) for given in zip(angles, shifts, strict=True)])
+
+
+def fit(images):
     view, _ = learn_view([images], WHOLE._replace(context=0), "on")
     return PaDiM(means, view, "part").fit([images], len(images))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fit(parts())
 
 
 @pytest.mark.parametrize(("context", "rows", "columns"), [(0, 32, 32), (4, 40, 40), (9, 48, 50)])
@@ -72,20 +79,27 @@ def test_defects_are_found_where_they_are_and_parts_beyond_the_range_stay_wrong(
     defect[:, 60:66, 34:40] = 255
     maps, poses = model.score(np.stack([within, defect, beyond]))
     assert poses.angle[1].item() == pytest.approx(9, abs=1.5)
-    row, column = np.unravel_index(maps[1].argmax(), maps[1].shape)
-    assert row + 8 == pytest.approx(62.5, abs=3)
-    assert column + 8 == pytest.approx(36.5, abs=3)
+    place = np.unravel_index(maps[1].argmax(), maps[1].shape)
+    assert place == pytest.approx((62.5 - 8, 36.5 - 8), abs=3)
     good, _, wrong = model.image_scores(maps)
     assert wrong > 5 * good
     lowest = model.view.alignment.lowest
     assert poses.correlation[2] < 0.9 * lowest < poses.correlation[0]
 
 
+def test_held_out_maps_lie_as_their_images():
+    images = parts()
+    images[0, :, 60:66, 34:40] = 255
+    held_out = fit(images).held_out_maps()[0]
+    place = np.unravel_index(held_out.argmax(), held_out.shape)
+    assert place == pytest.approx((62.5 - 8, 36.5 - 8), abs=3)
+
+
 def test_auto_aligns_only_training_images_that_are_alike_then():
     angles = np.arange(-180, 180, 45)
-    parts = np.stack([turned_part(angle, (0, 0)) for angle in angles])
+    turned = np.stack([turned_part(angle) for angle in angles])
     unaligned = WHOLE._replace(context=0)
-    view, sentence = learn_view([parts[:4], parts[4:]], unaligned, "auto")
+    view, sentence = learn_view([turned[:4], turned[4:]], unaligned, "auto")
     assert view.preprocessing == WHOLE
     assert view.alignment.resembles
     assert sentence.startswith("aligned: correlation of training images with their template 0.")
