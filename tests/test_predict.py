@@ -268,8 +268,8 @@ def test_what_is_not_read_or_unlike_the_training_images_is_noted(
     assert "to use the options in them, fit the model again with them" in title
     assert len(notes) == 3  # folders in folders are welcome
     assert "not read (.heic): 9, for example" in notes[0]
-    assert any("images that differ from the training images in shape: 2" in note for note in notes)
-    assert "(the network sees 14 to 58 % of each image; --crop 0 shows it all)" in notes
+    assert "images that differ from the training images in shape and size: 2, for" in notes[1]
+    assert notes[2] == "(the network sees 14 to 58 % of each image; --crop 0 shows it all)"
     assert "differ" not in run(*command, new / "good.png").stdout
     shutil.rmtree(new / "line 1")
     for name in ("good.png", "wide.png"):
