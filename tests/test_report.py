@@ -16,7 +16,7 @@ from tests.records import (
 )
 from utils.report import report
 from utils.report.finished import read_record, read_records
-from utils.report.report import ClassReport, explain_no_model, write_report
+from utils.report.report import ClassReport, explain_false_alarms, explain_no_model, write_report
 from utils.report.results import read_run
 from utils.settings import Experiment
 from utils.thresholds import find_thresholds
@@ -37,36 +37,34 @@ def class_report(tmp_path, clock):
     return ClassReport(tmp_path, make_dataset("train"), make_dataset(), ASKED, "ab", "ef")
 
 
-def finish(class_report, *arguments):
-    """Finish the class; the record that this leaves."""
-    class_report.finish(*arguments)
-    return read_record(class_report.folder, "bolt")
-
-
 def good_maps(n=4):
     return np.random.default_rng(1).random((n, 8, 8), dtype=np.float32)
 
 
 def test_a_finished_class_leaves_its_record_and_all_files(
-    class_report, monkeypatch, tmp_path, capsys
+    class_report, clock, monkeypatch, tmp_path, capsys
 ):
     monkeypatch.setattr(report, "model_bytes", lambda *_: 3_000_000)
     _, scored, evaluation = make_scored_class(drawn=[0, 3])
-    thresholds = find_thresholds(good_maps(), 0.01)
-    path, calls = tmp_path / "models/bolt.safetensors", []
+    calls, learnt = [], {"eps": 0.5, "shrinkage": 0.25, "alignment": None}
 
-    def save(*call):
-        calls.append(call)
+    def save(path, dtype):
+        calls.append(dtype)
         path.parent.mkdir()
         path.touch()
 
-    learnt = {"eps": 0.5, "shrinkage": 0.25, "alignment": None}
+    clock[0] += 100  # before the first stage
+    for stage, seconds in (("fit", 1), ("score", 2), ("fit", 4), ("metrics", 8)):
+        class_report.begin(stage)
+        clock[0] += seconds
+    thresholds = find_thresholds(good_maps(), 0.01)
     model = Namespace(thresholds=thresholds, gaussians=None, save=save, describe=learnt.copy)
     model.view = Namespace(alignment=None)
     class_report.show_learnt(model)
     class_report.save_model(model)
-    assert calls == [(path, "float16")]
-    record = finish(class_report, scored, evaluation, None)
+    assert calls == ["float16"]
+    class_report.finish(scored, evaluation, None)
+    record = read_record(tmp_path, "bolt")
     figures = ["figures/bolt/crack_000.jpg", "figures/bolt/good_003.jpg"]
     assert record.files == ["models/bolt.safetensors", *figures]
     assert [image.figure for image in record.images] == [figures[0], None, None, figures[1], None]
@@ -76,6 +74,7 @@ def test_a_finished_class_leaves_its_record_and_all_files(
     assert (record.result.learnt, record.pictures) == (learnt, {})
     assert (record.result.seed, record.result.n_train, record.result.n_test) == (7, 5, 5)
     assert record.result.metrics == evaluation.metrics
+    assert record.result.seconds == {"fit": 5, "score": 2, "metrics": 8, "figures": 0}
     oracles = evaluation.oracle_image, evaluation.oracle_pixel
     assert (record.oracle_image, record.oracle_pixel, record.deployed) == (*oracles, None)
     assert record.image_curve.auroc == evaluation.image_curve.auroc
@@ -86,6 +85,9 @@ def test_a_finished_class_leaves_its_record_and_all_files(
     assert len(lines) == 5  # without thresholds
     assert lines[-2].startswith("Shrinkage 0.25 of the mean variance: 0.5 is added")
     assert lines[-1] == f"model: {tmp_path / 'models/bolt.safetensors'} (3 MB)"
+    # once it is begun again it is no longer finished
+    ClassReport(tmp_path, make_dataset("train"), make_dataset(), ASKED, "cd", "ef")
+    assert read_record(tmp_path, "bolt") is None
 
 
 @pytest.mark.parametrize(
@@ -99,67 +101,37 @@ def test_a_finished_class_leaves_its_record_and_all_files(
 )
 def test_reason_for_saving_no_model(monkeypatch, when, n_bytes, n_held_out, reason):
     monkeypatch.setattr(report, "model_bytes", lambda *_: n_bytes)
-    thresholds = find_thresholds(good_maps(n_held_out), 0.01)
-    model = Namespace(thresholds=thresholds, gaussians=None)
+    model = Namespace(thresholds=find_thresholds(good_maps(n_held_out), 0.01), gaussians=None)
     assert explain_no_model(model, when, "float32") == reason
-
-
-def test_a_class_that_is_begun_is_no_longer_finished(class_report, tmp_path):
-    _, scored, evaluation = make_scored_class()
-    class_report.finish(scored, evaluation, None)
-    assert read_record(tmp_path, "bolt") is not None
-    ClassReport(tmp_path, make_dataset("train"), make_dataset(), ASKED, "cd", "ef")
-    assert read_record(tmp_path, "bolt") is None
 
 
 def test_figure_that_cannot_be_written_costs_no_number(class_report, tmp_path, capsys):
     (tmp_path / "figures/bolt/good_003.jpg").mkdir(parents=True)
     _, scored, evaluation = make_scored_class(drawn=[0, 3])
-    assert finish(class_report, scored, evaluation, None) is None  # the next run fits it again
+    class_report.finish(scored, evaluation, None)
+    assert read_record(tmp_path, "bolt") is None  # the next run fits it again
     assert "(figures are missing: cannot write " in capsys.readouterr().out
     assert len(read_csv(tmp_path / "metrics.csv")) == 1
     (record,) = read_records(tmp_path, "ef")
     assert [image.figure is None for image in record.images] == [False, True, True, True, True]
 
 
-def test_seconds_count_to_the_stage_that_was_begun_last(class_report, clock):
-    clock[0] += 100  # before the first stage
-    for stage, seconds in (("fit", 1), ("score", 2), ("fit", 4), ("metrics", 8)):
-        class_report.begin(stage)
-        clock[0] += seconds
-    _, scored, evaluation = make_scored_class()
-    record = finish(class_report, scored, evaluation, None)
-    assert record.result.seconds == {"fit": 5, "score": 2, "metrics": 8, "figures": 0}
-
-
-@pytest.mark.parametrize(("n_reached", "is_noted"), [(0, False), (9, False), (24, True)])
-def test_false_alarms_are_noted_if_chance_does_not_explain_them(n_reached, is_noted):
+@pytest.mark.parametrize(
+    ("n_reached", "near_copies", "end"),
+    [
+        (0, False, None),
+        (9, False, None),  # chance explains them
+        (24, True, "training and test images differ"),
+        (24, False, "training images are near copies of each other that were not detected"),
+    ],
+)
+def test_false_alarms_are_noted_if_chance_does_not_explain_them(n_reached, near_copies, end):
     _, scored, _ = make_scored_class()
     scores = np.full(102, 0.5, np.float32)
     scores[:n_reached] = scores[-2:] = 1.5  # the last two are defects
     scored = scored._replace(labels=np.repeat([0, 1], [100, 2]), image_scores=scores)
-    note = report.explain_false_alarms(find_thresholds(good_maps(199), 0.05), scored, False)
-    assert (note is not None) == is_noted
-
-
-@pytest.mark.parametrize(
-    ("are_grouped", "or_else"),
-    [(True, ""), (False, ", or many training images are near copies of each other that were not")],
-)
-def test_near_copies_that_were_found_do_not_explain_false_alarms(
-    class_report, are_grouped, or_else
-):
-    if are_grouped:
-        class_report.test.note_near_copies([0, 1])
-    _, scored, evaluation = make_scored_class()
-    evaluation.notes.append("another")
-    thresholds = find_thresholds(good_maps(199) / 10, 0.05)
-    first, *notes, last = finish(class_report, scored, evaluation, thresholds).result.notes
-    assert (first, len(notes)) == ("another", are_grouped)
-    assert last.removesuffix(" detected") == (
-        "3 of 3 good test images reach the image threshold, which is set at a rate of false alarms "
-        f"of 0.05: training and test images differ{or_else}"
-    )
+    note = explain_false_alarms(find_thresholds(good_maps(199), 0.05), scored, near_copies)
+    assert note is end is None or note.endswith(end)
 
 
 def test_summary_is_printed_in_one_call(class_report, monkeypatch):
@@ -169,40 +141,37 @@ def test_summary_is_printed_in_one_call(class_report, monkeypatch):
     evaluation.metrics["pixel_auroc"] = None
     evaluation.notes.append("why there is none")
     evaluation = evaluation._replace(oracle_pixel=None, oracle_image=4.5)
-    thresholds = replace(find_thresholds(good_maps(), 0.01), image=1.25, pixel=0.75)
+    class_report.test.note_near_copies([0])
+    thresholds = replace(find_thresholds(good_maps(199) / 10, 0.05), image=0.5, pixel=0.75)
     class_report.finish(scored, evaluation, thresholds)
     ((text,),) = calls
-    assert text.splitlines() == [
+    lines = text.splitlines()
+    assert lines.pop(5).startswith("(training images that are nearly copies of another, as in")
+    assert lines == [
         "",
         "bolt: 5 training images, 5 test images",
         "image ROCAUC: 1.000",
         "pixel ROCAUC: –",
         "(why there is none)",
-        "image threshold at a false alarm rate of 0.01: 1.25 (best F1 on the test images: 4.50)",
-        "pixel threshold at a false alarm rate of 0.01: 0.75",
-        "false alarms, recall on the test images at a rate of 0.01: 0.00, 1.00; 0.05: 1.00, 1.00; "
+        "(3 of 3 good test images reach the image threshold, which is set at a rate of false "
+        "alarms of 0.05: training and test images differ)",
+        "image threshold at a false alarm rate of 0.05: 0.50 (best F1 on the test images: 4.50)",
+        "pixel threshold at a false alarm rate of 0.05: 0.75",
+        "false alarms, recall on the test images at a rate of 0.01: 1.00, 1.00; 0.05: 1.00, 1.00; "
         "0.1: 1.00, 1.00",
-        "(4 good images support a rate of false alarms of 0.2, not of 0.01)",
     ]
 
 
 def test_report_holds_all_classes_in_their_order(tmp_path):
-    images = [make_image("a.png", "dent", 9.0)]
+    assert write_report(tmp_path, SETTINGS, []) == []
+    assert not list(tmp_path.iterdir())
+    bolt = make_result("bolt", image_auroc=1 / 3, aupro=None)
     records = [
-        make_record("nut", images, files=["models/nut.safetensors"]),
-        make_record(
-            "bolt",
-            [make_image("b.png")],
-            deployed=None,
-            result=make_result("bolt", image_auroc=1 / 3, aupro=None),
-        ),
+        make_record("nut", [make_image("a.png", "dent", 9.0)]),
+        make_record("bolt", [make_image("b.png")], deployed=None, result=bolt),
     ]
     (table,) = write_report(tmp_path, SETTINGS, records)
     assert [row[0] for row in table.rows] == ["nut", "bolt", "mean of 2 classes"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        *("index.html", "metrics.csv", "metrics.json", "roc_curve.png"),
-        *("scores.csv", "tables.md", "thresholds.csv"),
-    ]
     run = read_run(tmp_path / "metrics.json")
     assert run.settings == json.loads(json.dumps(SETTINGS))
     assert run.results == [record.result for record in records]
@@ -214,25 +183,5 @@ def test_report_holds_all_classes_in_their_order(tmp_path):
     page = (tmp_path / "index.html").read_text()
     assert "<h1>PaDiM: resnet18 on mvtec_ad</h1>" in page
     assert f"<li>{SETTINGS['command']}</li>" in page
-    assert "<caption>False alarms and recall</caption>" in page
-    cells = "<td>–</td><td>1.00</td>" * 3
-    assert f'<th scope="row">nut</th>{cells}</tr>' in page
     assert page.index("<h2>nut</h2>") < page.index("<h2>bolt</h2>")
     assert 'src="roc_curve.png" width="2000" height="1000"' in page
-
-
-def test_models_of_other_settings_are_named(tmp_path):
-    for name in ("bolt", "nut", "cap"):
-        (tmp_path / "models").mkdir(exist_ok=True)
-        (tmp_path / f"models/{name}.safetensors").touch()
-    record = make_record("nut", files=["models/nut.safetensors"])
-    (table,) = write_report(tmp_path, SETTINGS, [record])
-    assert table.notes[1] == (
-        "Not of the classes, images and settings of this report: models/bolt.safetensors, "
-        "models/cap.safetensors."
-    )
-
-
-def test_without_a_finished_class_nothing_is_written(tmp_path):
-    assert write_report(tmp_path, SETTINGS, []) == []
-    assert not list(tmp_path.iterdir())

@@ -37,32 +37,23 @@ def test_scores_csv_has_a_row_per_image_of_all_classes_and_keeps_the_bytes_of_na
     ]
 
 
-def test_thresholds_csv_has_a_row_per_class_with_thresholds(tmp_path):
-    images = [make_image("a.png", "dent", 6.0), make_image("b.png", "good", 4.5)]
-    record = make_record("bolt", images, deployed=make_thresholds(5.0))
-    write_thresholds(tmp_path, [record, make_record("nut", deployed=None)])
-    (row,) = read_csv(tmp_path / "thresholds.csv")
-    assert float(row.pop("deployed_pixel")) == record.deployed.pixel
-    assert ",".join(f"{name}={value}" for name, value in row.items()) == (
-        "class_name=bolt,n_held_out=9,target_fpr=0.01,image_fpr=0.1,deployed_image=5.0,"
-        "oracle_image=,oracle_pixel=2.5,test_fpr=0.0,test_tpr=1.0,test_fpr_at_0.01=0.0,"
-        "test_tpr_at_0.01=1.0,test_fpr_at_0.05=0.0,test_tpr_at_0.05=1.0,test_fpr_at_0.1=0.0,"
-        "test_tpr_at_0.1=1.0"
-    )
-
-
-def test_rates_are_fractions_of_good_and_of_anomalous_images_that_reach_a_threshold():
+def test_thresholds_csv_has_the_fractions_of_images_that_reach_each_threshold(tmp_path):
+    # a score on the threshold reaches it
     scores = {"good": [1.0, 4.0, 4.5, 5.0], "dent": [4.9, 6.0]}
     images = [make_image("a.png", kind, score) for kind in scores for score in scores[kind]]
-    deployed = make_thresholds(5.0)
-    asked, *others = make_record("bolt", images, deployed=deployed).rates
-    # a score on the threshold reaches it
-    assert asked == (0.01, 0.25, 0.5)
-    assert [rate.target_fpr for rate in others] == [0.01, 0.05, 0.1]
-    assert others[2] == (0.1, 0.25, 1)  # just above 4.5
-    unlabelled = make_record(images=[make_image("a.png", "x", 6.0, label=-1)])
-    assert {(rate.test_fpr, rate.test_tpr) for rate in unlabelled.rates} == {(None, None)}
-    assert make_record(deployed=None).rates == []
+    record = make_record("bolt", images, deployed=make_thresholds(5.0))
+    unlabelled = make_record("cap", [make_image("a.png", "x", 6.0, label=-1)])
+    write_thresholds(tmp_path, [record, unlabelled, make_record("nut", deployed=None)])
+    bolt, cap = read_csv(tmp_path / "thresholds.csv")
+    assert float(bolt.pop("deployed_pixel")) == record.deployed.pixel
+    # the thresholds at 0.05 and 0.1 are just above 4.5
+    assert ",".join(f"{name}={value}" for name, value in bolt.items()) == (
+        "class_name=bolt,n_held_out=9,target_fpr=0.01,image_fpr=0.1,deployed_image=5.0,"
+        "oracle_image=,oracle_pixel=2.5,test_fpr=0.25,test_tpr=0.5,test_fpr_at_0.01=0.25,"
+        "test_tpr_at_0.01=0.5,test_fpr_at_0.05=0.25,test_tpr_at_0.05=1.0,test_fpr_at_0.1=0.25,"
+        "test_tpr_at_0.1=1.0"
+    )
+    assert {value for name, value in cap.items() if name.startswith("test_")} == {""}
 
 
 def test_another_format_is_refused(tmp_path):
