@@ -60,36 +60,26 @@ def black_and_white(mask):
     return np.repeat(mask[..., None] * 255, 3, axis=2)
 
 
-def test_panels_are_image_ground_truth_heat_map_mask_and_outline(item):
-    image, truth, heat_map, pred_mask, outlined = panels(item)
+def test_panels_are_image_ground_truth_and_heat_map_which_are_not_changed(item):
+    copies = [array.copy() for array in item.shown]
+    image, truth, heat_map, *_ = panels(item)
     np.testing.assert_array_equal(image, item.shown.image.transpose(1, 2, 0))
     np.testing.assert_array_equal(truth, black_and_white(item.shown.mask))
     colours = colormaps["jet"](item.shown.anomaly_map / 6, bytes=True)[..., :3]
     assert np.abs(heat_map - (image + colours) / 2).max() <= 0.5
-    red = (outlined == RED).all(axis=2)
-    # the defect is rows and columns 10 to 29, rounded at the corners by the opening
-    assert red[20, [9, 10, 29, 30]].all()
-    assert not red[20, [*range(9), *range(11, 29)]].any()
-    assert pred_mask[20, 20].all()
+    for array, copy in zip(item.shown, copies, strict=True):
+        np.testing.assert_array_equal(array, copy)
 
 
-def test_a_pixel_on_the_threshold_is_predicted_anomalous(item):
-    anomaly_map = np.zeros((SIDE, SIDE), dtype=np.float32)
-    anomaly_map[10:30, 10:30] = 3
-    pred_mask = panels(change(item, anomaly_map=anomaly_map))[3]
-    assert pred_mask[20, 20].all()
-    assert not pred_mask[40, 40].any()
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_predicted_mask_and_its_outline_are_skimages(item, seed):
-    noise = np.random.default_rng(seed).standard_normal((SIDE, SIDE))
+def test_predicted_mask_and_its_outline_are_skimages(item):
+    noise = np.random.default_rng(0).standard_normal((SIDE, SIDE))
     mask = gaussian_filter(noise, 4).astype(np.float32) >= 0
     expected = opening(mask, disk(4))
     assert 0 < expected.sum() < mask.sum()
     # at the border, too
     assert expected[[0, -1]].any()
-    shown = change(item, anomaly_map=mask.astype(np.float32) + 1)  # 0 is outside the region
+    # 0 is outside the region; a pixel on the threshold is anomalous
+    shown = change(item, anomaly_map=mask.astype(np.float32) + 1)
     image, _, _, pred_mask, outlined = panels(shown, threshold=2)
     np.testing.assert_array_equal(pred_mask, black_and_white(expected))
     outline = find_boundaries(expected)
@@ -125,22 +115,15 @@ def test_threshold_is_marked_on_the_colour_bar(item, threshold, row):
     assert inside.argmin() + 3 == pytest.approx(row, abs=1)
 
 
-def test_inputs_are_not_changed(item):
-    copies = [array.copy() for array in item.shown]
-    draw(item)
-    for array, copy in zip(item.shown, copies, strict=True):
-        np.testing.assert_array_equal(array, copy)
-
-
 def test_figures_drawn_at_the_same_time_do_not_mix_and_come_in_order(item, tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (30, 3, SIDE, SIDE), dtype=np.uint8)
+    paths = [tmp_path / f"{i}.png" for i in range(30)]
     items = [
-        change(item, image=image)._replace(path=tmp_path / f"{i}.png")
-        for i, image in enumerate(images)
+        change(item, image=image)._replace(path=path)
+        for path, image in zip(paths, images, strict=True)
     ]
     names = name_panels(True, True)
-    paths = list(plot_localisations(items, names, SCALE, 3.0))
-    assert paths == [item.path for item in items]
+    assert list(plot_localisations(items, names, SCALE, 3.0)) == paths
     for path, image in zip(paths, images, strict=True):
         panel = np.asarray(Image.open(path))[-MARGIN - SIDE : -MARGIN, MARGIN : MARGIN + SIDE]
         np.testing.assert_array_equal(panel, image.transpose(1, 2, 0))

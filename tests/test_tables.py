@@ -65,18 +65,16 @@ def test_means_of_complete_groups_follow_the_classes():
     }
 
 
-def test_other_classes_have_one_mean_and_a_single_class_has_none():
-    results = [make_result("bottle", image_auroc=0.5), make_result("screw", image_auroc=0.9)]
+def test_other_classes_have_one_mean_which_needs_the_metric_of_each():
+    results = [
+        make_result("bottle", image_auroc=0.5, aupro=None),
+        make_result("screw", image_auroc=0.9),
+    ]
     table = cells(metrics_table(run_of(*results)))
     assert list(table) == ["bottle", "screw", "mean of 2 classes"]
     assert table["mean of 2 classes"][0] == "0.700"
-    assert list(cells(metrics_table(run_of(results[0])))) == ["bottle"]
-
-
-def test_a_mean_needs_the_metric_of_every_class():
-    results = [make_result("bottle", aupro=None), make_result("screw")]
-    table = cells(metrics_table(run_of(*results)))
     assert [row[-2] for row in table.values()] == ["–", "0.500", "–"]
+    assert list(cells(metrics_table(run_of(results[0])))) == ["bottle"]
 
 
 def test_notes_name_the_source_of_the_numbers_and_the_notes_of_the_classes():
@@ -113,46 +111,26 @@ def test_comparison_of_all_classes_has_upstreams_rows_and_the_papers_means(publi
     assert table.notes[1:] == [AUPIMO_AUTHORS]
 
 
-def test_caveats_stand_below_the_rows_that_they_are_about(published):
-    def notes(metric, *names):
-        run = run_of(*map(make_result, names))
-        return " ".join(comparison_table(run, metric, published).notes)
-
-    assert "0.887" in notes("image_auroc", "transistor")
-    assert "0.887" not in notes("image_auroc", "bottle")
-    assert "0.959" in notes("pixel_auroc", "transistor")
-    assert "not the mean of its own five cells, 0.954" in notes("pixel_auroc", *mvtec.TEXTURES)
-
-
-def test_upstreams_mean_of_textures_is_what_the_caveat_says(published):
-    cells = [published["upstream", "resnet18", "pixel_auroc", name] for name in mvtec.TEXTURES]
-    assert round(sum(cells) / 5, 3) == 0.954
-    assert published["upstream", "resnet18", "pixel_auroc", "mean_textures"] == 0.953
-
-
-def test_only_what_is_published_is_compared():
-    assert len(run_tables(run_of(make_result("bottle")))) == 5
-    assert len(run_tables(run_of(make_result("brick")))) == 1
-    assert len(run_tables(run_of(make_result("bottle"), arch="efficientnet_lite0"))) == 1
-    # without masks there are no pixel metrics
-    unmarked = make_result("bottle", pixel_auroc=None, aupro=None, aupimo=None)
-    assert len(run_tables(run_of(unmarked))) == 2
+@pytest.mark.parametrize(
+    ("result", "arch", "n_tables"),
+    [
+        (make_result("bottle"), "resnet18", 5),
+        (make_result("bottle"), "efficientnet_lite0", 1),
+        (make_result("bottle", pixel_auroc=None, aupro=None, aupimo=None), "resnet18", 2),
+        (make_result("brick"), "resnet18", 1),
+        # own classes with a name of MVTec AD's
+        (replace(make_result("bottle"), n_train=208), "resnet18", 1),
+        (replace(make_result("bottle"), n_test=84), "resnet18", 1),
+    ],
+)
+def test_only_what_is_published_is_compared(result, arch, n_tables):
+    assert len(run_tables(run_of(result, arch=arch))) == n_tables
 
 
-@pytest.mark.parametrize("changes", [{"n_train": 208}, {"n_test": 84}])
-def test_own_class_with_a_name_of_mvtecs_is_not_compared(changes, published):
-    own = run_of(replace(make_result("bottle"), **changes))
-    assert len(run_tables(own)) == 1
-    assert glance_rows(own, published) == []
-
-
-def test_markdown_is_a_table():
-    table = Table("T", ["class", "a"], [["x", "1"]], ["n"])
-    assert to_markdown(table) == "**T**\n\n| class | a |\n| --- | ---: |\n| x | 1 |\n\n- n\n"
-
-
-def test_text_is_aligned():
+def test_tables_are_written_in_markdown_and_aligned():
     table = Table("T", ["class", "a"], [["longer", "1.000"], ["x", "–"]], ["n"])
+    lines = ["| class | a |", "| --- | ---: |", "| longer | 1.000 |", "| x | – |"]
+    assert to_markdown(table) == "\n".join(["**T**", "", *lines, "", "- n", ""])
     assert to_text(table) == "T\nclass       a\nlonger  1.000\nx           –\nn"
 
 
@@ -180,50 +158,39 @@ def test_glance_averages_what_is_published_over_the_measured_classes(published):
 def test_glance_shows_the_paper_where_it_has_all_classes(published):
     results = [make_result(name) for name in mvtec.CLASS_NAMES]
     _, paper, _ = glance_rows(run_of(*results, arch="wide_resnet50_2"), published)
-    assert paper[0] == "wide_resnet50_2, published by the paper"
-    assert paper[1] == "0.953"  # of all classes alone, without their values
+    # of image ROCAUC the paper gives the mean of all classes alone
+    assert paper[:2] == ["wide_resnet50_2, published by the paper", "0.953"]
     assert float(paper[2]) == pytest.approx(0.975, abs=0.002)
     assert paper[-1] == "all 15 classes"
-
-
-def test_glance_ends_with_published_networks_that_were_not_measured(root):
-    rows = [row for row in glance(root / "results").splitlines() if "published by" in row]
-    archs = [row.split()[1].rstrip(",") for row in rows]
-    assert archs == ["resnet18", "wide_resnet50_2", "wide_resnet50_2"]
 
 
 # the command
 
 
-@pytest.fixture
-def root(tmp_path, monkeypatch):
-    """A repository with a run of a user, a measured run, a study and the benchmark."""
-    measured = tmp_path / "results" / "measured"
-    write_run(measured / "resnet18", run_of(make_result("bottle")))
-    write_run(tmp_path / "results" / "mine", run_of(make_result("brick")))
+def test_command_writes_tables_beside_every_measured_run_and_both_readmes(
+    tmp_path, monkeypatch, capsys
+):
+    results, readme = tmp_path / "results", tmp_path / "README.md"
+    write_run(results / "measured/resnet18", run_of(make_result("bottle")))
+    write_run(results / "mine", run_of(make_result("brick")))
     for name in ("studies/r/a.md", "studies/r/.b.0badcafe-1.md", "benchmark/whole.md"):
-        (measured / name).parent.mkdir(parents=True, exist_ok=True)
-        (measured / name).write_text(f"text of {name}\n")
-    (measured / "studies/r/studies.png").touch()
+        (results / "measured" / name).parent.mkdir(parents=True, exist_ok=True)
+        (results / "measured" / name).write_text(f"text of {name}\n")
+    (results / "measured/studies/r/studies.png").touch()
     for path in (PUBLISHED, PEERS):
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
-    tables, glance, options = (
+    old, glance, options = (
         START.format(part) + "old\n" + END.format(part)
         for part in ("tables", "results at a glance", "options")
     )
-    (tmp_path / "results" / "README.md").write_text(f"before\n{tables}after\n")
-    (tmp_path / "README.md").write_text(f"before\n{glance}between\n{options}after\n")
+    (results / "README.md").write_text(f"before\n{old}after\n")
+    readme.write_text(f"before\n{glance}between\n{options}after\n")
     monkeypatch.setattr("utils.commands.tables.ROOT", tmp_path)
     monkeypatch.setattr("utils.report.tables.ROOT", tmp_path)
-    return tmp_path
-
-
-def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, capsys):
     tables.run(tables.Settings())
-    written = [root / "results" / "measured" / "resnet18" / "tables.md"]
-    written += [root / "results" / "README.md", root / "README.md"]
+    written = [results / "measured/resnet18/tables.md", results / "README.md", readme]
     assert capsys.readouterr().out.splitlines() == list(map(str, written))
-    assert not (root / "results" / "mine" / "tables.md").exists()
+    assert not (results / "mine/tables.md").exists()
     measured, all_of_them, at_a_glance = (path.read_text() for path in written)
     assert measured.count("| bottle |") == 5
     # of runs only the measured ones; half-written files of killed processes are left out
@@ -235,7 +202,10 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(root, 
     assert "at a glance, written by: python main.py tables -->\n\n**Means over" in at_a_glance
     assert at_a_glance.endswith(f"\n{END.format('options')}after\n")
     assert "| `--crop N` | " in at_a_glance
-    assert at_a_glance.count("| resnet18, ") == 2
+    # published networks that were not measured come last
+    rows = [row for row in at_a_glance.splitlines() if ", published by" in row]
+    archs = [row.split()[1].rstrip(",") for row in rows]
+    assert archs == ["resnet18", "wide_resnet50_2", "wide_resnet50_2"]
     tables.run(tables.Settings())
     assert [path.read_text() for path in written] == [measured, all_of_them, at_a_glance]
 
