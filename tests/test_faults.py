@@ -19,26 +19,20 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="it needs fork a
 N_KILLS, N_REFUSALS = (int(n) for n in os.environ.get("PADIM_FAULTS", "3,1").split(","))
 
 
-@pytest.fixture
-def words(drawn_tree, random_weights, tmp_path):
-    """A run over two classes, with figures and a model of each."""
-    options = experiment_options(drawn_tree, random_weights("resnet18"), tmp_path)
-    return [*options, "--figures", "5", "--batch_size", "4"]
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """The folder of its results."""
-    return tmp_path / "resnet18"
+@pytest.fixture(scope="module")
+def words_in(drawn_tree, random_weights):
+    """A function: a run over two classes into a folder, with figures and a model of each."""
+    weights = random_weights("resnet18")
+    options = ["--figures", "5", "--batch_size", "4"]
+    return lambda folder: [*experiment_options(drawn_tree, weights, folder), *options]
 
 
 @pytest.fixture(scope="module")
-def undisturbed(drawn_tree, random_weights, tmp_path_factory):
+def undisturbed(words_in, tmp_path_factory):
     """The outputs of a run that nothing disturbs, and its duration in seconds."""
     run_forked(["--version"])  # the first takes longer, as it starts the server
     folder = tmp_path_factory.mktemp("undisturbed")
-    options = experiment_options(drawn_tree, random_weights("resnet18"), folder)
-    ended = run_forked([*options, "--figures", "5", "--batch_size", "4"])
+    ended = run_forked(words_in(folder))
     assert (ended.status, ended.stderr) == (0, "")
     return outputs(folder / "resnet18"), ended.seconds
 
@@ -47,8 +41,18 @@ def is_temporary(path):
     return any(part.startswith(".") and part != MARKER for part in path.parts)
 
 
-def assert_complete(folder, expected):
-    """Every file that has its final name is whole."""
+def assert_refused(ended, folder):
+    """The run ended in one line that names a file, and took its temporary files away."""
+    assert (ended.status, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
+    assert "cannot write" in ended.stderr
+    assert not list(filter(is_temporary, folder.rglob("*")))
+
+
+def assert_goes_on(words, folder, expected):
+    """Every file that has its final name is whole, and the same command ends as an undisturbed run.
+
+    It keeps the finished classes.
+    """
     paths = (path for path in folder.rglob("*") if path.is_file() and path.name != MARKER)
     for path in (path for path in paths if not is_temporary(path)):
         name = str(path.relative_to(folder))
@@ -60,18 +64,6 @@ def assert_complete(folder, expected):
             Image.open(path).load()
         else:
             assert path.read_text().endswith(("\n", "</html>")), name
-
-
-def assert_refused(ended, folder):
-    """The run ended in one line that names a file, and took its temporary files away."""
-    assert (ended.status, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
-    assert "cannot write" in ended.stderr
-    assert not list(filter(is_temporary, folder.rglob("*")))
-
-
-def assert_goes_on(words, folder, expected):
-    """The same command keeps the finished classes, and ends as an undisturbed run."""
-    assert_complete(folder, expected)
     records = {path: path.stat().st_mtime_ns for path in folder.glob("classes/[!.]*")}
     ended = run_forked(words)
     assert (ended.status, ended.stderr) == (0, "")
@@ -81,26 +73,27 @@ def assert_goes_on(words, folder, expected):
 
 
 @pytest.mark.parametrize("i", range(N_KILLS))
-def test_killed_run_goes_on_to_the_same_results(i, words, folder, undisturbed):
-    expected, seconds = undisturbed
+def test_killed_run_goes_on_to_the_same_results(i, words_in, undisturbed, tmp_path):
+    words, (expected, seconds) = words_in(tmp_path), undisturbed
     moment = draw_moments(N_KILLS, seconds, "kills")[i]
     assert run_forked(words, kill_after=moment).status in (-9, 0)
-    assert_goes_on(words, folder, expected)
+    assert_goes_on(words, tmp_path / "resnet18", expected)
 
 
 @pytest.mark.parametrize("i", range(N_REFUSALS))
-def test_run_that_may_no_longer_write_is_refused_and_goes_on(i, words, folder, undisturbed):
-    expected, seconds = undisturbed
-    moment = draw_moments(N_REFUSALS, seconds, "refusals")[i]
-    ended = run_forked(words, refuse_after=moment)
+def test_run_that_may_no_longer_write_is_refused_and_goes_on(i, words_in, undisturbed, tmp_path):
+    words, (expected, seconds) = words_in(tmp_path), undisturbed
+    ended = run_forked(words, refuse_after=draw_moments(N_REFUSALS, seconds, "refusals")[i])
     if ended.status:  # it may have written everything before
-        assert_refused(ended, folder)
-    assert_goes_on(words, folder, expected)
+        assert_refused(ended, tmp_path / "resnet18")
+    assert_goes_on(words, tmp_path / "resnet18", expected)
 
 
 @pytest.mark.parametrize("i", range(N_REFUSALS))
-def test_run_on_a_full_disk_is_refused_and_goes_on_on_a_larger_one(i, words, folder, undisturbed):
-    expected, _ = undisturbed
+def test_run_on_a_full_disk_is_refused_and_goes_on_on_a_larger_one(
+    i, words_in, undisturbed, tmp_path
+):
+    words, folder, (expected, _) = words_in(tmp_path), tmp_path / "resnet18", undisturbed
     needed = sum(len(content) for content in expected.values() if isinstance(content, bytes))
     with small_disk(folder, int(draw_moments(N_REFUSALS, needed, "disks")[i])):
         assert_refused(run_forked(words), folder)

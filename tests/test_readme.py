@@ -11,13 +11,7 @@ from tests.benchmark import __main__ as benchmark
 from utils.commands.command_line import parse_command_line
 
 ROOT = Path(__file__).resolve().parent.parent
-NAMES = (
-    "README.md",
-    "datasets/README.md",
-    "utils/README.md",
-    "results/README.md",
-    "tests/README.md",
-)
+NAMES = [f"{folder}README.md" for folder in ("", "datasets/", "utils/", "results/", "tests/")]
 PAGES = [ROOT / name for name in NAMES]
 README = PAGES[0].read_text()
 COMMANDS = [
@@ -48,23 +42,16 @@ def test_commands_of_the_program_and_of_the_benchmark_parse():
     assert commands
     for command in commands:
         benchmark.make_parser().parse_args(shlex.split(command))
-
-
-def test_several_processes_are_started_by_torchrun():
     assert any(command.startswith("torchrun --nproc_per_node=2 main.py") for command in COMMANDS)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_every_named_file_is_there(page):
-    names = re.findall(r"\]\(((?!http|#)[^)#]+)\)", page.read_text())
-    assert names
-    assert [name for name in names if not (page.parent / name).exists()] == []
-
-
-def test_requirement_files_are_there():
-    files = re.findall(r"-r (\S+)", README)
-    assert sorted(files) == ["requirements.txt", "tests/requirements.txt"]
-    assert all((ROOT / name).is_file() for name in files)
+    text = page.read_text()
+    paths = [page.parent / name for name in re.findall(r"\]\(((?!http|#)[^)#]+)\)", text)]
+    assert paths
+    paths += [ROOT / name for name in re.findall(r"-r (\S+)", text)]
+    assert [path for path in paths if not path.exists()] == []
 
 
 def test_every_image_is_shown():

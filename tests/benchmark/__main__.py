@@ -10,6 +10,7 @@ command, the machine and the date. One command runs at a time: leave the machine
 """
 
 import argparse
+import csv
 import json
 import os
 import platform
@@ -28,7 +29,6 @@ from time import perf_counter
 
 from psutil import virtual_memory
 
-from tests.helpers import read_csv
 from utils.backbone import BACKBONES
 from utils.report.tables import Table, to_markdown
 from utils.settings import at_least
@@ -62,39 +62,35 @@ def main() -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m tests.benchmark",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    add_data_options(parser)
+    parser = data_parser(__doc__)
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--repeats", type=at_least(1), default=3)
     parser.add_argument("--save_path", type=Path, default=Path("results/benchmark"))
     return parser
 
 
-def add_data_options(parser: argparse.ArgumentParser) -> None:
-    """The options that the modules of the benchmark share."""
+def data_parser(description: str) -> argparse.ArgumentParser:
+    """A parser of the options that the modules of the benchmark share."""
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data_path", type=Path, required=True)
     parser.add_argument("--class_name", nargs="+", help="default: all of data_path")
     parser.add_argument("--arch", choices=BACKBONES, required=True)
     parser.add_argument("--weights", type=Path, help="state dict (default: published weights)")
+    return parser
 
 
 def measure_whole(args: argparse.Namespace) -> Table:
     """The suite's whole command and the naive reference's."""
-    suite, naive = repeat(
-        args, suite_command(args), [*module("naive_pipeline", args), "--save_path", FOLDER]
-    )
+    naive_command = [*module("naive_pipeline", args), "--save_path", FOLDER]
+    suite, naive = repeat(args, suite_command(args), naive_command)
     rows = [["whole command, s", *compare(suite["seconds"], naive["seconds"])]]
     rows += [["peak memory, GB", *compare(suite["peak"] / 1e9, naive["peak"] / 1e9)]]
     for stage, names in STAGES.items():
         rows.append([f"{stage}, s", *compare(suite[stage], sum(naive[name] for name in names))])
-    rows += [
-        [name, f"{suite[name]:.6f}", f"{naive[name]:.6f}", ""]
-        for name in ("image ROCAUC", "pixel ROCAUC")
-    ]
+    for name in ("image ROCAUC", "pixel ROCAUC"):
+        rows.append([name, f"{suite[name]:.6f}", f"{naive[name]:.6f}", ""])
     note = (
         "Whole commands in turn. Fit and score include loading the images and the network; the "
         "suite's fit includes thresholds and the saved model."
@@ -106,16 +102,17 @@ def measure_whole(args: argparse.Namespace) -> Table:
 def measure_limit(args: argparse.Namespace) -> Table:
     """Decoding and the bare network on all images, beside the whole command."""
     suite, alone = repeat(args, suite_command(args), module("benchmark.alone", args))
-    limit = alone["decoding"] + alone["network"]
+    whole, limit = suite["seconds"], alone["decoding"] + alone["network"]
+    network, onnx = alone["per image, network"], alone["per image, ONNX Runtime"]
     rows = [
         ["decoding, s", f"{alone['decoding']:.2f}"],
         ["network, s", f"{alone['network']:.2f}"],
-        ["whole command, s", f"{suite['seconds']:.2f}"],
-        ["whole command / (decoding + network)", f"{suite['seconds'] / limit:.2f}"],
+        ["whole command, s", f"{whole:.2f}"],
+        ["whole command / (decoding + network)", f"{whole / limit:.2f}"],
         ["Gaussians: fit, s", f"{alone['fit']:.2f}"],
         ["Gaussians: score, s", f"{alone['score']:.2f}"],
-        ["network, ms an image", f"{1000 * alone['per image, network']:.1f}"],
-        ["ONNX Runtime, ms an image", f"{1000 * alone['per image, ONNX Runtime']:.1f}"],
+        ["network, ms an image", f"{1000 * network:.1f}"],
+        ["ONNX Runtime, ms an image", f"{1000 * onnx:.1f}"],
     ]
     note = (
         "Decoding on all cores, then the bare network on all images. The whole command also "
@@ -156,16 +153,6 @@ PARTS: dict[str, Callable[[argparse.Namespace], Table]] = {
 }
 
 
-def data_options(args: argparse.Namespace) -> list[str]:
-    """The data, the network and its weights."""
-    words = ["--data_path", str(args.data_path.resolve()), "--arch", args.arch]
-    names = args.class_name or sorted(
-        p.parents[1].name for p in args.data_path.glob("*/train/good")
-    )
-    words += ["--class_name", *names]
-    return words + (["--weights", str(args.weights.resolve())] if args.weights else [])
-
-
 def suite_command(args: argparse.Namespace) -> list[str]:
     """main.py's command on the CPU."""
     return [*MAIN, *data_options(args), "--device", "cpu", "--save_path", FOLDER]
@@ -174,6 +161,14 @@ def suite_command(args: argparse.Namespace) -> list[str]:
 def module(name: str, args: argparse.Namespace) -> list[str]:
     """The command of a module of the tests."""
     return [sys.executable, "-m", f"tests.{name}", *data_options(args)]
+
+
+def data_options(args: argparse.Namespace) -> list[str]:
+    """The data, the network and its weights."""
+    found = sorted(path.parents[1].name for path in args.data_path.glob("*/train/good"))
+    words = ["--data_path", str(args.data_path.resolve()), "--arch", args.arch]
+    words += ["--class_name", *(args.class_name or found)]
+    return words + (["--weights", str(args.weights.resolve())] if args.weights else [])
 
 
 def repeat(args: argparse.Namespace, *commands: list[str]) -> list[Numbers]:
@@ -208,7 +203,9 @@ def measure(command: Sequence[str]) -> Numbers:
 
 def read_metrics(folder: Path) -> Numbers:
     """The sums of the seconds of all classes of a run, and their mean ROCAUC; else nothing."""
-    rows = [row for path in folder.glob("*/metrics.csv") for row in read_csv(path)]
+    rows: list[dict[str, str]] = []
+    for path in folder.glob("*/metrics.csv"):
+        rows += csv.DictReader(path.read_text().splitlines())
     if not rows:
         return {}
     numbers = {stage: sum(float(row[f"seconds_{stage}"]) for row in rows) for stage in STAGES}

@@ -7,26 +7,26 @@ Before each, this process decodes and scores the same image, while the stream wa
 on stdout is JSON.
 """
 
-import argparse
+from __future__ import annotations
+
 import json
 import subprocess
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 from datasets.dataset import load_splits
 from datasets.images import load_image, open_image
-from tests.benchmark.__main__ import MAIN, add_data_options
+from tests.benchmark.__main__ import MAIN, data_parser
 from utils.system.program import prepare_process
 
 if TYPE_CHECKING:
     from utils.detector import Detector
 
 MOST = 200  # images
-PARTS, ANSWER = "decoding, network and Gaussians", "answer"
 
 
 def main() -> None:
@@ -34,9 +34,7 @@ def main() -> None:
     prepare_process()  # before torch is imported, as in the stream
     from utils.detector import Detector
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_data_options(parser)
-    args = parser.parse_args()
+    args = data_parser(__doc__).parse_args()
     train, test = load_splits(args.data_path, args.class_name[0])
     good = (open_image(sample.path) for sample in train.samples)
     detector = Detector.fit(good, args.arch, args.weights, device="cpu")
@@ -45,31 +43,30 @@ def main() -> None:
 
 
 def time_stream(
-    detector: "Detector", weights: Path | None, paths: Sequence[Path]
+    detector: Detector, weights: Path | None, paths: Sequence[Path]
 ) -> dict[str, float]:
     """Median seconds of the stream's answer about an image, and of the parts alone."""
-    seconds: dict[str, list[float]] = {PARTS: [], ANSWER: []}
+    of_parts, of_answers = [], []
     with TemporaryDirectory() as folder:
         model = f"{folder}/model.safetensors"
         detector.save(model)
         detector = detector.load(model, weights, "cpu")  # both have it from the file
-        options = ["--model", model, "--device", "cpu"]
-        options += [] if weights is None else ["--weights", str(weights.resolve())]
-        command = [*MAIN, "predict", *options, "-"]
+        options = [] if weights is None else ["--weights", str(weights.resolve())]
+        command = [*MAIN, "predict", "--model", model, "--device", "cpu", *options, "-"]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         with subprocess.Popen(command, text=True, **pipes) as stream:
             stream.stdout.readline()  # the header
             for path in paths:
-                times = [time.perf_counter()]
+                start = perf_counter()
                 image = load_image(path, detector.model.preprocessing)
                 detector.score_batch(image[None])
-                times.append(time.perf_counter())
+                sent = perf_counter()
                 print(path, file=stream.stdin, flush=True)
                 assert stream.stdout.readline().startswith(str(path))
-                times.append(time.perf_counter())
-                seconds[PARTS].append(times[1] - times[0])
-                seconds[ANSWER].append(times[2] - times[1])
-    return {name: median(values) for name, values in seconds.items()}
+                of_parts.append(sent - start)
+                of_answers.append(perf_counter() - sent)
+    parts, answer = median(of_parts), median(of_answers)
+    return {"decoding, network and Gaussians": parts, "answer": answer}
 
 
 if __name__ == "__main__":
