@@ -10,21 +10,23 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from multiprocessing.context import ForkServerContext
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
 
 import main
-
-ROOT = Path(__file__).resolve().parent.parent
+from tests.helpers import call
 
 
 def run_main(*words: object) -> None:
@@ -41,12 +43,32 @@ class Ended(NamedTuple):
     seconds: float
 
 
-def fork_server() -> ForkServerContext:
-    """What starts processes that have imported everything."""
+def fork(function: Callable, arguments: Sequence, **names: object) -> tuple[Process, Connection]:
+    """A process of its own, with names in its environment, and a pipe.
+
+    What function(*arguments) returns or raises there comes through the pipe.
+    """
     context = multiprocessing.get_context("forkserver")
     modules = ("utils.evaluation", "utils.padim", "utils.report.report", "torch.distributed")
-    context.set_forkserver_preload([__name__, "tests.helpers", *modules])
-    return context
+    context.set_forkserver_preload([__name__, *modules])
+    reading, writing = context.Pipe(duplex=False)
+    settings = writing, os.getcwd(), os.environ | {name: str(names[name]) for name in names}
+    process = context.Process(target=_send, args=(*settings, function, arguments))
+    process.start()
+    writing.close()
+    return process, reading
+
+
+def _send(
+    pipe: Connection, folder: str, environment: dict, function: Callable, arguments: Sequence
+) -> None:
+    os.chdir(folder)
+    os.environ.update(environment)
+    try:
+        pipe.send(function(*arguments))
+    except BaseException as error:
+        traceback.print_exc()
+        pipe.send(error)
 
 
 def run_forked(
@@ -59,12 +81,8 @@ def run_forked(
         kill_after: seconds after which the process is killed.
         refuse_after: seconds after which no file that it writes may grow.
     """
-    context = fork_server()
-    reading, writing = context.Pipe(duplex=False)
-    process = context.Process(target=_become_main, args=(words, writing))
     began = time.perf_counter()
-    process.start()
-    writing.close()
+    process, pipe = fork(call, words)
     time.sleep(kill_after or refuse_after or 0)
     if kill_after is not None:
         process.kill()
@@ -72,17 +90,12 @@ def run_forked(
         # Python ignores the signal that this sends, and gets an error instead
         with suppress(ProcessLookupError):  # it may have ended
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
-    with open(reading.fileno(), closefd=False) as file:
-        stderr = file.read()
+    try:
+        status, _, stderr = pipe.recv()
+    except EOFError:  # it was killed
+        status, stderr = -signal.SIGKILL, ""
     process.join()
-    return Ended(process.exitcode, stderr, time.perf_counter() - began)
-
-
-def _become_main(words: Sequence[object], stderr: Any) -> None:
-    os.dup2(stderr.fileno(), 2)
-    stderr.close()
-    with open(os.devnull, "w") as sys.stdout, open(2, "w", closefd=False) as sys.stderr:
-        run_main(*words)
+    return Ended(status, stderr, time.perf_counter() - began)
 
 
 def draw_moments(n: int, end: float, seed: str) -> list[float]:

@@ -11,14 +11,13 @@ import signal
 import subprocess
 import sys
 import time
-import traceback
 
 import pytest
 from torch.distributed import TCPStore
 
 import main
-from tests.faults import fork_server
-from tests.helpers import MAIN, Done, call, experiment_options, outputs
+from tests.faults import fork
+from tests.helpers import MAIN, call, experiment_options, outputs
 from utils.system.processes import LOST, VARIABLES, Processes
 
 
@@ -47,41 +46,21 @@ def test_torchrun_is_recognised_by_all_its_variables(monkeypatch):
     assert Processes.from_environment() == Processes(3, 8, local_rank=1, local_size=2)
 
 
-def fork(size, function, *arguments):
+def run_all(size, function, *arguments):
     """What function(*arguments) returns or raises in each process of a run, in order of rank.
 
     This process keeps the store by which they find each other, as torchrun does.
     """
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
-    address["TORCHELASTIC_USE_AGENT_STORE"] = True
-    context = fork_server()
-    pipes, children = [], []
-    for rank in range(size):
-        ours, theirs = context.Pipe(duplex=False)
-        names = dict(zip(VARIABLES, (rank, size, rank, size), strict=True))
-        settings = os.getcwd(), os.environ | address | names, theirs
-        child = context.Process(target=run_child, args=(*settings, function, arguments))
-        child.start()
-        theirs.close()
-        pipes.append(ours)
-        children.append(child)
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": store.port}
+    names |= {"TORCHELASTIC_USE_AGENT_STORE": True, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    started = [fork(function, arguments, **names, RANK=i, LOCAL_RANK=i) for i in range(size)]
     try:
-        return [receive(pipe) for pipe in pipes]
+        return [receive(pipe) for _, pipe in started]
     finally:
-        for child in children:
-            child.kill()
-            child.join()
-
-
-def run_child(folder, names, pipe, function, arguments):
-    os.chdir(folder)
-    os.environ.update({name: str(value) for name, value in names.items()})
-    try:
-        pipe.send(function(*arguments))
-    except BaseException as error:
-        traceback.print_exc()
-        pipe.send(error)
+        for process, _ in started:
+            process.kill()
+            process.join()
 
 
 def receive(pipe):
@@ -102,7 +81,7 @@ def leave_a_file(folder):
 
 
 def test_all_processes_wait_for_each_other(tmp_path):
-    assert fork(3, leave_a_file, tmp_path) == [3, 3, 3]
+    assert run_all(3, leave_a_file, tmp_path) == [3, 3, 3]
 
 
 def fail(failing):
@@ -114,7 +93,7 @@ def fail(failing):
 
 @pytest.mark.parametrize("failing", [[0], [1, 2]])
 def test_one_process_raises_the_error_and_all_end(failing):
-    ends = fork(3, fail, failing)
+    ends = run_all(3, fail, failing)
     errors = [end for end in ends if not isinstance(end, SystemExit)]
     assert [str(error) for error in errors] == ["bad image"]
     assert {end.code for end in ends if isinstance(end, SystemExit)} == {1}
@@ -138,7 +117,7 @@ def be_ended(number, path):
 def test_processes_that_are_ended_write_their_reports_and_one_raises_the_error(
     number, error, tmp_path
 ):
-    ends = fork(2, be_ended, number, tmp_path)
+    ends = run_all(2, be_ended, number, tmp_path)
     assert sorted(type(end).__name__ for end in ends) == sorted(["SystemExit", error])
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -153,7 +132,7 @@ def be_ended_while_reporting():
 
 
 def test_process_that_reports_an_error_is_not_ended_by_torchrun():
-    ends = fork(2, be_ended_while_reporting)
+    ends = run_all(2, be_ended_while_reporting)
     assert sorted(type(end).__name__ for end in ends) == ["SystemExit", "ValueError"]
 
 
@@ -177,50 +156,38 @@ def be_ended_while_writing(path):
 
 
 def test_process_that_lost_another_still_writes_its_report(tmp_path):
-    leader, _ = fork(2, be_ended_while_writing, tmp_path / "report")
+    leader, _ = run_all(2, be_ended_while_writing, tmp_path / "report")
     assert str(leader) == LOST
     assert (tmp_path / "report").exists()
-
-
-def torchrun(*words):
-    """Run the command line in two processes, each on a core of its own at most."""
-    two_cores = sorted(os.sched_getaffinity(0))[:2]
-    done = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", MAIN]
-        + [str(word) for word in words],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        preexec_fn=lambda: os.sched_setaffinity(0, two_cores),
-    )
-    # torchrun adds lines of its own
-    lines = [line for line in done.stderr.splitlines() if line.startswith("main.py")]
-    return Done(done.returncode, done.stdout, lines)
 
 
 @pytest.fixture(scope="module")
 def alone(drawn_tree, random_weights, tmp_path_factory):
     """The folder of a run of one process."""
     folder = tmp_path_factory.mktemp("alone")
-    (done,) = fork(1, call, *experiment_options(drawn_tree, random_weights("resnet18"), folder))
+    (done,) = run_all(1, call, *experiment_options(drawn_tree, random_weights("resnet18"), folder))
     assert done.returncode == 0, done.stderr
     return folder / "resnet18"
 
 
 def test_two_processes_write_the_same_bytes_as_one(experiment, results_folder, alone):
-    done = torchrun(*experiment)
-    assert (done.returncode, done.stderr) == (0, [])
+    two_cores = sorted(os.sched_getaffinity(0))[:2]  # at most, one each
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", MAIN]
+        + [str(word) for word in experiment],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        preexec_fn=lambda: os.sched_setaffinity(0, two_cores),
+    )
+    assert done.returncode == 0, done.stderr
+    assert "main.py" not in done.stderr  # torchrun prints lines of its own
     assert outputs(results_folder) == outputs(alone)
     settings = json.loads((results_folder / "metrics.json").read_text())["settings"]
     assert settings["processes"] == 2
     assert settings["command"].startswith("torchrun --nproc_per_node=2 main.py --data_path")
     assert done.stdout.count("image ROCAUC: ") == 2
-    for line in (
-        "bolt: 5 training images (",
-        "weave: 5 training images (",
-        "mean of 2 classes",
-        "results in ",
-    ):
+    for line in ("bolt: 5 training images (", "weave: 5 training images (", "results in "):
         assert done.stdout.count(line) == 1
 
 
@@ -240,11 +207,13 @@ def call_and_kill_the_second(path, *words):
 def test_killed_process_ends_the_run_and_the_finished_class_stays(
     experiment, results_folder, alone
 ):
-    leader, _ = fork(2, call_and_kill_the_second, results_folder / "classes/bolt.json", *experiment)
+    leader, _ = run_all(
+        2, call_and_kill_the_second, results_folder / "classes/bolt.json", *experiment
+    )
     assert leader.returncode != 0
     assert leader.stderr == f"main.py: error: {LOST}\n"
     assert [row["class_name"] for row in outputs(results_folder)["metrics.csv"]] == ["bolt"]
-    (done,) = fork(1, call, *experiment)
+    (done,) = run_all(1, call, *experiment)
     assert "bolt is finished" in done.stdout
     assert "weave is finished" not in done.stdout
     assert outputs(results_folder) == outputs(alone)
@@ -252,7 +221,7 @@ def test_killed_process_ends_the_run_and_the_finished_class_stays(
 
 def test_other_number_of_processes_finds_the_classes_finished(alone, experiment, results_folder):
     shutil.copytree(alone, results_folder)
-    ends = fork(3, call, *experiment)
+    ends = run_all(3, call, *experiment)
     assert [(done.returncode, done.stderr) for done in ends] == [(0, "")] * 3
     stdout = "".join(done.stdout for done in ends)
     assert stdout.count("is finished with these images and settings") == 2
@@ -264,7 +233,7 @@ def test_other_number_of_processes_finds_the_classes_finished(alone, experiment,
 def test_bad_image_in_one_process_ends_all_with_one_line(experiment, tree, results_folder):
     path = tree / "weave/test/stain/002.png"
     path.write_bytes(path.read_bytes()[:200])
-    ends = fork(2, call, *experiment)
+    ends = run_all(2, call, *experiment)
     assert [done.returncode for done in ends] == [1, 2]
     assert "".join(done.stderr for done in ends).count("\n") == 1
     assert ends[1].stderr.startswith(f"main.py: error: cannot read image {path}")
@@ -272,7 +241,7 @@ def test_bad_image_in_one_process_ends_all_with_one_line(experiment, tree, resul
 
 
 def test_mistake_that_every_process_finds_is_printed_once(experiment):
-    ends = fork(3, call, *experiment, "--class_name", "nut")
+    ends = run_all(3, call, *experiment, "--class_name", "nut")
     assert sorted(done.returncode for done in ends) == [1, 1, 2]
     (line,) = [line for done in ends for line in done.stderr.splitlines()]
     assert "unknown class 'nut'" in line
