@@ -1,4 +1,3 @@
-import os
 from dataclasses import asdict
 
 import numpy as np
@@ -65,25 +64,6 @@ def test_a_file_that_is_no_record_of_this_version_is_named(record, tmp_path, cap
     assert read_record(tmp_path, "bolt") is None
     (line,) = capsys.readouterr().out.splitlines()
     assert "classes/bolt.json is damaged or was written by another version: bolt is fit" in line
-
-
-def fingerprint(tree, **settings):
-    paths = (path for path in (tree / "bolt").rglob("*") if path.is_file())
-    return make_fingerprint(settings, tree, sorted(paths))
-
-
-def test_fingerprint_depends_on_settings_images_and_masks(tree):
-    first = fingerprint(tree, seed=1, crop=2)
-    assert fingerprint(tree, crop=2, seed=1) == first
-    found = [first, fingerprint(tree, seed=2, crop=2)]
-    for name in ("train/good/000.png", "ground_truth/crack/000_mask.png"):
-        os.utime(tree / "bolt" / name, ns=(1, 1))
-        found.append(fingerprint(tree, seed=1, crop=2))
-    (tree / "bolt/train/good/999.png").touch()
-    found.append(fingerprint(tree, seed=1, crop=2))
-    assert len(set(found)) == 5
-    moved = tree.rename(tree.with_name("moved"))
-    assert fingerprint(moved, seed=1, crop=2) == found[-1]
 
 
 def test_an_image_that_is_a_broken_link_is_named(tmp_path):

@@ -10,12 +10,11 @@ from PIL import Image
 
 from datasets.folders import MARKER
 from datasets.notes import Header, Notes
-from datasets.preprocessing import crop_box
 from tests.conftest import write_image
 from tests.helpers import SMALL, defective, good_images
 from tests.test_page import Page
 from utils.commands.predict_page import list_regions
-from utils.commands.prediction import COLUMNS, Predictor, find_peak, write_map
+from utils.commands.prediction import COLUMNS, Predictor, write_map
 from utils.commands.sources import find_images
 from utils.detector import Detector
 from utils.model_file import features_bytes
@@ -78,18 +77,6 @@ def test_rows_have_the_detectors_scores(run, command, detector, new):
     counts = f"2 images, {n} anomalous (score >= {thresholds.image:g}), 0 not scored; results in pr"
     assert lines[0].startswith(counts)
     assert lines[1:] == ["(5 good images support a rate of false alarms of 0.17, not of 0.01)"]
-
-
-@pytest.mark.parametrize("size", [(97, 121), (800, 333)])
-def test_peak_is_in_pixels_of_the_original(size):
-    anomaly_map = np.zeros((80, 80), np.float32)
-    anomaly_map[39, 11] = 1
-    width, height = size
-    scale = 96 / min(size)
-    resized = int(scale * width + 1e-9), int(scale * height + 1e-9)
-    peak_row, peak_column = find_peak(anomaly_map, crop_box(size, SMALL))
-    assert peak_row == int((39 + round((resized[1] - 80) / 2) + 0.5) * height / resized[1])
-    assert peak_column == int((11 + round((resized[0] - 80) / 2) + 0.5) * width / resized[0])
 
 
 def test_regions_are_the_detectors_and_all_pictures_show_them(run, command, detector, new):
@@ -159,9 +146,11 @@ def test_thresholds_and_least_area_choose_the_regions(options, regions, run, com
     assert [(float(region["score"]), int(region["area"])) for region in found] == regions
     (row,) = read_rows()
     assert row["anomalous"] == ("1" if regions else "0")
+    # the crop's corner is (8, 20)
+    assert (int(row["peak_row"]), int(row["peak_column"])) == (8 + 14, 20 + 14)
     mask = pixels("predictions/masks/good.png") > 0
     assert mask.sum() == int(row["area"]) == sum(area for _, area in regions)
-    assert mask[8 + 14, 20 + 14] == bool(regions)  # the crop's corner is (8, 20)
+    assert mask[8 + 14, 20 + 14] == bool(regions)
 
 
 @pytest.mark.parametrize("rates", [{"target_fpr": 0.4}, {"pixel_fpr": 0.3}])

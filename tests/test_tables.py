@@ -77,17 +77,6 @@ def test_other_classes_have_one_mean_which_needs_the_metric_of_each():
     assert list(cells(metrics_table(run_of(results[0])))) == ["bottle"]
 
 
-def test_notes_name_the_source_of_the_numbers_and_the_notes_of_the_classes():
-    result = make_result("bottle")
-    result.notes.append("no masks")
-    source, note = metrics_table(run_of(result)).notes
-    assert source == (
-        "python main.py --arch resnet18; weights sha256 ffffffffffff…, cpu (2 threads), "
-        "torch 2.14.1, 2026-01-01, peak memory 1.5 GB."
-    )
-    assert note == "bottle: no masks"
-
-
 def test_comparison_shows_measured_classes_alone_and_counts_the_others(published):
     run = run_of(make_result("bottle", image_auroc=0.9905), make_result("grass"))
     table = comparison_table(run, "image_auroc", published)
@@ -127,10 +116,8 @@ def test_only_what_is_published_is_compared(result, arch, n_tables):
     assert len(run_tables(run_of(result, arch=arch))) == n_tables
 
 
-def test_tables_are_written_in_markdown_and_aligned():
+def test_text_is_aligned():
     table = Table("T", ["class", "a"], [["longer", "1.000"], ["x", "–"]], ["n"])
-    lines = ["| class | a |", "| --- | ---: |", "| longer | 1.000 |", "| x | – |"]
-    assert to_markdown(table) == "\n".join(["**T**", "", *lines, "", "- n", ""])
     assert to_text(table) == "T\nclass       a\nlonger  1.000\nx           –\nn"
 
 
