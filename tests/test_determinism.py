@@ -10,28 +10,22 @@ import re
 import pytest
 import torch
 
-from tests.helpers import call, experiment_options, outputs, read_csv
+from tests.helpers import outputs, read_csv
 from tests.tolerances import AUROC, SCORES
 
 OTHERS = 1e-4  # best F1, AP and AUPRO, which a single pixel changes by more
 
 
-@pytest.fixture(scope="module")
-def run_in(drawn_tree, random_weights):
-    """A function that runs the experiment into a folder, and returns that of the results."""
+@pytest.fixture
+def run_into(run, experiment, tmp_path):
+    """A function that runs the experiment into a new folder, and returns that of the results."""
 
-    def run_in(folder, *options):
-        words = experiment_options(drawn_tree, random_weights("resnet18"), folder)
-        done = call(*words, *options)
+    def run_into(name, *options):
+        done = run(*experiment, *options, "--save_path", tmp_path / name)
         assert done.returncode == 0, done.stderr
-        return folder / "resnet18"
+        return tmp_path / name / "resnet18"
 
-    return run_in
-
-
-@pytest.fixture(scope="module")
-def usual(run_in, tmp_path_factory):
-    return run_in(tmp_path_factory.mktemp("usual"))
+    return run_into
 
 
 def read_numbers(folder):
@@ -45,15 +39,13 @@ def read_numbers(folder):
     return found
 
 
-def test_same_seed_gives_the_same_bytes_with_any_number_of_workers(run_in, usual, tmp_path):
-    assert outputs(run_in(tmp_path, "--num_workers", "0")) == outputs(usual)
-
-
-def test_threads_and_batches_change_rounding_alone(run_in, usual, tmp_path):
+def test_workers_change_no_byte_and_threads_and_batches_rounding_alone(run_into):
+    usual = run_into("usual")
+    assert outputs(run_into("workers", "--num_workers", "0")) == outputs(usual)
     n_threads = torch.get_num_threads()
     torch.set_num_threads(2 if n_threads == 1 else 1)
     try:
-        found = read_numbers(run_in(tmp_path, "--batch_size", "3"))
+        found = read_numbers(run_into("batches", "--batch_size", "3"))
     finally:
         torch.set_num_threads(n_threads)
     expected = read_numbers(usual)

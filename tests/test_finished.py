@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from tests.records import SETTINGS, make_image, make_record
-from utils.report.finished import (
-    discard_record,
-    make_fingerprint,
-    read_record,
-    read_records,
-    write_record,
-)
+from utils.report.finished import discard_record, read_record, read_records, write_record
 from utils.report.report import write_report
 
 
@@ -64,10 +58,3 @@ def test_a_file_that_is_no_record_of_this_version_is_named(record, tmp_path, cap
     assert read_record(tmp_path, "bolt") is None
     (line,) = capsys.readouterr().out.splitlines()
     assert "classes/bolt.json is damaged or was written by another version: bolt is fit" in line
-
-
-def test_an_image_that_is_a_broken_link_is_named(tmp_path):
-    path = tmp_path / "a.png"
-    path.symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"a\.png"):
-        make_fingerprint({}, tmp_path, [path])

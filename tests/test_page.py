@@ -225,9 +225,3 @@ def test_table_has_headers_caption_and_notes(write):
     assert page.texts("th", scope="row") == ["bolt", "mean of 2"]
     assert page.texts("td") == ["0.9", "0.75", "–", "1.0 ± 0.1"]
     assert page.texts("p", class_="note") == ["rounded", "unrounded in metrics.csv"]
-
-
-def test_page_without_tables_has_neither_curves_nor_contents(write):
-    page = write(title="Nothing yet", summary=("resnet18", "seed 1024"), tables=())
-    assert page.texts("li") == ["resnet18", "seed 1024"]
-    assert not [e for e in page.elements if e.tag in ("nav", "section", "img", "form", "h2")]

@@ -215,6 +215,8 @@ def test_page_shows_all_images_highest_score_first(run, command, new):
     assert page.texts("span", class_="score") == [*scores, "–"]
     assert page.values("img", "src") == ["overlays/line%201/gr%C3%B6%C3%9Fe.jpg"]
     assert len(page.all("ul", class_="lines")) == 1
+    assert page.texts("h2") == ["Images"]  # neither tables nor curves, as a run has
+    assert not page.all("nav")
     region = read_rows("regions.csv")[0]
     listed = page.texts("li")
     assert any(text.startswith("Model: bolt.safetensors, resnet18, fitted to 5") for text in listed)
