@@ -20,27 +20,18 @@ from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess as Process
 from pathlib import Path
-from typing import NamedTuple
 from unittest.mock import patch
 
 import pytest
 
 import main
-from tests.helpers import call
+from tests.helpers import Done, call
 
 
 def run_main(*words: object) -> None:
     """Run the command line in this process."""
     with patch.object(sys, "argv", ["main.py", *map(str, words)]):
         main.main()
-
-
-class Ended(NamedTuple):
-    """How a run ended: its exit status (negative for a signal), stderr and duration."""
-
-    status: int
-    stderr: str
-    seconds: float
 
 
 def fork(function: Callable, arguments: Sequence, **names: object) -> tuple[Process, Connection]:
@@ -73,7 +64,7 @@ def _send(
 
 def run_forked(
     words: Sequence[object], kill_after: float | None = None, refuse_after: float | None = None
-) -> Ended:
+) -> Done:
     """Run the command line in a process of its own.
 
     Args:
@@ -81,7 +72,6 @@ def run_forked(
         kill_after: seconds after which the process is killed.
         refuse_after: seconds after which no file that it writes may grow.
     """
-    began = time.perf_counter()
     process, pipe = fork(call, words)
     time.sleep(kill_after or refuse_after or 0)
     if kill_after is not None:
@@ -91,11 +81,11 @@ def run_forked(
         with suppress(ProcessLookupError):  # it may have ended
             resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (0, 0))
     try:
-        status, _, stderr = pipe.recv()
+        return pipe.recv()
     except EOFError:  # it was killed
-        status, stderr = -signal.SIGKILL, ""
-    process.join()
-    return Ended(status, stderr, time.perf_counter() - began)
+        return Done(-signal.SIGKILL, "", "")
+    finally:
+        process.join()
 
 
 def draw_moments(n: int, end: float, seed: str) -> list[float]:

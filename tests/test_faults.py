@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from pathlib import Path
+from time import perf_counter
 
 import pytest
 from PIL import Image
@@ -32,19 +33,21 @@ def undisturbed(words_in, tmp_path_factory):
     """The outputs of a run that nothing disturbs, and its duration in seconds."""
     run_forked(["--version"])  # the first takes longer, as it starts the server
     folder = tmp_path_factory.mktemp("undisturbed")
-    ended = run_forked(words_in(folder))
-    assert (ended.status, ended.stderr) == (0, "")
-    return outputs(folder / "resnet18"), ended.seconds
+    began = perf_counter()
+    done = run_forked(words_in(folder))
+    seconds = perf_counter() - began
+    assert (done.returncode, done.stderr) == (0, "")
+    return outputs(folder / "resnet18"), seconds
 
 
 def is_temporary(path):
     return any(part.startswith(".") and part != MARKER for part in path.parts)
 
 
-def assert_refused(ended, folder):
+def assert_refused(done, folder):
     """The run ended in one line that names a file, and took its temporary files away."""
-    assert (ended.status, len(ended.stderr.splitlines())) == (2, 1), ended.stderr
-    assert "cannot write" in ended.stderr
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1), done.stderr
+    assert "cannot write" in done.stderr
     assert not list(filter(is_temporary, folder.rglob("*")))
 
 
@@ -65,8 +68,8 @@ def assert_goes_on(words, folder, expected):
         else:
             assert path.read_text().endswith(("\n", "</html>")), name
     records = {path: path.stat().st_mtime_ns for path in folder.glob("classes/[!.]*")}
-    ended = run_forked(words)
-    assert (ended.status, ended.stderr) == (0, "")
+    done = run_forked(words)
+    assert (done.returncode, done.stderr) == (0, "")
     found = {name: file for name, file in outputs(folder).items() if not is_temporary(Path(name))}
     assert found == expected
     assert all(path.stat().st_mtime_ns == changed for path, changed in records.items())
@@ -76,16 +79,16 @@ def assert_goes_on(words, folder, expected):
 def test_killed_run_goes_on_to_the_same_results(i, words_in, undisturbed, tmp_path):
     words, (expected, seconds) = words_in(tmp_path), undisturbed
     moment = draw_moments(N_KILLS, seconds, "kills")[i]
-    assert run_forked(words, kill_after=moment).status in (-9, 0)
+    assert run_forked(words, kill_after=moment).returncode in (-9, 0)
     assert_goes_on(words, tmp_path / "resnet18", expected)
 
 
 @pytest.mark.parametrize("i", range(N_REFUSALS))
 def test_run_that_may_no_longer_write_is_refused_and_goes_on(i, words_in, undisturbed, tmp_path):
     words, (expected, seconds) = words_in(tmp_path), undisturbed
-    ended = run_forked(words, refuse_after=draw_moments(N_REFUSALS, seconds, "refusals")[i])
-    if ended.status:  # it may have written everything before
-        assert_refused(ended, tmp_path / "resnet18")
+    done = run_forked(words, refuse_after=draw_moments(N_REFUSALS, seconds, "refusals")[i])
+    if done.returncode:  # it may have written everything before
+        assert_refused(done, tmp_path / "resnet18")
     assert_goes_on(words, tmp_path / "resnet18", expected)
 
 

@@ -85,10 +85,14 @@ def test_all_processes_wait_for_each_other(tmp_path):
 
 
 def fail(failing):
-    with Processes.from_environment().joined() as processes:
-        if processes.rank in failing:
-            raise ValueError("bad image")
-        processes.wait()
+    """Fail, and be ended by torchrun, which ends all processes then."""
+    try:
+        with Processes.from_environment().joined() as processes:
+            if processes.rank in failing:
+                raise ValueError("bad image")
+            processes.wait()
+    finally:
+        signal.raise_signal(signal.SIGTERM)
 
 
 @pytest.mark.parametrize("failing", [[0], [1, 2]])
@@ -120,20 +124,6 @@ def test_processes_that_are_ended_write_their_reports_and_one_raises_the_error(
     ends = run_all(2, be_ended, number, tmp_path)
     assert sorted(type(end).__name__ for end in ends) == sorted(["SystemExit", error])
     assert len(list(tmp_path.iterdir())) == 2
-
-
-def be_ended_while_reporting():
-    try:
-        with Processes.from_environment().joined():
-            raise ValueError("bad image")
-    except ValueError:
-        signal.raise_signal(signal.SIGTERM)
-        raise
-
-
-def test_process_that_reports_an_error_is_not_ended_by_torchrun():
-    ends = run_all(2, be_ended_while_reporting)
-    assert sorted(type(end).__name__ for end in ends) == ["SystemExit", "ValueError"]
 
 
 def test_leader_reports_an_error_if_torchrun_and_its_store_are_gone():
