@@ -4,6 +4,7 @@ Fake tensors have shapes, types and devices but no numbers: an operation on tens
 is an error, and nothing needs a GPU.
 """
 
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -43,15 +44,24 @@ def make_layers(n: int, device: torch.device = CUDA) -> list[torch.Tensor]:
 
 
 @pytest.mark.parametrize("precision", ["float32", "tf32"])
-def test_images_are_sent_to_the_device_and_tf32_is_allowed_where_asked_for(
+def test_features_are_float32_on_the_device_and_tf32_is_allowed_where_asked_for(
     pretended, monkeypatch, precision
 ):
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
-    extractor = SimpleNamespace(device=CUDA, precision=precision)
-    extractor._extract = lambda images: (images.device, torch.backends.cudnn.allow_tf32)
-    found = FeatureExtractor.forward(extractor, torch.empty(3, 3, *SIZE, dtype=torch.uint8))
-    assert found == (CUDA, precision == "tf32")
+    allowed = []
+
+    def run_layer1(images):
+        allowed.append(torch.backends.cudnn.allow_tf32)
+        return images
+
+    extractor = SimpleNamespace(device=CUDA, precision=precision, stages=[], choose=list)
+    extractor._run_layer1 = run_layer1
+    extractor._extract = partial(FeatureExtractor._extract, extractor)
+    images = torch.empty(3, 3, *SIZE, dtype=torch.uint8, device="cpu")
+    (layer,) = FeatureExtractor.forward(extractor, images)
+    assert (layer.device, layer.dtype) == (CUDA, torch.float32)
     # the setting of the process stays as it is
+    assert allowed == [precision == "tf32"]
     assert torch.backends.cudnn.allow_tf32
 
 

@@ -2,6 +2,7 @@ import csv
 import os
 import shutil
 from pathlib import Path
+from unittest.mock import Mock
 from urllib.parse import unquote
 
 import numpy as np
@@ -360,3 +361,11 @@ def test_results_are_not_scored(touch):
     for given in ("out/overlays/a.png", "out/overlays"):
         with pytest.raises(ValueError, match=f"{given} is among the results in --output; choose"):
             find(given)
+
+
+def test_folder_that_cannot_be_read_is_named(touch, monkeypatch):
+    touch("in/a.png")
+    denied = PermissionError(13, "Permission denied", "in")
+    monkeypatch.setattr(os, "scandir", Mock(side_effect=denied))
+    with pytest.raises(ValueError, match="Permission denied: 'in'; make it readable"):
+        find("in")
