@@ -81,6 +81,15 @@ def test_panels_are_upstreams_and_the_arrays_are_not_changed(item):
         np.testing.assert_array_equal(array, copy)
 
 
+def test_border_of_the_region_of_interest_is_white(item):
+    anomaly_map = item.shown.anomaly_map.copy()
+    anomaly_map[:, :8] = 0
+    image, _, heat_map, *_ = panels(change(item, anomaly_map=anomaly_map))
+    assert (image[:, 7:9] == 255).all()
+    assert (heat_map[:, 7:9] == 255).all()
+    np.testing.assert_array_equal(image[:, 9:], item.shown.image.transpose(1, 2, 0)[:, 9:])
+
+
 def test_heat_map_and_colour_bar_share_one_scale(item):
     # half the colour of the bar at the height of the score, half the black of the image
     score, norm = 4.0, Normalize(-1, 9)
