@@ -209,15 +209,20 @@ def test_killed_process_ends_the_run_and_the_finished_class_stays(
     assert outputs(results_folder) == outputs(alone)
 
 
-def test_other_number_of_processes_finds_the_classes_finished(alone, experiment, results_folder):
+def test_other_number_of_processes_finds_the_classes_finished_and_changes_nothing(
+    alone, experiment, results_folder
+):
     shutil.copytree(alone, results_folder)
     ends = run_all(3, call, *experiment)
     assert [(done.returncode, done.stderr) for done in ends] == [(0, "")] * 3
     stdout = "".join(done.stdout for done in ends)
-    assert stdout.count("is finished with these images and settings") == 2
+    again = "is finished with these images and settings (--force fits it again)"
+    assert stdout.count(again) == 2
     assert stdout.count("1 of 3 processes have no class to run") == 1
     assert "ROCAUC: " not in stdout
     assert outputs(results_folder) == outputs(alone)
+    before, after = ((place / "metrics.csv").read_bytes() for place in (alone, results_folder))
+    assert before == after  # the seconds too
 
 
 def test_bad_image_in_one_process_ends_all_with_one_line(experiment, tree, results_folder):
