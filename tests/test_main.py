@@ -109,7 +109,9 @@ def test_classes_without_masks_or_labels_are_scored_and_notes_are_everywhere(
     assert found == [None] * len(found)
     assert "pixel ROCAUC: –" in done.stdout
     taken = "6 defective test images (crack 3, stain 3); 0 masks; 1 files ignored"
-    assert taken in done.stdout.partition("ROCAUC")[0]
+    begun = done.stdout.partition("ROCAUC")[0]
+    assert taken in begun
+    assert "(files among the images that are not read (.heic): " in begun
     assert "there is no ground_truth folder" in done.stdout
     scores = read_csv(results_folder / "scores.csv")[-2:]
     assert [(s["image"], s["defect_type"], s["label"]) for s in scores] == [

@@ -302,11 +302,12 @@ def test_batch_is_lowered_to_what_fits_into_memory(
         return score(self, images)
 
     monkeypatch.setattr(PaDiM, "score", spy)
-    for number in range(3):
+    for number in range(2):
         shutil.copy(new / "good.png", new / f"{number}.png")
+    write_image(new / "large.png", good_images(1, (900, 1000))[0])
     of_image = features_bytes(detector.model.extractor.channels, (80, 80))
     pair = memory.network_bytes(2, 80 * 80, of_image, aligned=False, on_gpu=False)
-    pair += 2 * (memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 127 * 151)
+    pair += 2 * (memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 900 * 1000)
     monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES + pair)
     done = run(*command, new)
     assert "--batch_size 8 is lowered to 2, which fits into the free memory" in done.stdout
