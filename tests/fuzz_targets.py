@@ -22,8 +22,8 @@ from tests.bad_inputs import Evil
 from tests.helpers import good_images
 from utils.backbone import Backbone, load_network
 from utils.detector import Detector
-from utils.maps import enlarge
 from utils.model_file import KEY, read_model
+from utils.view import enlarge
 
 # at which readers go wrong
 NUMBERS = (0, 1, 2, 127, 128, 255, 256, 32767, 32768, 65535, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)

@@ -25,10 +25,10 @@ from utils.backbone import draw_channels
 from utils.features import FeatureExtractor, load_extractor
 from utils.gaussian import fit_gaussians
 from utils.held_out import HeldOut
-from utils.maps import enlarge
 from utils.near_copies import group_near_copies
 from utils.settings import number_or_all
 from utils.thresholds import find_thresholds, score_maps
+from utils.view import enlarge
 
 TARGET_FPR = 0.05
 COLUMNS = ["class", "variation", "images", "near copies found"]

@@ -15,7 +15,7 @@ from utils import gaussian, maps, patches
 from utils.features import FeatureExtractor
 from utils.gaussian import fit_gaussians
 from utils.held_out import HeldOut
-from utils.maps import enlarge
+from utils.view import enlarge
 
 CUDA = torch.device("cuda:0")
 SIZE = (64, 48)

@@ -9,10 +9,9 @@ from datasets.preprocessing import Preprocessing
 from tests.samples import draw_layer
 from utils.backbone import Channels
 from utils.gaussian import Gaussians, fit_gaussians
-from utils.maps import enlarge
 from utils.model_file import features_bytes, gaussians_bytes, model_bytes, read_model, write_model
 from utils.thresholds import find_thresholds
-from utils.view import View
+from utils.view import View, enlarge
 
 CPU = torch.device("cpu")
 CHANNELS = Channels(((3, 12), (0, 6), (8, 208)), "ab")

@@ -9,9 +9,8 @@ from datasets.preprocessing import Preprocessing
 from tests.naive import naive_distances, naive_embeddings, naive_maps
 from tests.samples import Lookup, draw_layers, numbered
 from tests.tolerances import EPSILON, distance_error, left_out_distances
-from utils.maps import enlarge
 from utils.padim import PaDiM
-from utils.view import View
+from utils.view import View, enlarge
 
 GRIDS, SIZE = [(8, 12), (4, 6), (2, 3)], (64, 96)
 

@@ -9,9 +9,8 @@ from datasets.preprocessing import Preprocessing
 from tests.helpers import turned_part
 from tests.samples import draw_images
 from utils.alignment import RESEMBLING, Poses
-from utils.maps import enlarge
 from utils.padim import PaDiM
-from utils.view import View, learn_view
+from utils.view import View, enlarge, learn_view
 
 WHOLE = Preprocessing(96, 80).whole()
 

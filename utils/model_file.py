@@ -22,12 +22,11 @@ from datasets.preprocessing import Preprocessing
 from utils.alignment import Alignment
 from utils.backbone import BACKBONES, PRECISIONS, Channels
 from utils.gaussian import Gaussians, count_numbers
-from utils.maps import SMOOTHING_SIGMA
 from utils.patches import cells_of, make_layout
 from utils.system.errors import UserError
 from utils.system.files import replacing
 from utils.thresholds import Thresholds
-from utils.view import View
+from utils.view import SMOOTHING_SIGMA, View
 
 FORMAT = 6
 DTYPES = {"float32": torch.float32, "float16": torch.float16}

@@ -1,24 +1,29 @@
 """What the network sees of an image: a window around the crop, in the frame of the part.
 
-Images come as they were resized, or cut already; maps go back to the crop of the image as it was
-given, so that scores, thresholds, masks and figures speak of the same pixels with and without
-context and alignment.
+Images come as they were resized, or cut already; the distances of patches become maps of the crop
+of the image as it was given, so that scores, thresholds, masks and figures speak of the same pixels
+with and without context and alignment.
+
+Reference: Defard et al., arXiv 2011.08785, sections III-C and IV-B; upstream's main.py.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 from math import prod
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from scipy.ndimage import gaussian_filter1d
 from torch import Tensor
 
 from datasets.preprocessing import Preprocessing, window_place
 from utils.alignment import RESEMBLING, Alignment, Poses, learn_alignment, to_image, to_part
-from utils.maps import enlarge
 from utils.patches import patches_in
 from utils.system.memory import PIXELS_AT_ONCE
 
+SMOOTHING_SIGMA = 4  # pixels of the map (paper, section IV-B; upstream)
 AT_ONCE = 32  # maps that are laid back. Memory only
 TINY = torch.finfo(torch.float32).tiny  # the lowest score of a pixel in a region
 
@@ -91,6 +96,28 @@ class View(NamedTuple):
     def seen(self, anomaly_maps: np.ndarray) -> np.ndarray | None:
         """Where maps of lay_back are in the region, of their shape; None if all are."""
         return None if self.region is None else anomaly_maps > 0
+
+
+@torch.inference_mode()
+def enlarge(distances: Tensor, size: Sequence[int]) -> Tensor:
+    """Distances (B, h, w) as smooth maps (B, H, W) over images of H x W = size."""
+    rows, columns = (
+        enlarging(*sides, distances.device) for sides in zip(size, distances.shape[1:], strict=True)
+    )
+    return rows @ distances @ columns.mT
+
+
+@cache
+def enlarging(to_side: int, from_side: int, device: torch.device) -> Tensor:
+    """The matrix (to_side, from_side) that enlarges an axis of distances and smooths it.
+
+    It is bilinear interpolation (align_corners False), then scipy's gaussian_filter, applied to
+    unit vectors: both are linear and work axis by axis (paper, section IV-B; upstream).
+    """
+    unit = torch.eye(from_side, dtype=torch.float64)[None, None]
+    enlarged = F.interpolate(unit, size=(to_side, from_side), mode="bilinear", align_corners=False)
+    smoothed = gaussian_filter1d(enlarged[0, 0].numpy(), SMOOTHING_SIGMA, axis=0)
+    return torch.from_numpy(smoothed).float().to(device)
 
 
 def normalise(anomaly_maps: Tensor, kept: np.ndarray) -> Tensor:

@@ -18,16 +18,16 @@ import torch
 from torch import nn
 
 from datasets.dataset import load_splits
-from datasets.loading import load_batches
+from datasets.loading import Loader
 from tests.benchmark.__main__ import data_parser
 from tests.naive_pipeline import Stopwatch
 from utils.backbone import draw_channels
 from utils.features import FeatureExtractor, load_extractor
 from utils.gaussian import fit_gaussians
 from utils.held_out import HeldOut
-from utils.maps import enlarge
 from utils.system.device import count_cores
 from utils.system.program import prepare_process
+from utils.view import enlarge
 
 BATCH_SIZE = 32
 ROUNDS = 10
@@ -42,11 +42,9 @@ def main() -> None:
     args, seconds = data_parser(__doc__).parse_args(), Stopwatch()
     extractor = load_extractor(args.arch, args.weights, "cpu", channels=draw_channels(args.arch))
     for name in args.class_name:
-        with seconds("decoding"):
-            train, test = (
-                [images for images, *_ in load_batches(split, BATCH_SIZE, count_cores())]
-                for split in load_splits(args.data_path, name)
-            )
+        splits = load_splits(args.data_path, name)
+        with seconds("decoding"), Loader(splits, BATCH_SIZE, count_cores()) as loader:
+            train, test = ([images for images, *_ in loader.batches(split)] for split in splits)
         time_class(train, test, extractor, seconds)
     print(json.dumps({**seconds, **time_runtimes(train[0], extractor)}))
 
