@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from utils import gaussian, maps, patches
+from utils import gaussian, patches, view
 from utils.features import FeatureExtractor
 from utils.gaussian import fit_gaussians
 from utils.held_out import HeldOut
@@ -30,7 +30,7 @@ def pretended(monkeypatch):
     monkeypatch.setattr("utils.held_out.group_near_copies", lambda *_: None)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
     # scipy takes no fake tensors
-    monkeypatch.setattr(maps, "enlarging", lambda *sides: torch.empty(sides[:2], device=sides[2]))
+    monkeypatch.setattr(view, "enlarging", lambda *sides: torch.empty(sides[:2], device=sides[2]))
     # indices that were made before are not fake, those made here are
     patches.cells_on.cache_clear()
     with FakeTensorMode(allow_non_fake_inputs=True):

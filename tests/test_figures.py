@@ -41,6 +41,6 @@ def test_title_names_class_defect_type_file_and_score(tmp_path, monkeypatch):
     test, scored, evaluation = make_scored_class(drawn=[0])
     draw_figures(tmp_path, test, scored, evaluation.oracle_pixel)
     (item,), _, norm, threshold = drawn
-    assert item.title == f"bolt / crack / 000.png    image score {scored.image_scores[0]:.2f}"
+    assert item[1] == f"bolt / crack / 000.png    image score {scored.image_scores[0]:.2f}"
     assert (norm.vmin, norm.vmax) == scored.score_range
     assert threshold == evaluation.oracle_pixel

@@ -14,7 +14,6 @@ from utils.plot import (
     COLOUR_BAR,
     MARGIN,
     TITLES,
-    Localisation,
     name_panels,
     plot_localisations,
     plot_overlay,
@@ -34,11 +33,12 @@ def item(tmp_path):
     mask[10:30, 10:30] = True
     image = rng.integers(0, 255, (3, SIDE, SIDE), dtype=np.uint8)
     shown = DrawnImage(image, (mask * 5 + rng.random(mask.shape)).astype(np.float32), mask)
-    return Localisation(tmp_path / "figures/scratch_000.png", "brick / scratch / 000.png", shown)
+    return tmp_path / "figures/scratch_000.png", "brick / scratch / 000.png", shown
 
 
 def change(item, **changes):
-    return item._replace(shown=item.shown._replace(**changes))
+    path, title, shown = item
+    return path, title, shown._replace(**changes)
 
 
 def draw(item, threshold=3.0, norm=SCALE):
@@ -63,9 +63,9 @@ def black_and_white(mask):
 def test_panels_are_upstreams_and_the_arrays_are_not_changed(item):
     noise = gaussian_filter(np.random.default_rng(0).standard_normal((SIDE, SIDE)), 4)
     # 0 is outside the region; a pixel on the threshold, 2, is anomalous
-    shown = item.shown._replace(anomaly_map=(noise >= 0).astype(np.float32) + 1)
+    shown = item[2]._replace(anomaly_map=(noise >= 0).astype(np.float32) + 1)
     copies = [array.copy() for array in shown]
-    image, truth, heat_map, pred_mask, outlined = panels(item._replace(shown=shown), threshold=2)
+    image, truth, heat_map, pred_mask, outlined = panels((*item[:2], shown), threshold=2)
     np.testing.assert_array_equal(image, shown.image.transpose(1, 2, 0))
     np.testing.assert_array_equal(truth, black_and_white(shown.mask))
     colours = colormaps["jet"](shown.anomaly_map / 6, bytes=True)[..., :3]
@@ -82,19 +82,19 @@ def test_panels_are_upstreams_and_the_arrays_are_not_changed(item):
 
 
 def test_border_of_the_region_of_interest_is_white(item):
-    anomaly_map = item.shown.anomaly_map.copy()
+    anomaly_map = item[2].anomaly_map.copy()
     anomaly_map[:, :8] = 0
     image, _, heat_map, *_ = panels(change(item, anomaly_map=anomaly_map))
     assert (image[:, 7:9] == 255).all()
     assert (heat_map[:, 7:9] == 255).all()
-    np.testing.assert_array_equal(image[:, 9:], item.shown.image.transpose(1, 2, 0)[:, 9:])
+    np.testing.assert_array_equal(image[:, 9:], item[2].image.transpose(1, 2, 0)[:, 9:])
 
 
 def test_heat_map_and_colour_bar_share_one_scale(item):
     # half the colour of the bar at the height of the score, half the black of the image
     score, norm = 4.0, Normalize(-1, 9)
     flat = np.full((SIDE, SIDE), score, dtype=np.float32)
-    item = change(item, image=np.zeros_like(item.shown.image), anomaly_map=flat)
+    item = change(item, image=np.zeros_like(item[2].image), anomaly_map=flat)
     figure = draw(item, None, norm)
     heat = panels(item, None, norm)[2][10, 10]
     row = figure.shape[0] - MARGIN - round(SIDE * norm(score))
@@ -104,7 +104,7 @@ def test_heat_map_and_colour_bar_share_one_scale(item):
 
 
 def test_title_is_written_above_the_panels(item):
-    changed = (draw(item) != draw(item._replace(title=""))).any(axis=2)
+    changed = (draw(item) != draw((item[0], "", item[2]))).any(axis=2)
     rows, _ = np.nonzero(changed)
     assert len(rows) > 50
     assert rows.max() < TITLES // 2
@@ -122,15 +122,13 @@ def test_figures_drawn_at_the_same_time_do_not_mix_and_come_in_order(item, tmp_p
     images = np.random.default_rng(0).integers(0, 255, (30, 3, SIDE, SIDE), dtype=np.uint8)
     paths = [tmp_path / f"{i}.png" for i in range(30)]
     items = [
-        change(item, image=image)._replace(path=path)
-        for path, image in zip(paths, images, strict=True)
+        (path, *change(item, image=image)[1:]) for path, image in zip(paths, images, strict=True)
     ]
     names = name_panels(True, True)
     assert list(plot_localisations(items, names, SCALE, 3.0)) == paths
     for path, image in zip(paths, images, strict=True):
         panel = np.asarray(Image.open(path))[-MARGIN - SIDE : -MARGIN, MARGIN : MARGIN + SIDE]
         np.testing.assert_array_equal(panel, image.transpose(1, 2, 0))
-    assert list(plot_localisations([], names, SCALE, 3.0)) == []
 
 
 def test_large_panels_are_averages_of_squares_in_which_small_regions_remain(item, monkeypatch):
@@ -144,11 +142,11 @@ def test_large_panels_are_averages_of_squares_in_which_small_regions_remain(item
         figure[-MARGIN - side : -MARGIN, left : left + side]
         for left in range(MARGIN, 5 * (side + MARGIN), side + MARGIN)
     )
-    squares = item.shown.image.reshape(3, side, 2, side, 2).mean(axis=(2, 4))
+    squares = item[2].image.reshape(3, side, 2, side, 2).mean(axis=(2, 4))
     assert np.abs(image - squares.transpose(1, 2, 0)).max() <= 0.5
     assert np.argwhere(truth.all(axis=2)).tolist() == [[20, 20]]
     # the opening is that of the full size
-    opened = opening(item.shown.anomaly_map >= 3, disk(4)).reshape(side, 2, side, 2)
+    opened = opening(item[2].anomaly_map >= 3, disk(4)).reshape(side, 2, side, 2)
     np.testing.assert_array_equal(pred_mask, black_and_white(opened.any(axis=(1, 3))))
 
 

@@ -15,7 +15,7 @@ from tests.records import (
     make_scored_class,
 )
 from utils.report import report
-from utils.report.finished import read_record, read_records
+from utils.report.finished import read_record
 from utils.report.report import ClassReport, explain_false_alarms, explain_no_model, write_report
 from utils.report.results import read_run
 from utils.settings import Experiment
@@ -60,10 +60,10 @@ def test_a_finished_class_leaves_its_record_and_all_files(
     thresholds = find_thresholds(good_maps(), 0.01)
     model = Namespace(thresholds=thresholds, gaussians=None, save=save, describe=learnt.copy)
     model.view = Namespace(alignment=None)
-    class_report.show_learnt(model)
+    class_report.keep_learnt(model)
     class_report.save_model(model)
     assert calls == ["float16"]
-    class_report.finish(scored, evaluation, None)
+    class_report.finish(scored, evaluation)
     record = read_record(tmp_path, "bolt")
     figures = ["figures/bolt/crack_000.jpg", "figures/bolt/good_003.jpg"]
     assert record.files == ["models/bolt.safetensors", *figures]
@@ -76,13 +76,13 @@ def test_a_finished_class_leaves_its_record_and_all_files(
     assert record.result.metrics == evaluation.metrics
     assert record.result.seconds == {"fit": 5, "score": 2, "metrics": 8, "figures": 0}
     oracles = evaluation.oracle_image, evaluation.oracle_pixel
-    assert (record.oracle_image, record.oracle_pixel, record.deployed) == (*oracles, None)
+    assert (record.oracle_image, record.oracle_pixel) == oracles
+    assert (record.deployed.image, record.deployed.pixel) == (thresholds.image, thresholds.pixel)
     assert record.image_curve.auroc == evaluation.image_curve.auroc
     assert (record.fingerprint, record.settings_sha256) == ("ab", "ef")
     (row,) = read_csv(tmp_path / "metrics.csv")
     assert float(row["image_auroc"]) == evaluation.metrics["image_auroc"]
     lines = capsys.readouterr().out.strip().splitlines()
-    assert len(lines) == 5  # without thresholds
     assert lines[-2].startswith("Shrinkage 0.25 of the mean variance: 0.5 is added")
     assert lines[-1] == f"model: {tmp_path / 'models/bolt.safetensors'} (3 MB)"
     # once it is begun again it is no longer finished
@@ -105,15 +105,13 @@ def test_reason_for_saving_no_model(monkeypatch, when, n_bytes, n_held_out, reas
     assert explain_no_model(model, when, "float32") == reason
 
 
-def test_figure_that_cannot_be_written_costs_no_number(class_report, tmp_path, capsys):
-    (tmp_path / "figures/bolt/good_003.jpg").mkdir(parents=True)
+def test_numbers_are_printed_before_a_figure_that_cannot_be_written(class_report, capsys):
+    (class_report.folder / "figures/bolt/good_003.jpg").mkdir(parents=True)
     _, scored, evaluation = make_scored_class(drawn=[0, 3])
-    class_report.finish(scored, evaluation, None)
-    assert read_record(tmp_path, "bolt") is None  # the next run fits it again
-    assert "(figures are missing: cannot write " in capsys.readouterr().out
-    assert len(read_csv(tmp_path / "metrics.csv")) == 1
-    (record,) = read_records(tmp_path, "ef")
-    assert [image.figure is None for image in record.images] == [False, True, True, True, True]
+    with pytest.raises(ValueError, match=r"cannot write .*good_003\.jpg: "):
+        class_report.finish(scored, evaluation)
+    assert "image ROCAUC: 1.000\n" in capsys.readouterr().out
+    assert read_record(class_report.folder, "bolt") is None  # the next run fits it again
 
 
 @pytest.mark.parametrize(
@@ -143,7 +141,8 @@ def test_summary_is_printed_in_one_call(class_report, monkeypatch):
     evaluation = evaluation._replace(oracle_pixel=None, oracle_image=4.5)
     class_report.test.note_near_copies([0])
     thresholds = replace(find_thresholds(good_maps(199) / 10, 0.05), image=0.5, pixel=0.75)
-    class_report.finish(scored, evaluation, thresholds)
+    class_report._deployed = thresholds
+    class_report.finish(scored, evaluation)
     ((text,),) = calls
     lines = text.splitlines()
     assert lines.pop(5).startswith("(training images that are nearly copies of another, as in")

@@ -2,7 +2,11 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from utils.commands.tables import (
+
+from datasets import demo, mvtec
+from tests import tables
+from tests.records import SETTINGS, make_result
+from tests.tables import (
     END,
     START,
     all_tables,
@@ -12,10 +16,6 @@ from utils.commands.tables import (
     read_runs,
     tabulate_options,
 )
-
-from datasets import demo, mvtec
-from tests.records import SETTINGS, make_result
-from utils.commands import tables
 from utils.report.results import Run, write_run
 from utils.report.tables import (
     AUPIMO_AUTHORS,
@@ -163,7 +163,6 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(
     for name in ("studies/r/a.md", "studies/r/.b.0badcafe-1.md", "benchmark/whole.md"):
         (results / "measured" / name).parent.mkdir(parents=True, exist_ok=True)
         (results / "measured" / name).write_text(f"text of {name}\n")
-    (results / "measured/studies/r/studies.png").touch()
     for path in (PUBLISHED, PEERS):
         (tmp_path / path).write_bytes((ROOT / path).read_bytes())
     old, glance, options = (
@@ -172,9 +171,9 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(
     )
     (results / "README.md").write_text(f"before\n{old}after\n")
     readme.write_text(f"before\n{glance}between\n{options}after\n")
-    monkeypatch.setattr("utils.commands.tables.ROOT", tmp_path)
+    monkeypatch.setattr("tests.tables.ROOT", tmp_path)
     monkeypatch.setattr("utils.report.tables.ROOT", tmp_path)
-    tables.run(tables.Settings())
+    tables.write_all()
     written = [results / "measured/resnet18/tables.md", results / "README.md", readme]
     assert capsys.readouterr().out.splitlines() == list(map(str, written))
     assert not (results / "mine/tables.md").exists()
@@ -183,17 +182,16 @@ def test_command_writes_tables_beside_every_measured_run_and_both_readmes(
     # of runs only the measured ones; half-written files of killed processes are left out
     assert all_of_them == (
         f"before\n{START.format('tables')}\n{measured}\ntext of studies/r/a.md\n\n"
-        "![Metrics of all studies](measured/studies/r/studies.png)\n\n"
         f"text of benchmark/whole.md\n\n{END.format('tables')}after\n"
     )
-    assert "at a glance, written by: python main.py tables -->\n\n**Means over" in at_a_glance
+    assert "at a glance, written by: python -m tests.tables -->\n\n**Means over" in at_a_glance
     assert at_a_glance.endswith(f"\n{END.format('options')}after\n")
     assert "| `--crop N` | " in at_a_glance
     # published networks that were not measured come last
     rows = [row for row in at_a_glance.splitlines() if ", published by" in row]
     archs = [row.split()[1].rstrip(",") for row in rows]
     assert archs == ["resnet18", "wide_resnet50_2", "wide_resnet50_2"]
-    tables.run(tables.Settings())
+    tables.write_all()
     assert [path.read_text() for path in written] == [measured, all_of_them, at_a_glance]
 
 

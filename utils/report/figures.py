@@ -58,7 +58,7 @@ def draw_figures(
         written, f"{test.class_name} figures", len(paths), unit="figure", disable=disable
     ):
         pass
-    return Figures(paths, panels, figure_size(len(panels), scored.anomaly_maps.shape[1:]))
+    return Figures(paths, panels, figure_size(len(panels), items[0][2].mask.shape))
 
 
 def draw_alignment(folder: Path, train: ImageDataset, view: View) -> dict[str, tuple[int, int]]:
