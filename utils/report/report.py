@@ -20,11 +20,11 @@ from utils.report.figures import Figures, draw_alignment, draw_figures
 from utils.report.finished import discard_record, read_records, write_record
 from utils.report.page import Picture, describe_classes, describe_learnt, write_page
 from utils.report.results import (
+    RATES,
     STAGES,
     ClassRecord,
     ClassResult,
     ImageResult,
-    Rate,
     Run,
     write_metrics,
     write_run,
@@ -194,8 +194,9 @@ def summarise(record: ClassRecord) -> Iterator[str]:
         at = f"threshold at a false alarm rate of {deployed.target_fpr:g}:"
         yield f"image {at} {deployed.image:.2f}{_format_oracle(record.oracle_image)}"
         yield f"pixel {at} {deployed.pixel:.2f}{_format_oracle(record.oracle_pixel)}"
-        tried = [f"{rate.target_fpr:g}: {', '.join(_format(rate))}" for rate in record.rates[1:]]
-        yield f"false alarms, recall on the test images at a rate of {'; '.join(tried)}"
+        tried = {rate: map(format_share, record.try_rate(rate)) for rate in RATES}
+        at_rates = "; ".join(f"{rate:g}: {', '.join(shares)}" for rate, shares in tried.items())
+        yield f"false alarms, recall on the test images at a rate of {at_rates}"
         if deployed.caveat:
             yield f"({deployed.caveat})"
 
@@ -244,9 +245,9 @@ def _describe_images(
     ]
 
 
-def _format(rate: Rate) -> list[str]:
-    """The fractions of good and of anomalous test images."""
-    return [DASH if value is None else f"{value:.2f}" for value in (rate.test_fpr, rate.test_tpr)]
+def format_share(share: float | None) -> str:
+    """Two decimals; a dash for None."""
+    return DASH if share is None else f"{share:.2f}"
 
 
 def _format_oracle(threshold: float | None) -> str:

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from statistics import fmean
+from typing import Any
 
 from utils.metrics import METRICS, RocCurve
 from utils.system.errors import UserError
@@ -65,18 +67,6 @@ class ImageResult:
     aupimo: float | None = None
 
 
-class Rate(NamedTuple):
-    """What an image threshold at a rate of false alarms means for the test images.
-
-    test_fpr and test_tpr are the fractions of good and of anomalous test images that reach it, the
-    false alarms and the recall; None without such images.
-    """
-
-    target_fpr: float
-    test_fpr: float | None
-    test_tpr: float | None
-
-
 @dataclass(frozen=True)
 class ClassRecord:
     """All that a finished class leaves for the tables, the page and the next run.
@@ -111,19 +101,16 @@ class ClassRecord:
     files: Sequence[str]
     pictures: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
-    @property
-    def rates(self) -> list[Rate]:
-        """The deployed image threshold on the test images, then those at RATES."""
-        asked = [] if self.deployed is None else [self.deployed.target_fpr, *RATES]
-        return [self._try_rate(self.deployed.at(rate)) for rate in asked]
+    def try_rate(self, target_fpr: float | None = None) -> list[float | None]:
+        """The shares of good and of anomalous test images that reach a threshold; None without any.
 
-    def _try_rate(self, thresholds: Thresholds) -> Rate:
-        fractions = []
+        It is the deployed one, or the one at another rate of false alarms.
+        """
+        threshold, shares = self.deployed.at(target_fpr).image, []
         for label in (0, 1):
-            scores = [image.score for image in self.images if image.label == label]
-            n_reached = sum(score >= thresholds.image for score in scores)
-            fractions.append(n_reached / len(scores) if scores else None)
-        return Rate(thresholds.target_fpr, *fractions)
+            reached = [image.score >= threshold for image in self.images if image.label == label]
+            shares.append(fmean(reached) if reached else None)
+        return shares
 
 
 def write_run(folder: Path, run: Run) -> None:
@@ -175,9 +162,8 @@ def write_thresholds(folder: Path, records: Sequence[ClassRecord]) -> None:
         if good is not None:
             row = [record.result.class_name, len(good.good_scores), good.target_fpr, good.image_fpr]
             row += [good.image, good.pixel, record.oracle_image, record.oracle_pixel]
-            for rate in record.rates:
-                row += [rate.test_fpr, rate.test_tpr]
-            rows.append(row)
+            shares = map(record.try_rate, (None, *RATES))
+            rows.append([*row, *chain.from_iterable(shares)])
     write_csv(folder / "thresholds.csv", columns, rows)
 
 
