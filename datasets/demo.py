@@ -41,7 +41,7 @@ class Look(NamedTuple):
     Attributes:
         shift, angle: how far it lies off at most, in pixels and degrees. The cup needs alignment;
             40 images could not represent textures that are shifted further.
-        area: where the centre of a defect may be: top, left, bottom, right. None reaches the
+        area: where the centre of a defect may be: top, left, bottom, right. No defect reaches the
             border of 16 pixels that the centre crop removes.
         contrast: grey levels of the most visible scratches and stains: the rougher the photograph,
             the more it hides.
@@ -127,7 +127,7 @@ def _write_set(folder: Path) -> None:
 
 def _load_photo(class_name: str) -> Image.Image:
     """The photograph of a class; that of an object a little larger than SIZE."""
-    from skimage import data
+    from skimage import data  # takes 0.2 s, as scipy.ndimage below; only the first call needs them
 
     if class_name in TEXTURES:
         return Image.fromarray(getattr(data, class_name)())

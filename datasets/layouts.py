@@ -149,7 +149,10 @@ def _read_visa(data_path: Path) -> list[dict[str, str]]:
         raise UserError(f"no file {path}; it says which images VisA trains and tests on")
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
         reader = csv.DictReader(file, restval="")
-        rows = list(reader)
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise UserError(f"{path} is damaged ({error}); unpack it again") from error
     missing = [name for name in VISA_COLUMNS if name not in (reader.fieldnames or ())]
     if missing:
         raise UserError(

@@ -246,6 +246,7 @@ def test_visa_file_that_does_not_exist_is_refused(visa, name, message):
         (",train,normal,a.png,", "names the class ''; it must be a plain name"),
         ("..,train,normal,a.png,", r"names the class '\.\.'; it must be a plain name"),
         ("../b,train,normal,a.png,", r"names the class '\.\./b'; it must be a plain"),
+        (f"candle,train,normal,{'x' * 140_000},", r"is damaged \(.*unpack it again"),
         ("candle,train,normal,a,", "names no test images of candle"),
         ("candle,train,normal,a", "lacks the columns mask; it must have object,"),
     ],

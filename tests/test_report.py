@@ -85,7 +85,11 @@ def test_a_finished_class_leaves_its_record_and_all_files(
     lines = capsys.readouterr().out.strip().splitlines()
     assert lines[-2].startswith("Shrinkage 0.25 of the mean variance: 0.5 is added")
     assert lines[-1] == f"model: {tmp_path / 'models/bolt.safetensors'} (3 MB)"
-    # once it is begun again it is no longer finished
+
+
+def test_class_that_is_begun_again_is_no_longer_finished(class_report, tmp_path):
+    class_report.finish(*make_scored_class()[1:])
+    assert read_record(tmp_path, "bolt") is not None
     ClassReport(tmp_path, make_dataset("train"), make_dataset(), ASKED, "cd", "ef")
     assert read_record(tmp_path, "bolt") is None
 

@@ -79,6 +79,7 @@ def test_title_names_what_is_not_varied(study, tmp_path, vary, title):
         (["seed"], "--vary seed is no option with values; choose from "),
         (["exif", "1"], "--vary exif 1 is no option with values; choose from "),
         (["neighbourhood", "1", "2"], "argument --neighbourhood: '2' is not an odd whole number"),
+        (["n_features", "9", "1793"], "--n_features 1793 cannot be drawn from the 1792 channels"),
     ],
 )
 def test_what_cannot_be_varied_is_refused_before_anything_is_run(refused, tmp_path, vary, message):

@@ -64,9 +64,9 @@ def option(
 def number(
     kind: type, accepts: Callable[[Any], bool], what: str, words: Mapping[str, Any] | None = None
 ) -> Callable[[str], Any]:
-    """A type of option: the numbers of a kind that a function accepts, or the values of words.
+    """A type of option: numbers of a kind that a function accepts, or words with a value each.
 
-    What describes them all.
+    An error says that a text is not what is accepted.
     """
     words = words or {}
 

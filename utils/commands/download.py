@@ -4,8 +4,8 @@
     python main.py download --data_path mvtec_ad --accept_license --archive mvtec.tar.xz
 
 Repeat the command to resume an interrupted download. Nothing is unpacked before the archive's
-sha256 was verified, and a class is moved to its place only when all classes are unpacked. This
-takes 11 GB of the disk, and leaves 5.
+sha256 was verified, and a class is moved to its place only when all classes are unpacked. The disk
+must hold the archive, 4.9 GiB, and what is unpacked, which is a little more.
 """
 
 import hashlib

@@ -15,6 +15,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from statistics import fmean, stdev
 
+from utils import backbone
 from utils.report.results import METRICS, Run, read_run
 from utils.report.tables import (
     Table,
@@ -65,8 +66,9 @@ def run(
     name, values = check_option(settings)
     named = [name, settings.arch] if settings.arch and name != "arch" else [name]
     folder = make_folder(settings.save_path / "studies" / "_".join(named))
-    # a wrong value is found before any is run
     variants = {v: parse([*UNLESS_GIVEN, *words, f"--{name}", *v.split()]) for v in values}
+    for v in variants.values():  # channels that cannot be drawn are refused before any run
+        backbone.draw_channels(v.arch or backbone.DEFAULT_ARCH, v.seed, v.n_features, v.layers)
     runs: dict[str, Run] = {}
     for value, variant in variants.items():
         print(f"--{name} {value}", flush=True)

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -16,7 +16,7 @@ from utils.evaluation import Evaluation, ScoredImages
 from utils.model_file import model_bytes
 from utils.padim import PaDiM
 from utils.plot import ROC_SIZE, plot_roc_curves, thin
-from utils.report.figures import Figures, draw_alignment, draw_figures
+from utils.report.figures import draw_alignment, draw_figures
 from utils.report.finished import discard_record, read_records, write_record
 from utils.report.page import Picture, describe_classes, describe_learnt, write_page
 from utils.report.results import (
@@ -38,7 +38,6 @@ from utils.thresholds import Thresholds
 
 PAGE, ROC_FIGURE = "index.html", "roc_curve.png"
 MODELS = "models"
-NO_FIGURES = Figures()
 SIGNIFICANCE = 0.001  # of more false alarms than promised, by chance
 
 
@@ -107,20 +106,28 @@ class ClassReport:
     def finish(self, scored: ScoredImages, evaluation: Evaluation) -> None:
         """Print a summary, draw the figures and make the class a finished one."""
         self.begin("")
-        summary = summarise(self._make_record(scored, evaluation))
+        record = self._make_record(scored, evaluation)
         # one call: the lines of several processes do not mix
-        print("\n".join(["", *summary, *self._notes]), flush=True)
+        print("\n".join(["", *summarise(record), *self._notes]), flush=True)
         self.begin("figures")
         mark_results(self.folder)
         oracle = evaluation.oracle_pixel
         figures = draw_figures(self.folder, self.test, scored, oracle, self.show_progress)
         self.begin("")
-        write_record(self.folder, self._make_record(scored, evaluation, figures))
+        seconds = {stage: self._seconds[stage] for stage in STAGES}
+        record = replace(
+            record,
+            result=replace(record.result, seconds=seconds),
+            images=[replace(im, figure=figures.paths.get(i)) for i, im in enumerate(record.images)],
+            panels=figures.panels,
+            figure_size=figures.size,
+            files=[*record.files, *figures.paths.values()],
+        )
+        write_record(self.folder, record)
         write_metrics(self.folder, read_records(self.folder, self.settings_sha256))
 
-    def _make_record(
-        self, scored: ScoredImages, evaluation: Evaluation, figures: Figures = NO_FIGURES
-    ) -> ClassRecord:
+    def _make_record(self, scored: ScoredImages, evaluation: Evaluation) -> ClassRecord:
+        """The record of a class without figures."""
         deployed, near_copies = self._deployed, NEAR_COPIES.what in self.test.notes.counts()
         warning = deployed and explain_false_alarms(deployed, scored, near_copies)
         notes = [*evaluation.notes, *self.test.notes.sentences(), *self._sentences, warning]
@@ -133,7 +140,7 @@ class ClassReport:
                 n_train=len(self.train),
                 n_test=len(self.test),
                 metrics=evaluation.metrics,
-                seconds={stage: self._seconds[stage] for stage in STAGES},
+                seconds={},
                 notes=[*filter(None, notes)],
                 learnt=self._learnt,
             ),
@@ -142,10 +149,10 @@ class ClassReport:
             oracle_pixel=evaluation.oracle_pixel,
             image_curve=thin(evaluation.image_curve),
             pixel_curve=thin(evaluation.pixel_curve),
-            images=_describe_images(self.test, scored, figures, evaluation.aupimo),
-            panels=figures.panels,
-            figure_size=figures.size,
-            files=[*self._files, *figures.paths.values()],
+            images=_describe_images(self.test, scored, evaluation.aupimo),
+            panels=[],
+            figure_size=None,
+            files=self._files,
             pictures=self._pictures,
         )
 
@@ -230,7 +237,7 @@ def write_report(
 
 
 def _describe_images(
-    test: ImageDataset, scored: ScoredImages, figures: Figures, aupimo: np.ndarray | None
+    test: ImageDataset, scored: ScoredImages, aupimo: np.ndarray | None
 ) -> list[ImageResult]:
     return [
         ImageResult(
@@ -238,7 +245,7 @@ def _describe_images(
             defect_type=sample.defect_type,
             label=sample.label,
             score=float(score),
-            figure=figures.paths.get(i),
+            figure=None,
             aupimo=None if aupimo is None or np.isnan(aupimo[i]) else float(aupimo[i]),
         )
         for i, (sample, score) in enumerate(zip(test.samples, scored.image_scores, strict=True))
