@@ -64,8 +64,7 @@ def make_record(class_name="bolt", images=(), oracle=None, **changes):
         image_curve=CURVE,
         pixel_curve=None,
         images=list(images),
-        panels=["image", "heat map"],
-        figure_size=FIGURE_SIZE if figures else None,
+        figure_size=FIGURE_SIZE,
         files=figures,
     )
     return replace(record, **changes)
@@ -93,8 +92,8 @@ def make_scored_class(drawn=(), has_masks=True):
         labels=np.array([sample.label for sample in test.samples]),
         image_scores=maps.max(axis=(1, 2)),
         score_range=(float(maps.min()), float(maps.max())),
-        anomaly_maps=maps if has_masks else None,
-        masks=masks if has_masks else None,
+        anomaly_maps=maps,
+        masks=masks,
         drawn={i: DrawnImage(images[i], maps[i], masks[i]) for i in drawn},
     )
     return test, scored, evaluate(scored, has_masks)

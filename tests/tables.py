@@ -146,7 +146,8 @@ def tabulate_options() -> str:
         name = " ".join(filter(None, [f"--{field.name}", how["metavar"]]))
         if how["choices"] and len(how["choices"]) < MOST_CHOICES:
             meaning += f": {', '.join(f'`{choice}`' for choice in how['choices'])}"
-        unsaid = "" if default in (None, False, MISSING) else str(default)
+        is_said = default is None or default is False or default is MISSING
+        unsaid = "" if is_said else str(default)
         rows.append([f"`{name}`", meaning, said.removesuffix(")") or unsaid])
     lines = [["option", "meaning", "default"], ["---"] * 3, *rows]
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests.records import make_image, make_record
-from utils.report.page import Section, Shown, describe_classes, write_page
+from utils.report.page import Section, Shown, describe_class, write_page
 
 webdriver = pytest.importorskip("selenium.webdriver")
 
@@ -41,7 +41,7 @@ def folder(tmp_path_factory):
             for i, (defect_type, score) in enumerate(scores)
         ]
         records.append(make_record(name, images, figure_size=FIGURE_SIZE))
-    write_page(folder / "index.html", "A run", [], describe_classes(records))
+    write_page(folder / "index.html", "A run", [], [*map(describe_class, records)])
     return folder
 
 
@@ -213,7 +213,7 @@ def test_page_of_2000_figures_loads_those_near_the_window_alone(browser, tmp_pat
         (tmp_path / f"{i}.png").symlink_to("figure.png")
         images.append(make_image(f"{i}.png", ("dent", "good")[i % 2], i / 200, figure=f"{i}.png"))
     record = make_record("bolt", images, figure_size=FIGURE_SIZE)
-    write_page(tmp_path / "index.html", "", [], describe_classes([record]))
+    write_page(tmp_path / "index.html", "", [], [describe_class(record)])
     browser.get((tmp_path / "index.html").as_uri())
     browser.find_element("name", "mark").send_keys(Keys.ARROW_LEFT)
     choose(browser, "type", "dent")

@@ -16,7 +16,7 @@ from tests.records import (
 )
 from utils.report import report
 from utils.report.finished import read_record
-from utils.report.report import ClassReport, explain_false_alarms, explain_no_model, write_report
+from utils.report.report import ClassReport, explain_false_alarms, write_report
 from utils.report.results import read_run
 from utils.settings import Experiment
 from utils.thresholds import find_thresholds
@@ -95,18 +95,22 @@ def test_class_that_is_begun_again_is_no_longer_finished(class_report, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("when", "n_bytes", "n_held_out", "reason"),
+    ("when", "n_bytes", "n_held_out", "note"),
     [
-        ("all", 600e6, 4, None),
-        ("auto", 500e6, 4, None),
-        ("auto", 501e6, 4, "it takes 501 MB; --save_models all saves it"),
-        ("all", 1e6, 0, "a threshold needs at least 3 training images"),
+        ("all", 600e6, 4, "bolt.safetensors (600 MB)"),
+        ("auto", 500e6, 4, "bolt.safetensors (500 MB)"),
+        ("auto", 501e6, 4, "(no model is saved: it takes 501 MB; --save_models all saves it)"),
+        ("all", 1e6, 0, "(no model is saved: a threshold needs at least 3 training images)"),
     ],
 )
-def test_reason_for_saving_no_model(monkeypatch, when, n_bytes, n_held_out, reason):
+def test_note_on_the_model(class_report, monkeypatch, when, n_bytes, n_held_out, note):
     monkeypatch.setattr(report, "model_bytes", lambda *_: n_bytes)
-    model = Namespace(thresholds=find_thresholds(good_maps(n_held_out), 0.01), gaussians=None)
-    assert explain_no_model(model, when, "float32") == reason
+    thresholds, saved = find_thresholds(good_maps(n_held_out), 0.01), []
+    model = Namespace(thresholds=thresholds, gaussians=None, save=lambda *to: saved.append(to))
+    class_report.settings = replace(ASKED, save_models=when)
+    class_report.save_model(model)
+    assert class_report._notes[0].endswith(note)
+    assert len(saved) == len(class_report._files) == note.startswith("bolt")
 
 
 def test_numbers_are_printed_before_a_figure_that_cannot_be_written(class_report, capsys):
@@ -144,7 +148,7 @@ def test_summary_is_printed_in_one_call(class_report, monkeypatch):
     evaluation.notes.append("why there is none")
     evaluation = evaluation._replace(oracle_pixel=None, oracle_image=4.5)
     class_report.test.note_near_copies([0])
-    thresholds = replace(find_thresholds(good_maps(199) / 10, 0.05), image=0.5, pixel=0.75)
+    thresholds = replace(find_thresholds(good_maps(199) / 10, 0.05, 0.02), image=0.5, pixel=0.75)
     class_report._deployed = thresholds
     class_report.finish(scored, evaluation)
     ((text,),) = calls
@@ -159,9 +163,9 @@ def test_summary_is_printed_in_one_call(class_report, monkeypatch):
         "(3 of 3 good test images reach the image threshold, which is set at a rate of false "
         "alarms of 0.05: training and test images differ)",
         "image threshold at a false alarm rate of 0.05: 0.50 (best F1 on the test images: 4.50)",
-        "pixel threshold at a false alarm rate of 0.05: 0.75",
-        "false alarms, recall on the test images at a rate of 0.01: 1.00, 1.00; 0.05: 1.00, 1.00; "
-        "0.1: 1.00, 1.00",
+        "pixel threshold at a false alarm rate of 0.02: 0.75",
+        "false alarms, recall on the test images at a rate of 0.01: 1.000, 1.000; 0.05: 1.000, "
+        "1.000; 0.1: 1.000, 1.000",
     ]
 
 
@@ -172,14 +176,15 @@ def test_report_holds_all_classes_in_their_order(tmp_path):
     records = [
         make_record("nut", [make_image("a.png", "dent", 9.0)]),
         make_record("bolt", [make_image("b.png")], deployed=None, result=bolt),
+        make_record("washer", [make_image("c.png", figure=None)], deployed=None),
     ]
     (table,) = write_report(tmp_path, SETTINGS, records)
-    assert [row[0] for row in table.rows] == ["nut", "bolt", "mean of 2 classes"]
+    assert [row[0] for row in table.rows] == ["nut", "bolt", "washer", "mean of 3 classes"]
     run = read_run(tmp_path / "metrics.json")
     assert run.settings == json.loads(json.dumps(SETTINGS))
     assert run.results == [record.result for record in records]
     assert "| nut |" in (tmp_path / "tables.md").read_text()
-    for name, n_rows in (("metrics.csv", 2), ("scores.csv", 2), ("thresholds.csv", 1)):
+    for name, n_rows in (("metrics.csv", 3), ("scores.csv", 3), ("thresholds.csv", 1)):
         rows = (tmp_path / name).read_text().splitlines()[1:]
         assert len(rows) == n_rows
         assert rows[0].startswith("nut,")
@@ -187,4 +192,5 @@ def test_report_holds_all_classes_in_their_order(tmp_path):
     assert "<h1>PaDiM: resnet18 on mvtec_ad</h1>" in page
     assert f"<li>{SETTINGS['command']}</li>" in page
     assert page.index("<h2>nut</h2>") < page.index("<h2>bolt</h2>")
+    assert "<h2>washer</h2>" not in page  # nothing of it was drawn
     assert 'src="roc_curve.png" width="2000" height="1000"' in page

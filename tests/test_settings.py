@@ -54,8 +54,8 @@ def test_settings_of_a_preset_are_printed_and_kept_and_one_that_is_given_wins(re
     for name, value in (("n_features", "all"), ("context", 8), ("save_dtype", "float32")):
         assert arguments[name] == value
     assert 0 < learnt["shrinkage"] <= 1
-    method = "all channels, 3 × 3 neighbourhood, 8 pixels of context, align auto, shrinkage auto, "
-    assert f"{method}image score top, layer2 + layer3 on " in Page(folder).texts("caption")[0]
+    method = "n_features all, layers layer2 layer3, neighbourhood 3, context 8, align auto, "
+    assert f"{method}shrinkage auto, image_score top on " in Page(folder).texts("caption")[0]
 
 
 def test_what_a_model_learnt_is_shown_with_pictures(recommended, random_weights):
@@ -65,9 +65,9 @@ def test_what_a_model_learnt_is_shown_with_pictures(recommended, random_weights)
     assert json.loads(json.dumps(model.describe())) == learnt
     alignment, page = learnt["alignment"], Page(folder)
     assert alignment["before"] < 0.7 < 0.9 < alignment["after"]
-    line = f"Correlation of training images: {alignment['before']:.2f} with their median as they "
+    line = f"training images correlate {alignment['lowest']:.2f} or more with the template"
     assert line in printed
-    assert any(note.startswith(line) for note in page.texts("p", class_="note"))
+    assert any(note.endswith(line) for note in page.texts("p", class_="note"))
     assert any("images of one colour" in line and "blank" in line for line in printed.splitlines())
     names = ["templates/key.png", "templates/key.examples.jpg"]
     assert {*names} <= {*page.values("img", "src")}

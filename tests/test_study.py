@@ -59,7 +59,7 @@ def test_seeds_have_a_mean_and_a_deviation_and_finished_ones_are_kept(study, tmp
     [
         (["layers", "layer3", "layer2 layer3"], "resnet18 on data: --layers"),
         (["preset", "reproduction", "recommended"], "resnet18 on data: --preset"),
-        (["arch", "resnet18"], "all channels on data: --arch"),
+        (["arch", "resnet18"], "n_features all on data: --arch"),
     ],
 )
 def test_title_names_what_is_not_varied(study, tmp_path, vary, title):

@@ -212,16 +212,19 @@ def test_committed_tables_are_what_the_committed_results_say():
     ("arguments", "model"),
     [
         ({"n_features": None, "layers": ["layer1", "layer2", "layer3"], "neighbourhood": 1}, ""),
-        ({"n_features": "all", "neighbourhood": 3}, ", all channels, 3 × 3 neighbourhood"),
-        ({"n_features": 50, "layers": ["layer2", "layer3"]}, ", 50 channels, layer2 + layer3"),
+        ({"n_features": "all", "neighbourhood": 3}, ", n_features all, neighbourhood 3"),
+        (
+            {"n_features": 50, "layers": ["layer2", "layer3"]},
+            ", n_features 50, layers layer2 layer3",
+        ),
         (
             {"context": 16, "align": "auto", "shrinkage": 0.1, "image_score": "top"},
-            ", 16 pixels of context, align auto, shrinkage 0.1, image score top",
+            ", context 16, align auto, shrinkage 0.1, image_score top",
         ),
-        (PRESETS["recommended"] | {"layers": ["layer2"]}, ", recommended, layer2"),
+        (PRESETS["recommended"] | {"layers": ["layer2"]}, ", recommended, layers layer2"),
         (
             PRESETS["recommended"] | {"context": 0, "align": "off"},
-            ", all channels, 3 × 3 neighbourhood, shrinkage auto, image score top",
+            ", n_features all, neighbourhood 3, shrinkage auto, image_score top",
         ),
     ],
 )

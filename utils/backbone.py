@@ -45,45 +45,33 @@ Parts = tuple["nn.Module", "list[nn.Module]"]
 
 @dataclass(frozen=True)
 class Backbone:
-    """What the choice of a network fixes.
+    """What the choice of a network fixes."""
 
-    Attributes:
-        layer_channels: channels of layer1, layer2 and layer3.
-        n_features: channels drawn from their concatenation by default.
-        mean, std: of RGB values in [0, 1], as the weights were trained.
-        build: makes the network without weights, cut off after layer3; returns it, and its modules
-            as stem, layer1, layer2 and layer3.
-        read_weights: reads (and may download) the ImageNet state dict.
-    """
-
-    layer_channels: tuple[int, int, int]
-    n_features: int
-    mean: tuple[float, float, float]
+    layer_channels: tuple[int, int, int]  # of layer1, layer2 and layer3
+    n_features: int  # channels drawn from their concatenation by default
+    mean: tuple[float, float, float]  # of RGB values in [0, 1], as the weights were trained
     std: tuple[float, float, float]
+    # makes the network without weights, cut off after layer3; returns it, and its modules as stem,
+    # layer1, layer2 and layer3
     build: Callable[[], Parts]
-    read_weights: Callable[[], dict[str, Tensor]]
+    read_weights: Callable[[], dict[str, Tensor]]  # may download the ImageNet state dict
 
 
 @dataclass(frozen=True)
 class Network:
-    """A key of BACKBONES with its weights: stem, layer1, layer2, layer3, and the weights' hash."""
+    """A network with its weights."""
 
-    arch: str
-    stages: list[nn.Module]
+    arch: str  # a key of BACKBONES
+    stages: list[nn.Module]  # stem, layer1, layer2, layer3
     weights_sha256: str
 
 
 @dataclass(frozen=True)
 class Channels:
-    """Chosen channels of layer1, layer2 and layer3.
+    """Chosen channels of layer1, layer2 and layer3."""
 
-    Attributes:
-        of_layers: their numbers in each of the three layers, ascending; a layer may have none.
-        sha256: of the draw, numbered over all layers and comma-joined in the order drawn.
-    """
-
-    of_layers: tuple[tuple[int, ...], ...]
-    sha256: str
+    of_layers: tuple[tuple[int, ...], ...]  # their numbers in each, ascending; it may have none
+    sha256: str  # of the draw, numbered over all layers and comma-joined in the order drawn
 
     def __len__(self) -> int:
         return sum(map(len, self.of_layers))

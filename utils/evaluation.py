@@ -23,40 +23,30 @@ class DrawnImage(NamedTuple):
 
 
 class ScoredImages(NamedTuple):
-    """The N test images of a class with their scores.
+    """The N test images of a class with their scores."""
 
-    Attributes:
-        labels: (N,) int64 as in datasets.mvtec.Sample.
-        image_scores: (N,) float32.
-        score_range: the lowest and the highest score of all pixels.
-        anomaly_maps, masks: (n, H, W) float32 and bool, of all N images or of those drawn alone.
-        drawn: the images that get a figure, by number.
-    """
-
-    labels: np.ndarray
-    image_scores: np.ndarray
-    score_range: tuple[float, float]
-    anomaly_maps: np.ndarray
-    masks: np.ndarray
-    drawn: Mapping[int, DrawnImage]
+    labels: np.ndarray  # (N,) int64 as in datasets.mvtec.Sample
+    image_scores: np.ndarray  # (N,) float32
+    score_range: tuple[float, float]  # the lowest and the highest score of all pixels
+    anomaly_maps: np.ndarray  # (n, H, W) float32, of all N images or of those drawn alone
+    masks: np.ndarray  # (n, H, W) bool, of the same
+    drawn: Mapping[int, DrawnImage]  # the images that get a figure, by number
 
 
 class Evaluation(NamedTuple):
     """The metrics of a class.
 
-    A curve, a threshold or a metric (by the names in metrics.METRICS) that is not defined is None,
-    and notes says why. The oracles are the thresholds of the best F1 on these very test images: for
-    the figures, not to deploy. aupimo has that of each image, NaN where an image has
-    no anomalous pixel; it is None if it is not defined at all.
+    What is not defined is None, and notes say why. The oracles are the thresholds of the best F1 on
+    these very test images: for the figures, not to deploy.
     """
 
     image_curve: RocCurve | None
     pixel_curve: RocCurve | None
     oracle_image: float | None
     oracle_pixel: float | None
-    metrics: Mapping[str, float | None]
+    metrics: Mapping[str, float | None]  # by the names in metrics.METRICS
     notes: list[str]
-    aupimo: np.ndarray | None = None
+    aupimo: np.ndarray | None = None  # of each image, NaN where it has no anomalous pixel
 
 
 def choose_drawn(n_images: int, figures: int | None) -> list[int]:

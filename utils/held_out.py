@@ -17,16 +17,9 @@ from utils.thresholds import choose_held_out
 
 
 class HeldOut:
-    """The held-out training images of a fit.
+    """The held-out training images of a fit, as choose_held_out chooses them.
 
-    Args:
-        n_train: number of training images.
-        copy_of: as in choose_held_out, which chooses them.
-        region: as in fit_gaussians.
-
-    Attributes:
-        chosen: their numbers.
-        near_copies: numbers of images that are nearly copies of another, known after a fit.
+    The region is as in fit_gaussians.
     """
 
     def __init__(
@@ -37,8 +30,8 @@ class HeldOut:
     ) -> None:
         self.n_train = n_train
         self.region = region
-        self.chosen = choose_held_out(n_train, copy_of)
-        self.near_copies: list[int] = []
+        self.chosen = choose_held_out(n_train, copy_of)  # their numbers
+        self.near_copies: list[int] = []  # those that are nearly copies of another, after a fit
         self._copies: dict[int, list[int]] = defaultdict(list)  # of each image, itself the first
         for number, first in enumerate(range(n_train) if copy_of is None else copy_of):
             self._copies[first].append(number)

@@ -19,14 +19,11 @@ Grids = tuple[tuple[int, int], ...]  # height and width of each layer, finest fi
 class Layout(NamedTuple):
     """The grids of the layers, and which patches of the finest are kept.
 
-    Attributes:
-        grids: h and w of each layer, finest first.
-        inside: a bool for each patch of the finest grid, in row-major order; None keeps all. Of a
-            coarser layer the patches are kept that are repeated at a patch inside.
+    Of a coarser layer the patches are kept that are repeated at one of these.
     """
 
     grids: Grids
-    inside: bytes | None = None
+    inside: bytes | None = None  # a bool for each patch, in row-major order; None keeps all
 
 
 def make_layout(grids: Grids, region: np.ndarray | None) -> Layout:
@@ -85,19 +82,13 @@ class Cells(NamedTuple):
     """The cells of the finest grid; a single layer counts as coarser, its patches are the cells.
 
     Indices are int64; cells and patches are in row-major order, and numbered without those outside.
-
-    Attributes:
-        of_patches: (P,) the cell of each patch.
-        parents: (layers, C) the patch of each coarser layer that is repeated in each cell.
-        members: (C, m) the patches of each cell. A cell with fewer than m patches repeats its
-            last one, so that all rows have one length.
-        kept: for each layer (P_l,), the places of its patches in its grid.
     """
 
-    of_patches: np.ndarray | Tensor
-    parents: np.ndarray | Tensor
+    of_patches: np.ndarray | Tensor  # (P,) the cell of each patch
+    parents: np.ndarray | Tensor  # (layers, C) the patch of a coarser layer repeated in each cell
+    # (C, m) the patches of each cell; one with fewer repeats its last, so that rows have one length
     members: np.ndarray | Tensor
-    kept: Sequence[np.ndarray | Tensor]
+    kept: Sequence[np.ndarray | Tensor]  # of each layer (P_l,), its patches' places in its grid
 
 
 @lru_cache(maxsize=64)

@@ -176,11 +176,26 @@ class NetworkSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class MethodSettings(NetworkSettings, DataSettings):
-    """What the experiment and the studies share."""
+class Experiment(NetworkSettings, DataSettings):
+    """What main.py runs: PaDiM on every class of a data set."""
 
-    save_path: Path = option(
-        Path("results"), "folder for the results", Path, "PATH", affects_results=False
+    demo: bool = option(
+        False,
+        "run on a small set that is made from photographs, instead of --data_path",
+        affects_results=False,
+    )
+    arch: str | None = option(
+        None,
+        f"network (default: {backbone.DEFAULT_ARCH}; with --demo {backbone.DEMO_ARCH})",
+        choices=backbone.BACKBONES,
+    )
+    preset: str = option(
+        "reproduction",
+        "what the other options are unless they are given; recommended: "
+        + " ".join(f"--{name} {value}" for name, value in PRESETS["recommended"].items())
+        + f" (default: reproduction; with --demo {DEMO_PRESET})",
+        choices=tuple(PRESETS),
+        affects_results=False,
     )
     seed: int = option(backbone.SEED, "seed for drawing the channels", at_least(0), "N")
     n_features: int | str | None = option(
@@ -231,49 +246,17 @@ class MethodSettings(NetworkSettings, DataSettings):
         "score of an image: the maximum of its map, or top, the mean of the highest 1 %",
         choices=IMAGE_SCORES,
     )
-    preset: str = option(
-        "reproduction",
-        "what the other options are unless they are given; recommended: "
-        + " ".join(f"--{name} {value}" for name, value in PRESETS["recommended"].items())
-        + f" (default: reproduction; with --demo {DEMO_PRESET})",
-        choices=tuple(PRESETS),
-        affects_results=False,
-    )
     precision: str = option(
         "float32", "number format of the network; all else is float32", choices=backbone.PRECISIONS
-    )
-
-    @property
-    def preprocessing(self) -> Preprocessing:
-        """How images are prepared: whole if they may be aligned."""
-        unaligned = self.unaligned
-        return unaligned if self.align == "off" else unaligned.whole()
-
-    @property
-    def unaligned(self) -> Preprocessing:
-        """How images are prepared for a model that does not align them."""
-        return super().preprocessing._replace(context=self.context)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Experiment(MethodSettings):
-    """What main.py runs: PaDiM on every class of a data set."""
-
-    demo: bool = option(
-        False,
-        "run on a small set that is made from photographs, instead of --data_path",
-        affects_results=False,
-    )
-    arch: str | None = option(
-        None,
-        f"network (default: {backbone.DEFAULT_ARCH}; with --demo {backbone.DEMO_ARCH})",
-        choices=backbone.BACKBONES,
     )
     target_fpr: float = option(
         TARGET_FPR, "rate of false alarms at which the thresholds are set", rate, "X"
     )
     pixel_fpr: float = option(
         PIXEL_FPR, "rate of good pixels that may reach the pixel threshold", rate, "X"
+    )
+    save_path: Path = option(
+        Path("results"), "folder for the results", Path, "PATH", affects_results=False
     )
     save_models: str = option(
         "auto", "which models to save; auto: those up to 500 MB", choices=("auto", "all", "none")
@@ -289,8 +272,19 @@ class Experiment(MethodSettings):
         "all|none|N",
     )
 
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """How images are prepared: whole if they may be aligned."""
+        unaligned = self.unaligned
+        return unaligned if self.align == "off" else unaligned.whole()
 
-def describe_preset(settings: MethodSettings) -> str:
+    @property
+    def unaligned(self) -> Preprocessing:
+        """How images are prepared for a model that does not align them."""
+        return super().preprocessing._replace(context=self.context)
+
+
+def describe_preset(settings: Experiment) -> str:
     """The preset and what it stands for, as options; what was given beside it wins."""
     values = [f"--{name} {getattr(settings, name)}" for name in PRESETS[settings.preset]]
     return f"{settings.preset}: {' '.join(values)}"

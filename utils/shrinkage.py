@@ -38,10 +38,7 @@ def check_shrinkage(shrinkage: float | str | None) -> None:
 class Ridge:
     """Finds what is added to the diagonal of the covariances of a fit.
 
-    Args:
-        eps: what is added without shrinkage.
-        shrinkage: in (0, 1], AUTO or None.
-        layout: of the patches.
+    Without shrinkage, which is in (0, 1] or AUTO, it is eps.
     """
 
     def __init__(self, eps: float, shrinkage: float | str | None, layout: Layout) -> None:
@@ -59,10 +56,9 @@ class Ridge:
             del layers  # free this batch before the next one is made
 
     def choose(self, find_variance: Callable[[], float]) -> tuple[float, float | None]:
-        """What to add, and the shrinkage that this is; None without one.
+        """What to add, and the shrinkage that this is, if any.
 
-        Args:
-            find_variance: returns the mean variance of all features at all patches.
+        The function returns the mean variance of all features at all patches.
         """
         if self.shrinkage is None:
             return self.eps, None

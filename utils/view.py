@@ -29,17 +29,11 @@ TINY = torch.finfo(torch.float32).tiny  # the lowest score of a pixel in a regio
 
 
 class View(NamedTuple):
-    """How the network sees images.
+    """How the network sees images."""
 
-    Attributes:
-        preprocessing: how images are made; its context is the window around the crop.
-        alignment: by which images are turned and moved onto a template; None leaves them.
-        region: (H, W) bool of the window, aligned if images are; the pixels outside score 0, all
-            others more. None is all of it.
-    """
-
-    preprocessing: Preprocessing
-    alignment: Alignment | None = None
+    preprocessing: Preprocessing  # how images are made; its context is the window around the crop
+    alignment: Alignment | None = None  # by which images are turned and moved onto a template
+    # (H, W) bool of the window, aligned if images are; pixels outside score 0, all others more
     region: np.ndarray | None = None
 
     def see(self, images: np.ndarray) -> tuple[Tensor, Poses | None]:

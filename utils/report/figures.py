@@ -1,9 +1,8 @@
 """The localisation figures of a class, and the pictures of its alignment."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from math import ceil
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.colors import Normalize
@@ -12,7 +11,7 @@ from tqdm import tqdm
 
 from datasets.dataset import ImageDataset
 from utils.evaluation import ScoredImages
-from utils.plot import figure_size, name_panels, plot_localisations, save_image
+from utils.plot import plot_localisations, save_image
 from utils.system.files import shorten
 from utils.view import View
 
@@ -20,54 +19,40 @@ FOLDER, TEMPLATES = "figures", "templates"
 N_EXAMPLES, LONGEST_EXAMPLE = 5, 256  # training images that show an alignment; pixels of a side
 
 
-class Figures(NamedTuple):
-    """The figures of a class.
-
-    Attributes:
-        paths: by image number the file, relative to the run's folder, with slashes.
-        panels: names of what each figure shows, from left to right.
-        size: width and height of each figure in pixels; None without figures.
-    """
-
-    paths: Mapping[int, str] = {}
-    panels: Sequence[str] = ()
-    size: tuple[int, int] | None = None
+def name_figures(test: ImageDataset, numbers: Iterable[int]) -> dict[int, str]:
+    """The figure of each of these images: its path below the run's folder, with slashes."""
+    place = Path(FOLDER, shorten(test.class_name))
+    return {i: (place / f"{test.names[i]}.jpg").as_posix() for i in numbers}
 
 
 def draw_figures(
     folder: Path,
     test: ImageDataset,
     scored: ScoredImages,
+    panels: Sequence[str],
     oracle_pixel: float | None,
     show_progress: bool = True,
-) -> Figures:
-    """Write a figure for each image in scored.drawn to folder/figures/<class>.
+) -> None:
+    """Write a figure for each image in scored.drawn, with panels as name_panels names them.
 
     Predicted masks are those of the threshold oracle_pixel, if there is one.
     """
-    panels = name_panels(test.has_masks, oracle_pixel is not None)
-    place = Path(FOLDER, shorten(test.class_name))
-    paths = {i: (place / f"{test.names[i]}.jpg").as_posix() for i in scored.drawn}
+    paths = name_figures(test, scored.drawn)
     if not paths:
-        return Figures()
+        return
     items = [(folder / path, _title(test, scored, i), scored.drawn[i]) for i, path in paths.items()]
     written = plot_localisations(items, panels, Normalize(*scored.score_range), oracle_pixel)
     # None: the bar is shown in a terminal only
-    disable = None if show_progress else True
-    for _ in tqdm(
-        written, f"{test.class_name} figures", len(paths), unit="figure", disable=disable
-    ):
+    how = {"unit": "figure", "disable": None if show_progress else True}
+    for _ in tqdm(written, f"{test.class_name} figures", len(paths), **how):
         pass
-    return Figures(paths, panels, figure_size(len(panels), items[0][2].mask.shape))
 
 
 def draw_alignment(folder: Path, train: ImageDataset, view: View) -> dict[str, tuple[int, int]]:
     """Write some training images before and after alignment, and the median of these aligned ones.
 
-    It is sharper than the template and lies alike, so that a region can be painted on it.
-
-    Returns:
-        Width and height of both by the path, relative to folder.
+    It is sharper than the template and lies alike, so that a region can be painted on it. Returned
+    are the width and height of both pictures by the path below folder.
     """
     height, width = view.alignment.image_size
     chosen = sorted({i * len(train) // N_EXAMPLES for i in range(N_EXAMPLES)})

@@ -55,43 +55,29 @@ class Picture(NamedTuple):
 
 
 class Shown(NamedTuple):
-    """An image as a page shows it.
-
-    The label is a key of VERDICTS, link leads to the image file; details stand beside the name,
-    lines below it.
-    """
+    """An image as a page shows it."""
 
     name: str
-    label: str
-    score: float | None
+    label: str  # a key of VERDICTS
+    score: float | None  # None if it could not be scored
     picture: Picture | None
     defect_type: str = ""
-    details: Sequence[str] = ()
-    link: str = ""
-    lines: Sequence[str] = ()
+    details: Sequence[str] = ()  # beside the name
+    link: str = ""  # leads to the image file
+    lines: Sequence[str] = ()  # below the name
 
 
 @dataclass(frozen=True)
 class Section:
-    """Images below a strip of their scores, on which a threshold can be moved.
+    """Images below a strip of their scores, on which a threshold can be moved."""
 
-    Attributes:
-        name: heading.
-        images: those with the highest score first, those that could not be scored last.
-        threshold: where the mark on the strip starts; None without any.
-        oracle: another threshold that is marked; None without any.
-        notes: sentences on the thresholds, and on what was learnt.
-        pictures: of what was learnt.
-        side_by_side: whether the images stand beside each other, as wide as there is room.
-    """
-
-    name: str
-    images: Sequence[Shown]
-    threshold: float | None
-    oracle: float | None = None
-    notes: Sequence[str] = ()
-    pictures: Sequence[Picture] = ()
-    side_by_side: bool = False
+    name: str  # heading
+    images: Sequence[Shown]  # highest score first, those that could not be scored last
+    threshold: float | None  # where the mark on the strip starts
+    oracle: float | None = None  # another threshold that is marked
+    notes: Sequence[str] = ()  # sentences on the thresholds, and on what was learnt
+    pictures: Sequence[Picture] = ()  # of what was learnt
+    side_by_side: bool = False  # whether the images stand beside each other, if there is room
 
     @property
     def anchor(self) -> str:
@@ -170,11 +156,6 @@ def write_page(
         temporary.write_text(text, encoding="utf-8", errors="replace")
 
 
-def describe_classes(records: Sequence[ClassRecord]) -> list[Section]:
-    """The sections of those classes of which something was drawn."""
-    return [s for s in map(describe_class, records) if s.images or s.pictures]
-
-
 def describe_class(record: ClassRecord) -> Section:
     """The section of a class; without a deployed threshold it starts with the oracle."""
     deployed, oracle = record.deployed, record.oracle_image
@@ -208,13 +189,11 @@ def describe_learnt(learnt: Mapping[str, Any] | None) -> list[str]:
         start, extent, *sides = alignment["range"].values()
         top, bottom, left, right = (f"{side:.1f}" for side in sides)
         arc = f"from {start:.1f}° to {start + extent:.1f}° counter-clockwise"
-        before, after, lowest = (f"{alignment[k]:.2f}" for k in ("before", "after", "lowest"))
-        lines += [
+        lines.append(
             f"Alignment: parts are sought {arc if extent < 360 else 'at all angles'}, moved by "
-            f"{top} to {bottom} pixels down and {left} to {right} to the right",
-            f"Correlation of training images: {before} with their median as they are, {after} with "
-            f"the template once aligned, the lowest {lowest}",
-        ]
+            f"{top} to {bottom} pixels down and {left} to {right} to the right; training images "
+            f"correlate {alignment['lowest']:.2f} or more with the template"
+        )
     if learnt and learnt["shrinkage"] is not None:
         lines.append(
             f"Shrinkage {learnt['shrinkage']:.3g} of the mean variance: {learnt['eps']:.3g} is "
@@ -231,7 +210,7 @@ def _describe_counts(images: Sequence[Shown], threshold: float) -> str:
 def _describe_image(record: ClassRecord, image: ImageResult, threshold: float | None) -> Shown:
     label = "anomalous" if image.label else "normal"
     found, best = (judge(label, image.score, t) for t in (threshold, record.oracle_image))
-    text = f"{image.defect_type} {image.image}: {', '.join(record.panels)}"
+    text = f"{image.defect_type} {image.image} and its heat map"
     return Shown(
         name=image.image,
         label=label,

@@ -15,10 +15,10 @@ from datasets.notes import NEAR_COPIES
 from utils.evaluation import Evaluation, ScoredImages
 from utils.model_file import model_bytes
 from utils.padim import PaDiM
-from utils.plot import ROC_SIZE, plot_roc_curves, thin
-from utils.report.figures import draw_alignment, draw_figures
+from utils.plot import ROC_SIZE, figure_size, name_panels, plot_roc_curves, thin
+from utils.report.figures import draw_alignment, draw_figures, name_figures
 from utils.report.finished import discard_record, read_records, write_record
-from utils.report.page import Picture, describe_classes, describe_learnt, write_page
+from utils.report.page import Picture, describe_class, describe_learnt, write_page
 from utils.report.results import (
     RATES,
     STAGES,
@@ -31,7 +31,7 @@ from utils.report.results import (
     write_scores,
     write_thresholds,
 )
-from utils.report.tables import DASH, Table, run_tables, write_tables
+from utils.report.tables import Table, format_value, run_tables, write_tables
 from utils.settings import AUTO_BYTES, Experiment
 from utils.system.files import shorten
 from utils.thresholds import Thresholds
@@ -88,49 +88,50 @@ class ClassReport:
             self._files += self._pictures
 
     def save_model(self, model: PaDiM) -> None:
-        """Save the fitted class as models/<class>.safetensors, if the arguments ask for it."""
+        """Save the fitted class as models/<class>.safetensors, or note why it is not saved."""
         when, dtype = self.settings.save_models, self.settings.save_dtype
+        size = model_bytes(model.gaussians, dtype)
+        megabytes = f"{size / 1e6:.0f} MB"
         if when == "none":
             return
-        refusal = explain_no_model(model, when, dtype)
-        if refusal:
-            self._notes.append(f"(no model is saved: {refusal})")
-            return
-        mark_results(self.folder)
-        name = f"{MODELS}/{shorten(self.train.class_name)}.safetensors"
-        model.save(self.folder / name, dtype)
-        self._files.append(name)
-        size = model_bytes(model.gaussians, dtype)
-        self._notes.append(f"model: {self.folder / name} ({size / 1e6:.0f} MB)")
+        if model.thresholds is None:
+            why = "a threshold needs at least 3 training images"
+            self._notes.append(f"(no model is saved: {why})")
+        elif when == "auto" and size > AUTO_BYTES:
+            why = f"it takes {megabytes}; --save_models all saves it"
+            self._notes.append(f"(no model is saved: {why})")
+        else:
+            mark_results(self.folder)
+            name = f"{MODELS}/{shorten(self.train.class_name)}.safetensors"
+            model.save(self.folder / name, dtype)
+            self._files.append(name)
+            self._notes.append(f"model: {self.folder / name} ({megabytes})")
 
     def finish(self, scored: ScoredImages, evaluation: Evaluation) -> None:
         """Print a summary, draw the figures and make the class a finished one."""
         self.begin("")
-        record = self._make_record(scored, evaluation)
+        panels = name_panels(self.test.has_masks, evaluation.oracle_pixel is not None)
+        record = self._make_record(scored, evaluation, panels)
         # one call: the lines of several processes do not mix
         print("\n".join(["", *summarise(record), *self._notes]), flush=True)
         self.begin("figures")
         mark_results(self.folder)
-        oracle = evaluation.oracle_pixel
-        figures = draw_figures(self.folder, self.test, scored, oracle, self.show_progress)
+        drawn = self.test, scored, panels, evaluation.oracle_pixel
+        draw_figures(self.folder, *drawn, self.show_progress)
         self.begin("")
         seconds = {stage: self._seconds[stage] for stage in STAGES}
-        record = replace(
-            record,
-            result=replace(record.result, seconds=seconds),
-            images=[replace(im, figure=figures.paths.get(i)) for i, im in enumerate(record.images)],
-            panels=figures.panels,
-            figure_size=figures.size,
-            files=[*record.files, *figures.paths.values()],
-        )
+        record = replace(record, result=replace(record.result, seconds=seconds))
         write_record(self.folder, record)
         write_metrics(self.folder, read_records(self.folder, self.settings_sha256))
 
-    def _make_record(self, scored: ScoredImages, evaluation: Evaluation) -> ClassRecord:
-        """The record of a class without figures."""
+    def _make_record(
+        self, scored: ScoredImages, evaluation: Evaluation, panels: Sequence[str]
+    ) -> ClassRecord:
+        """The record of the class, which does not know yet how long it took."""
         deployed, near_copies = self._deployed, NEAR_COPIES.what in self.test.notes.counts()
         warning = deployed and explain_false_alarms(deployed, scored, near_copies)
         notes = [*evaluation.notes, *self.test.notes.sentences(), *self._sentences, warning]
+        figures = name_figures(self.test, scored.drawn)
         return ClassRecord(
             fingerprint=self.fingerprint,
             settings_sha256=self.settings_sha256,
@@ -149,22 +150,11 @@ class ClassReport:
             oracle_pixel=evaluation.oracle_pixel,
             image_curve=thin(evaluation.image_curve),
             pixel_curve=thin(evaluation.pixel_curve),
-            images=_describe_images(self.test, scored, evaluation.aupimo),
-            panels=[],
-            figure_size=None,
-            files=self._files,
+            images=_describe_images(self.test, scored, evaluation.aupimo, figures),
+            figure_size=figure_size(len(panels), scored.anomaly_maps.shape[1:]),
+            files=[*self._files, *figures.values()],
             pictures=self._pictures,
         )
-
-
-def explain_no_model(model: PaDiM, when: str, dtype: str) -> str | None:
-    """Why a model that the user wants, or may want, is not saved; None if it is."""
-    if model.thresholds is None:
-        return "a threshold needs at least 3 training images"
-    size = model_bytes(model.gaussians, dtype)
-    if when == "auto" and size > AUTO_BYTES:
-        return f"it takes {size / 1e6:.0f} MB; --save_models all saves it"
-    return None
 
 
 def explain_false_alarms(
@@ -176,9 +166,8 @@ def explain_false_alarms(
     """
     good = scored.image_scores[scored.labels == 0]
     n_reached = int((good >= deployed.image).sum())
-    if n_reached <= deployed.image_fpr * len(good):
-        return None
-    if deployed.p_value(n_reached, len(good)) >= SIGNIFICANCE:
+    is_promised = n_reached <= deployed.image_fpr * len(good)
+    if is_promised or deployed.p_value(n_reached, len(good)) >= SIGNIFICANCE:
         return None
     or_else = ", or many training images are near copies of each other that were not detected"
     return (
@@ -193,15 +182,16 @@ def summarise(record: ClassRecord) -> Iterator[str]:
     result, deployed = record.result, record.deployed
     yield f"{result.class_name}: {result.n_train} training images, {result.n_test} test images"
     for level in ("image", "pixel"):
-        value = result.metrics[f"{level}_auroc"]
-        yield f"{level} ROCAUC: {DASH if value is None else f'{value:.3f}'}"
+        yield f"{level} ROCAUC: {format_value(result.metrics[f'{level}_auroc'])}"
     for note in result.notes:
         yield f"({note})"
     if deployed is not None:
-        at = f"threshold at a false alarm rate of {deployed.target_fpr:g}:"
-        yield f"image {at} {deployed.image:.2f}{_format_oracle(record.oracle_image)}"
-        yield f"pixel {at} {deployed.pixel:.2f}{_format_oracle(record.oracle_pixel)}"
-        tried = {rate: map(format_share, record.try_rate(rate)) for rate in RATES}
+        for level, rate in (("image", deployed.target_fpr), ("pixel", deployed.pixel_fpr)):
+            oracle = getattr(record, f"oracle_{level}")
+            best = "" if oracle is None else f" (best F1 on the test images: {oracle:.2f})"
+            at = f"threshold at a false alarm rate of {rate:g}"
+            yield f"{level} {at}: {getattr(deployed, level):.2f}{best}"
+        tried = {rate: map(format_value, record.try_rate(rate)) for rate in RATES}
         at_rates = "; ".join(f"{rate:g}: {', '.join(shares)}" for rate, shares in tried.items())
         yield f"false alarms, recall on the test images at a rate of {at_rates}"
         if deployed.caveat:
@@ -231,13 +221,16 @@ def write_report(
     )
     title = f"PaDiM: {settings['arch']} on {settings['data']}"
     roc = Picture(ROC_FIGURE, ROC_SIZE, "ROC curves of all classes, of images and of pixels")
-    sections = describe_classes(records)
+    sections = [s for s in map(describe_class, records) if s.images or s.pictures]
     write_page(folder / PAGE, title, [settings["command"]], sections, tables, roc)
     return tables
 
 
 def _describe_images(
-    test: ImageDataset, scored: ScoredImages, aupimo: np.ndarray | None
+    test: ImageDataset,
+    scored: ScoredImages,
+    aupimo: np.ndarray | None,
+    figures: Mapping[int, str],
 ) -> list[ImageResult]:
     return [
         ImageResult(
@@ -245,17 +238,8 @@ def _describe_images(
             defect_type=sample.defect_type,
             label=sample.label,
             score=float(score),
-            figure=None,
+            figure=figures.get(i),
             aupimo=None if aupimo is None or np.isnan(aupimo[i]) else float(aupimo[i]),
         )
         for i, (sample, score) in enumerate(zip(test.samples, scored.image_scores, strict=True))
     ]
-
-
-def format_share(share: float | None) -> str:
-    """Two decimals; a dash for None."""
-    return DASH if share is None else f"{share:.2f}"
-
-
-def _format_oracle(threshold: float | None) -> str:
-    return "" if threshold is None else f" (best F1 on the test images: {threshold:.2f})"

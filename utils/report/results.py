@@ -20,23 +20,16 @@ STAGES = ("fit", "score", "metrics", "figures")
 
 @dataclass(frozen=True)
 class ClassResult:
-    """The metrics of one class: a row of metrics.csv.
-
-    Attributes:
-        metrics: in [0, 1] by the keys of METRICS; None where one is undefined, and notes says why.
-        seconds: wall time by STAGES; fit and score include loading images and the network.
-        notes: sentences for the reader of the table.
-        learnt: what PaDiM.describe returns.
-    """
+    """The metrics of one class: a row of metrics.csv."""
 
     class_name: str
     seed: int
     n_train: int
     n_test: int
-    metrics: Mapping[str, float | None]
-    seconds: Mapping[str, float]
-    notes: Sequence[str]
-    learnt: Mapping[str, Any] | None = None
+    metrics: Mapping[str, float | None]  # in [0, 1] by METRICS; None if undefined, as notes say
+    seconds: Mapping[str, float]  # wall time by STAGES; fit and score include loading images
+    notes: Sequence[str]  # sentences for the reader of the table
+    learnt: Mapping[str, Any] | None = None  # what PaDiM.describe returns
 
 
 @dataclass(frozen=True)
@@ -49,62 +42,40 @@ class Run:
 
 @dataclass(frozen=True)
 class ImageResult:
-    """One test image.
+    """One test image."""
 
-    Attributes:
-        image: file name.
-        defect_type: folder name, "good" for a normal image.
-        label: 0 normal, 1 anomalous, UNLABELLED where it is unknown.
-        figure: path of its figure relative to the run's folder, with slashes; None without one.
-        aupimo: None where it is undefined.
-    """
-
-    image: str
-    defect_type: str
-    label: int
+    image: str  # file name
+    defect_type: str  # folder name, "good" for a normal image
+    label: int  # 0 normal, 1 anomalous, UNLABELLED where it is unknown
     score: float
-    figure: str | None
-    aupimo: float | None = None
+    figure: str | None  # its path below the run's folder, with slashes
+    aupimo: float | None = None  # None where it is undefined
 
 
 @dataclass(frozen=True)
 class ClassRecord:
-    """All that a finished class leaves for the tables, the page and the next run.
+    """All that a finished class leaves for the tables, the page and the next run."""
 
-    Attributes:
-        fingerprint: of everything that the results depend on.
-        settings_sha256: of the settings and the place of the data; classes that have the same
-            belong into one report.
-        result: the metrics.
-        deployed: the thresholds from good training images; None if there were too few.
-        oracle_image, oracle_pixel: the thresholds of the best F1 on the test images; None where
-            they are undefined.
-        image_curve, pixel_curve: ROC curves, thinned to what a figure shows; None if undefined.
-        images: one per test image.
-        panels: names of what a figure shows, from left to right.
-        figure_size: width and height of the figures in pixels; None without figures.
-        files: paths of all files written for the class, relative to the run's folder.
-        pictures: width and height, by such a path, of the template and of images aligned to it.
-    """
-
-    fingerprint: str
-    settings_sha256: str
+    fingerprint: str  # of everything that the results depend on
+    settings_sha256: str  # of settings and the data's place; those of one report have the same
     result: ClassResult
-    deployed: Thresholds | None
+    deployed: Thresholds | None  # from good training images; None if there were too few
+    # the thresholds of the best F1 on the test images, and ROC curves, thinned to what a figure
+    # shows; None where they are undefined
     oracle_image: float | None
     oracle_pixel: float | None
     image_curve: RocCurve | None
     pixel_curve: RocCurve | None
-    images: Sequence[ImageResult]
-    panels: Sequence[str]
-    figure_size: Sequence[int] | None
-    files: Sequence[str]
+    images: Sequence[ImageResult]  # all test images
+    figure_size: Sequence[int]  # width and height of a figure in pixels
+    files: Sequence[str]  # that were written for the class: their paths below the run's folder
+    # width and height, by such a path, of the template and of images aligned to it
     pictures: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def try_rate(self, target_fpr: float | None = None) -> list[float | None]:
-        """The shares of good and of anomalous test images that reach a threshold; None without any.
+        """The shares of good and of anomalous test images that reach the deployed threshold.
 
-        It is the deployed one, or the one at another rate of false alarms.
+        It may be that at another rate of false alarms. A share is None if there is no such image.
         """
         threshold, shares = self.deployed.at(target_fpr).image, []
         for label in (0, 1):

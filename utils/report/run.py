@@ -31,27 +31,19 @@ if TYPE_CHECKING:
 
 
 class RunReport:
-    """The report of a run, and the classes that an earlier run into its folder finished.
-
-    Attributes:
-        folder: of the run.
-        unfinished: the classes of this process that no earlier run has finished with these images
-            and settings.
-    """
+    """The report of a run, and the classes that an earlier run into its folder finished."""
 
     def __init__(self, settings: Experiment, own: Sequence[Splits], leads: bool = True) -> None:
         """Find what is finished of the process's own classes; the leader writes the report."""
         self.settings = settings
         self.leads = leads
         self.folder: Path = make_folder(settings.save_path / settings.arch)
+        # of the process's own classes those that no earlier run finished with these images
         self.unfinished: list[Splits] = []
         self._fingerprints: dict[str, str] = {}
         affecting = affecting_results(settings)
         if settings.weights is not None:
             affecting["weights"] = file_sha256(settings.weights)
-        if (given := settings.region) is not None:
-            files = sorted(given.glob("*.png")) if given.is_dir() else [given]
-            affecting["region"] = [file_sha256(path) for path in files]
         place = {"data_path": settings.data_path.resolve()}
         self._settings_sha256 = make_fingerprint(affecting | place, settings.data_path, [])
         for train, test in own:
@@ -94,18 +86,12 @@ class RunReport:
         return ClassReport(self.folder, train, test, self.settings, *hashes, self.leads)
 
     def write(self, extractor: FeatureExtractor, n_processes: int) -> list[Table]:
-        """Write the report on all classes that are finished with these settings; its tables.
-
-        These may be classes of other runs into the folder too, which may go on at the same time.
-        """
+        """Write the report on all classes that any run finished with these settings; its tables."""
         from utils.report.report import write_report
 
         settings = describe_run(self.settings, extractor, n_processes)
-        written, records = None, read_records(self.folder, self._settings_sha256)
-        while len(records) != written:  # again if another run has finished a class meanwhile
-            tables, written = write_report(self.folder, settings, records), len(records)
-            records = read_records(self.folder, self._settings_sha256)
-        return tables
+        records = read_records(self.folder, self._settings_sha256)
+        return write_report(self.folder, settings, records)
 
 
 def describe_run(

@@ -2,16 +2,15 @@
 
 import csv
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import fmean
 from types import ModuleType
 from typing import Any, NamedTuple
 
 from datasets import demo, mvtec
-from utils.backbone import LAYERS
 from utils.report.results import METRICS, Run
-from utils.settings import PRESETS, MethodSettings
+from utils.settings import PRESETS, Experiment
 from utils.system.files import replacing
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,12 +21,7 @@ COMPARED = ("image_auroc", "pixel_auroc", "aupro")
 SOURCES = {
     "upstream": dict.fromkeys(COMPARED, "upstream"),
     "paper": dict.fromkeys(COMPARED, "paper"),
-    "anomalib": {
-        "image_auroc": "anomalib",
-        "pixel_auroc": "anomalib",
-        "aupro": "aupimo",
-        "aupimo": "aupimo",
-    },
+    "anomalib": dict.fromkeys(COMPARED, "anomalib") | {"aupro": "aupimo", "aupimo": "aupimo"},
 }
 # beside runs with the recommended settings stands another method, with its network
 RECOMMENDED = "recommended"
@@ -36,15 +30,8 @@ PATCHCORE_AUTHORS = (
     f"{PATCHCORE}: as published by Roth et al., Towards Total Recall in Industrial Anomaly "
     f"Detection, CVPR 2022, with {PATCHCORE_ARCH} and 25 % of the patches."
 )
-# how a setting is named that is not the default
-NAMED = {
-    "n_features": "{} channels",
-    "neighbourhood": "{0} × {0} neighbourhood",
-    "context": "{} pixels of context",
-    "align": "align {}",
-    "shrinkage": "shrinkage {}",
-    "image_score": "image score {}",
-}
+# the settings of the method, which are named if they are not the default
+METHOD = ("n_features", "layers", "neighbourhood", "context", "align", "shrinkage", "image_score")
 DASH = "–"  # stands in a cell without a value
 AUPIMO_AUTHORS = (
     "anomalib: its PaDiM as the authors of AUPIMO measured it (jpcbertoldo/aupimo); the size of "
@@ -153,18 +140,19 @@ def comparison_table(run: Run, metric: str, published: Published) -> Table:
 def describe_method(settings: Mapping[str, Any]) -> str:
     """The network of a run, and what differs from the defaults of the method.
 
-    If all that is named is as in the recommended preset, that is said instead.
+    What is as in the recommended preset is not named one by one.
     """
-    arguments, layers = settings["arguments"], settings["arguments"].get("layers", LAYERS)
-    defaults = {name: getattr(MethodSettings, name) for name in NAMED}
-    named = {name: arguments.get(name, default) for name, default in defaults.items()}
-    if named.items() <= PRESETS[RECOMMENDED].items():
-        parts = [RECOMMENDED]
-    else:
-        parts = [NAMED[name].format(named[name]) for name in NAMED if named[name] != defaults[name]]
-    if len(layers) < len(LAYERS):
-        parts.append(" + ".join(layers))
-    return ", ".join([settings["arch"], *parts])
+    defaults, arguments = asdict(Experiment()), settings["arguments"]
+    chosen = {name: arguments.get(name, defaults[name]) for name in METHOD}
+    changed = {name: value for name, value in chosen.items() if value != defaults[name]}
+    recommended = {name: PRESETS[RECOMMENDED][name] for name in METHOD if name != "layers"}
+    parts = [settings["arch"]]
+    if recommended.items() <= changed.items():
+        parts.append(RECOMMENDED)
+        changed = {name: value for name, value in changed.items() if name not in recommended}
+    for name, value in changed.items():
+        parts.append(f"{name} {' '.join(value) if isinstance(value, list) else value}")
+    return ", ".join(parts)
 
 
 def mean_of(run: Run, metric: str, class_names: Iterable[str]) -> float | None:
