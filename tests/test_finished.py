@@ -48,7 +48,7 @@ def test_records_of_the_same_settings_are_found_sorted_and_others_left_alone(
     "content",
     [
         *(b"", b"[]", b"\xff", b"[" * 100_000),
-        *((b"6.5", b"6.6"), (b'"format": 6', b'"format": 5')),  # replaced in the record
+        *((b"6.5", b"6.6"), (b'"format": 7', b'"format": 6')),  # replaced in the record
     ],
 )
 def test_a_file_that_is_no_record_of_this_version_is_named(record, tmp_path, capsys, content):

@@ -138,10 +138,9 @@ class Alignment:
 
 @torch.inference_mode()
 def learn_alignment(batches: Iterable[Tensor]) -> Alignment:
-    """The template and the range of poses of training images.
+    """The template and the range of poses of training images (B, 3, H, W) uint8, all of one size.
 
-    Args:
-        batches: yields (B, 3, H, W) uint8, all of one size; a few hundred images are enough.
+    A few hundred are enough.
     """
     image_size, greys = (0, 0), []
     for images in batches:
@@ -192,9 +191,7 @@ def to_image(anomaly_maps: Tensor, poses: Poses) -> Tensor:
 def to_grey(images: Tensor, size: Sequence[int] | None = None) -> Tensor:
     """Images (B, 3, H, W) uint8 as grey ones (B, h, w) float32, in which poses are sought.
 
-    Args:
-        images: of any size.
-        size: h and w; by default those of a template.
+    Their size is by default that of a template.
     """
     weights = torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)
     grey = F.conv2d(images.float(), weights)[:, 0]
@@ -225,11 +222,9 @@ class Search:
         self.template_spectra, self.window_spectra = self._rotated_spectra(template)
 
     def __call__(self, grey: Tensor, near: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Poses (B, 3) in the template's pixels, and correlations (B,).
+        """Poses (B, 3) in the template's pixels of images (B, h, w), and correlations (B,).
 
-        Args:
-            grey: images (B, h, w).
-            near: poses (B, 3) to start from; None tries all angles and shifts.
+        They are sought near other poses (B, 3), or at all angles and shifts.
         """
         starts = [None] * ceil(len(grey) / AT_ONCE) if near is None else near.split(AT_ONCE)
         found = [

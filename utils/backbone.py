@@ -99,15 +99,10 @@ def draw_channels(
     n_features: int | str | None = None,
     layers: Sequence[str] = LAYERS,
 ) -> Channels:
-    """Random channels of the network's layers (paper, section III-A).
+    """Random channels of some of the network's layers (paper, section III-A).
 
-    With SEED and without n_features they are those that upstream draws.
-
-    Args:
-        arch: a key of BACKBONES.
-        seed: of the draw.
-        n_features: how many, or ALL; None takes the backbone's number, or all if there are fewer.
-        layers: those of LAYERS to draw from.
+    They are so many, or ALL; None takes the backbone's number, or all if there are fewer. With SEED
+    and without n_features they are those that upstream draws.
     """
     if seed < 0:  # Python's generator would take its absolute value
         raise UserError(f"seed {seed} is negative; give 0 or more")
@@ -135,15 +130,9 @@ def draw_channels(
 
 
 def load_network(arch: str, weights_path: Path | None = None) -> Network:
-    """The network with its ImageNet weights, or with those of a local state dict.
+    """The network in evaluation mode, float32 on the CPU, with its published weights or a file's.
 
-    Args:
-        arch: a key of BACKBONES.
-        weights_path: a state dict by the names of the network's package, whole or only up to
-            layer3. None takes the published weights.
-
-    Returns:
-        Network in evaluation mode, float32 on the CPU.
+    The file is a state dict by the names of the network's package, whole or only up to layer3.
     """
     import torch
 

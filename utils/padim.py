@@ -40,24 +40,17 @@ class PaDiM:
         view: what of the images the network sees.
         class_name: what the images show.
         image_score: how images are scored, one of thresholds.IMAGE_SCORES.
-
-    Attributes:
-        image_size, window_size: H and W of the maps, and of what the network sees, after fit.
-        n_train, training_sha256: the number of images that it was fitted to, and of their pixels.
-        gaussians: of every patch position, after fit.
-        held_out: the images that thresholds are found with, after fit; not kept in a file.
-        thresholds: None before find_thresholds, and if there are too few images for them.
-        image_kinds: the different headers of the training images' files; empty if unknown.
     """
 
-    image_size: tuple[int, int]
-    window_size: tuple[int, int]
-    n_train: int
-    training_sha256: str
+    # after fit
+    image_size: tuple[int, int]  # H and W of the maps
+    window_size: tuple[int, int]  # H and W of what the network sees
+    n_train: int  # training images
+    training_sha256: str  # of their pixels
     gaussians: Gaussians
-    held_out: HeldOut
-    thresholds: Thresholds | None = None
-    image_kinds: Collection[Header] = ()
+    held_out: HeldOut  # training images that thresholds are found with; not kept in a file
+    thresholds: Thresholds | None = None  # after find_thresholds; None if the images are too few
+    image_kinds: Collection[Header] = ()  # headers of the training images' files, if known
 
     def __init__(
         self, extractor: FeatureExtractor, view: View, class_name: str, image_score: str = "max"
@@ -87,11 +80,8 @@ class PaDiM:
     ) -> "PaDiM":
         """Learn the Gaussian of every patch position from good images (section III-B).
 
-        Args:
-            batches: yields some images at a time.
-            n_train: images in all batches together, 2 or more.
-            copy_of: as in choose_held_out; copies are held out together.
-            shrinkage: as in fit_gaussians.
+        In all batches together there are n_train of them, 2 or more. copy_of is as in
+        choose_held_out, shrinkage as in fit_gaussians.
         """
         self.n_train = n_train
         self.held_out = HeldOut(n_train, copy_of, region=self.view.region)
@@ -123,12 +113,9 @@ class PaDiM:
 
     @torch.inference_mode()
     def held_out_maps(self) -> np.ndarray:
-        """Maps of the held-out images, each by the Gaussians without it and its copies.
+        """Maps (n, H, W) of the held-out images, each by the Gaussians without it and its copies.
 
         It can be called only once after a fit: then the features that were kept are freed.
-
-        Returns:
-            (n, H, W) float32, as anomaly_maps.
         """
         chosen, poses = self.held_out.chosen, None
         if not chosen:
@@ -141,8 +128,7 @@ class PaDiM:
     def anomaly_maps(self, images: np.ndarray) -> np.ndarray:
         """Raw anomaly maps of images (section III-C): distances, enlarged and smoothed.
 
-        Returns:
-            (B, H, W) float32 Mahalanobis distances, higher = more anomalous.
+        They are (B, H, W) float32 Mahalanobis distances, higher = more anomalous.
         """
         return self.score(images)[0]
 

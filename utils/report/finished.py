@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from datasets.images import unreadable
+from datasets.folders import readable
 from utils.metrics import RocCurve
 from utils.report.results import ClassRecord, ClassResult, ImageResult
 from utils.system.files import replacing, shorten
 from utils.thresholds import Thresholds
 
-FORMAT = 6
+FORMAT = 7
 FOLDER = "classes"
 # what reading a file that is gone or has wrong content raises
 DAMAGE = (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueError)
@@ -25,13 +25,11 @@ DAMAGE = (OSError, AttributeError, KeyError, RecursionError, TypeError, ValueErr
 def make_fingerprint(settings: Mapping[str, Any], root: Path, paths: Iterable[Path]) -> str:
     """SHA-256 of settings and of the files' names below root, sizes and modification times."""
     digest = hashlib.sha256(json.dumps([FORMAT, settings], sort_keys=True, default=str).encode())
-    for path in paths:
-        try:
+    with readable():
+        for path in paths:
             status = path.stat()
-        except OSError as error:
-            raise unreadable(path, error) from error
-        digest.update(os.fsencode(os.path.relpath(path, root)))
-        digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
+            digest.update(os.fsencode(os.path.relpath(path, root)))
+            digest.update(f"\0{status.st_size}\0{status.st_mtime_ns}\0".encode())
     return digest.hexdigest()
 
 
@@ -45,10 +43,9 @@ def write_record(folder: Path, record: ClassRecord) -> None:
 
 
 def read_record(folder: Path, class_name: str) -> ClassRecord | None:
-    """The record of a class that an earlier run finished; None if there is none.
+    """The record of a class that an earlier run finished; None without one, or if a file is gone.
 
-    It is also None if a file of the class is gone or, and then a line is printed, if the record is
-    damaged or of another version.
+    If it is damaged or of another version, a line is printed.
     """
     path = _path(folder, class_name)
     record = _read(path)

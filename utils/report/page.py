@@ -167,8 +167,8 @@ def describe_class(record: ClassRecord) -> Section:
     ]
     of_oracle = "the best image F1 on these test images, not a threshold to deploy"
     if threshold is None:
-        why = "it needs three training images, or both normal and anomalous test images"
-        notes = [f"No threshold: {why}"]
+        needed = "three training images, or both normal and anomalous test images"
+        notes = [f"No threshold: it needs {needed}"]
     elif deployed is None:
         notes, oracle = [f"Threshold {oracle:.2f}: the oracle, {of_oracle}"], None
     else:

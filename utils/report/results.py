@@ -91,23 +91,17 @@ def write_run(folder: Path, run: Run) -> None:
         path.write_text(json.dumps(content, indent=2, default=str) + "\n", encoding="utf-8")
 
 
-NAMES = ("class_name", "seed", "n_train", "n_test")
-COLUMNS = (*NAMES, *METRICS, *(f"seconds_{stage}" for stage in STAGES))  # of metrics.csv
-
-
 def write_metrics(folder: Path, records: Sequence[ClassRecord]) -> None:
     """Write metrics.csv: a row per class, unrounded. Without any class there is no such file."""
-    if records:
-        write_csv(folder / "metrics.csv", COLUMNS, map(_make_row, records))
+    path, rows = folder / "metrics.csv", []
+    for result in (record.result for record in records):
+        row = {name: getattr(result, name) for name in ("class_name", "seed", "n_train", "n_test")}
+        row |= {metric: result.metrics[metric] for metric in METRICS}
+        rows.append(row | {f"seconds_{stage}": result.seconds[stage] for stage in STAGES})
+    if rows:
+        write_csv(path, rows[0], (row.values() for row in rows))
     else:
-        (folder / "metrics.csv").unlink(missing_ok=True)
-
-
-def _make_row(record: ClassRecord) -> list[Any]:
-    result = record.result
-    metrics = [result.metrics[metric] for metric in METRICS]
-    seconds = [result.seconds[stage] for stage in STAGES]
-    return [*(getattr(result, name) for name in NAMES), *metrics, *seconds]
+        path.unlink(missing_ok=True)
 
 
 def write_scores(folder: Path, records: Sequence[ClassRecord]) -> None:
