@@ -4,7 +4,13 @@ import numpy as np
 import pytest
 
 from tests.records import SETTINGS, make_image, make_record
-from utils.report.finished import discard_record, read_record, read_records, write_record
+from utils.report.finished import (
+    discard_record,
+    make_fingerprint,
+    read_record,
+    read_records,
+    write_record,
+)
 from utils.report.report import write_report
 
 
@@ -59,3 +65,8 @@ def test_a_file_that_is_no_record_of_this_version_is_named(record, tmp_path, cap
     assert read_record(tmp_path, "bolt") is None
     (line,) = capsys.readouterr().out.splitlines()
     assert "classes/bolt.json is damaged or was written by another version: bolt is fit" in line
+
+
+def test_an_image_that_is_gone_has_no_fingerprint(tmp_path):
+    with pytest.raises(ValueError, match=r"No such file .*000\.png'; make it readable"):
+        make_fingerprint({}, tmp_path, [tmp_path / "000.png"])

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.helpers import read_csv
 from tests.records import (
@@ -67,6 +68,7 @@ def test_a_finished_class_leaves_its_record_and_all_files(
     record = read_record(tmp_path, "bolt")
     figures = ["figures/bolt/crack_000.jpg", "figures/bolt/good_003.jpg"]
     assert record.files == ["models/bolt.safetensors", *figures]
+    assert Image.open(tmp_path / figures[0]).size == tuple(record.figure_size)
     assert [image.figure for image in record.images] == [figures[0], None, None, figures[1], None]
     assert [image.score for image in record.images] == scored.image_scores.tolist()
     assert [image.label for image in record.images] == [1, 1, 0, 0, 0]

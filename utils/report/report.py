@@ -166,7 +166,7 @@ def explain_false_alarms(
     """
     good = scored.image_scores[scored.labels == 0]
     n_reached = int((good >= deployed.image).sum())
-    is_promised = n_reached <= deployed.image_fpr * len(good)
+    is_promised = n_reached <= deployed.image_fpr * len(good)  # as a rule: nothing is imported
     if is_promised or deployed.p_value(n_reached, len(good)) >= SIGNIFICANCE:
         return None
     or_else = ", or many training images are near copies of each other that were not detected"
