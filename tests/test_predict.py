@@ -310,7 +310,7 @@ def test_batch_is_lowered_to_what_fits_into_memory(
     pair += 2 * (memory.BATCH_BYTES * 80 * 80 + memory.ORIGINAL_BYTES * 900 * 1000)
     monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES + pair)
     done = run(*command, new)
-    assert "--batch_size 8 is lowered to 2, which fits into the free memory" in done.stdout
+    assert "--batch_size 8 is lowered to 2, which fits into memory" in done.stdout
     assert scored == [2, 2, 1]
     monkeypatch.setattr(memory, "free_bytes", lambda: memory.LIBRARY_BYTES)
     message = "megapixels would take about 0.2 GB of memory, 0.1 GB are free: end other programs"

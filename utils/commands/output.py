@@ -11,45 +11,49 @@ from typing import Any
 
 from datasets.folders import MARKER, mark_results
 from utils.commands.predict_page import PAGE
-from utils.commands.prediction import COLUMNS, Prediction
+from utils.commands.predict_settings import Settings
+from utils.commands.prediction import COLUMNS, Prediction, kinds_of_files
 from utils.commands.sources import FOLDERS
 from utils.regions import Region
 from utils.system.errors import UserError
+from utils.system.files import make_folder
 
 TABLE, REGIONS = "predictions.csv", "regions.csv"
 
 
-def refuse_foreign(output: Path, kinds: Iterable[str], page: bool = False) -> None:
-    """Refuse to write among files of an unmarked folder, or over a page that is not of predict."""
-    if page and (output / PAGE).exists() and not (output / TABLE).exists():
-        raise UserError(
-            f"{output / PAGE} is not a page of predict; choose another --output, or --page no"
-        )
-    for folder in (output / kind for kind in kinds):
+def prepare_output(settings: Settings, new: bool) -> None:
+    """Make the folders of the files that are asked for; refuse to write among files of others.
+
+    For new results the tables are begun, and what an earlier predict wrote is cleared.
+    """
+    output = make_folder(settings.output, "--output")
+    folders = [output / kind for kind in kinds_of_files(settings)]
+    for folder in folders:
         if folder.is_dir() and os.listdir(folder) and not (folder / MARKER).exists():
             raise UserError(
                 f"{folder} holds files but no {MARKER}, so they may be yours; move them away or "
                 "choose another --output"
             )
+    if new:
+        _clear(output, settings.page == "yes")
+        write(output / REGIONS, to_csv(("path", "number", *Region._fields)), "w")
+        write(output / TABLE, to_csv(COLUMNS), "w")
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        mark_results(folder)
 
 
-def prepare_folders(output: Path, kinds: Iterable[str], clear: bool = True) -> None:
-    """Mark the folders of these kinds of files as results; clear what an earlier predict wrote."""
-    if clear:
-        for folder in (output / name for name in FOLDERS):
-            if (folder / MARKER).exists():
-                rmtree(folder)
-        for name in (PAGE, TABLE, REGIONS) if (output / TABLE).exists() else (REGIONS,):
-            (output / name).unlink(missing_ok=True)
-    for kind in kinds:
-        (output / kind).mkdir(exist_ok=True)
-        mark_results(output / kind)
-
-
-def start_tables(folder: Path) -> None:
-    """Write the headers of regions.csv and predictions.csv."""
-    append(folder / REGIONS, to_csv(("path", "number", *Region._fields)))
-    append(folder / TABLE, to_csv(COLUMNS))
+def _clear(output: Path, page: bool) -> None:
+    """Remove an earlier predict's files but for tables; a page of others must not be in the way."""
+    if (output / TABLE).exists():
+        (output / PAGE).unlink(missing_ok=True)
+    elif page and (output / PAGE).exists():
+        raise UserError(
+            f"{output / PAGE} is not a page of predict; choose another --output, or --page no"
+        )
+    for folder in (output / name for name in FOLDERS):
+        if (folder / MARKER).exists():
+            rmtree(folder)
 
 
 def add_to_tables(folder: Path, answer: Prediction) -> None:
@@ -60,14 +64,14 @@ def add_to_tables(folder: Path, answer: Prediction) -> None:
     """
     regions = enumerate(answer.regions, start=1)
     rows = [(answer.row["path"], number, *region) for number, region in regions]
-    append(folder / REGIONS, to_csv(*rows))
-    append(folder / TABLE, to_csv(to_row(answer)))
+    write(folder / REGIONS, to_csv(*rows))
+    write(folder / TABLE, to_csv(to_row(answer)))
 
 
-def append(path: Path, text: str) -> None:
-    """Add the text to a file."""
+def write(path: Path, text: str, mode: str = "a") -> None:
+    """Add the text to a file, or write it anew."""
     try:
-        with path.open("a", newline="", encoding="utf-8") as file:
+        with path.open(mode, newline="", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
         raise UserError(

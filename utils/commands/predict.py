@@ -23,21 +23,13 @@ from tqdm import tqdm
 from datasets.images import read_size
 from datasets.loading import Loader
 from datasets.notes import NESTED, Notes
-from utils.commands.output import (
-    add_to_tables,
-    prepare_folders,
-    refuse_foreign,
-    start_tables,
-    to_csv,
-    to_json,
-    to_row,
-)
+from utils.commands.output import add_to_tables, prepare_output, to_csv, to_json, to_row
 from utils.commands.predict_page import write_predictions_page
 from utils.commands.predict_settings import FOLDER, STDIN, Settings
-from utils.commands.prediction import COLUMNS, Loaded, Predictor, kinds_of_files
+from utils.commands.prediction import COLUMNS, Loaded, Predictor
 from utils.commands.sources import Source, find_images, split_paths, to_source
 from utils.system.errors import UserError
-from utils.system.files import make_folder, printable
+from utils.system.files import printable
 
 
 @dataclass(frozen=True)
@@ -70,16 +62,13 @@ def score_folders(settings: Settings) -> int:
     if settings.format is not None:
         raise UserError("--format applies only when paths are read from stdin (-); leave it out")
     settings = replace(settings, output=settings.output or FOLDER)
-    kinds, files = kinds_of_files(settings), Notes()
+    files = Notes()
     sources = find_images(settings.images, settings.output, files)
-    refuse_foreign(settings.output, kinds, settings.page == "yes")
-    make_folder(settings.output, "--output")
     predictor = Predictor(settings, sys.stdout)
     largest = find_largest(sources)
     batch_size = choose_batch_size(predictor, largest)
     images = Images(sources, predictor, predictor.make_notes(), 4 * largest)
-    prepare_folders(settings.output, kinds)
-    start_tables(settings.output)
+    prepare_output(settings, new=True)
     answers, counts = [], Counter()
     with (
         Loader([images], batch_size, settings.num_workers, batches_ahead=1) as loader,
@@ -117,10 +106,8 @@ def score_stream(settings: Settings) -> int:
     for name in ("stdin", "stdout"):
         if getattr(sys, name) is None:
             raise UserError(f"{name} is closed; - reads paths from stdin and answers on stdout")
-    kinds = kinds_of_files(settings)
     if settings.output is not None:
-        refuse_foreign(settings.output, kinds)
-        prepare_folders(make_folder(settings.output, "--output"), kinds, clear=False)
+        prepare_output(settings, new=False)
     predictor = Predictor(settings, sys.stderr)
     choose_batch_size(predictor, 0)
     as_json, failed, said = settings.format == "json", 0, set()
@@ -152,10 +139,10 @@ def summarise(predictor: Predictor, counts: Counter[str], notes: Sequence[str]) 
     if notes:
         print("notes on the images (to use the options in them, fit the model again with them):")
         print(*(f"({sentence})" for sentence in notes), sep="\n")
-    threshold, folder = predictor.settings.threshold, predictor.settings.output
     print(
-        f"{counts['images']} images, {counts['anomalous']} anomalous (score >= {threshold:g}), "
-        f"{counts['failed']} not scored; results in {printable(folder)}"
+        f"{counts['images']} images, {counts['anomalous']} anomalous "
+        f"(score >= {predictor.thresholds.image:g}), {counts['failed']} not scored; results in "
+        f"{printable(predictor.settings.output)}"
     )
     if predictor.caveat:
         print(f"({predictor.caveat})")
@@ -173,18 +160,22 @@ def find_largest(sources: Sequence[Source]) -> int:
 def choose_batch_size(predictor: Predictor, largest: int) -> int:
     """The images of so many pixels that fit into memory at once, at most as many as asked for."""
     from utils.model_file import features_bytes  # imports torch
-    from utils.system.memory import fit_batch
+    from utils.system import memory
 
-    model = predictor.detector.model
-    most, seen = predictor.settings.batch_size, model.window_size
-    fitting = fit_batch(
-        most,
-        seen=prod(seen),
-        feature_bytes=features_bytes(model.extractor.channels, seen),
-        original=largest,
-        aligned=model.view.alignment is not None,
-        device=model.extractor.device,
+    model, most = predictor.detector.model, predictor.settings.batch_size
+    device, seen = model.extractor.device, prod(model.window_size)
+    features = features_bytes(model.extractor.channels, model.window_size)
+    aligned, on_gpu = model.view.alignment is not None, device.type == "cuda"
+    of_image = memory.BATCH_BYTES * seen + memory.ORIGINAL_BYTES * largest
+    for batch_size in range(most, 0, -1):
+        network = memory.network_bytes(batch_size, seen, features, aligned, on_gpu)
+        on_host = memory.LIBRARY_BYTES + batch_size * of_image + (0 if on_gpu else network)
+        shortage = memory.find_shortage(on_host, network, device)
+        if shortage is None:
+            if largest and batch_size < most:
+                print(f"--batch_size {most} is lowered to {batch_size}, which fits into memory")
+            return batch_size
+    raise UserError(
+        f"an image of {largest / 1e6:.1f} megapixels would take about {shortage}: end other "
+        "programs, or fit the model again with a smaller --resize or --crop"
     )
-    if largest and fitting < most:
-        print(f"--batch_size {most} is lowered to {fitting}, which fits into the free memory")
-    return fitting

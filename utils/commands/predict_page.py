@@ -29,7 +29,7 @@ def write_predictions_page(predictor: Predictor, answers: Sequence[Prediction]) 
         settings.output / PAGE,
         f"Predictions of {predictor.detector.model.class_name}",
         summarise_model(predictor),
-        [Section("Images", images, settings.threshold, notes=notes, side_by_side=True)],
+        [Section("Images", images, predictor.thresholds.image, notes=notes, side_by_side=True)],
     )
 
 
@@ -44,17 +44,18 @@ def summarise_model(predictor: Predictor) -> list[str]:
     from utils.report.page import describe_learnt
 
     model, settings = predictor.detector.model, predictor.settings
-    resize, crop = model.preprocessing.resize, model.preprocessing.crop
+    thresholds, preprocessing = predictor.thresholds, model.preprocessing
     of_good = "from the model's good images, at a rate of"
-    by_rate = f"{of_good} false alarms of {predictor.thresholds.target_fpr:g}"
-    by_pixels = f"{of_good} pixels of {predictor.thresholds.pixel_fpr:g}"
+    by_rate = f"{of_good} false alarms of {thresholds.target_fpr:g}"
+    by_pixels = f"{of_good} pixels of {thresholds.pixel_fpr:g}"
     return [
         f"Model: {printable(settings.model)}, {model.arch}, fitted to {model.n_train} good images",
-        f"Images: resize {resize or 'none'}, crop {crop or 'none'}",
+        f"Images: resize {preprocessing.resize or 'none'}, crop {preprocessing.crop or 'none'}",
         *describe_learnt(model.describe()),
-        f"Threshold: {settings.threshold:g}, {'given' if predictor.given[0] else by_rate}",
-        f"Regions, in anomalous images: pixels from {settings.pixel_threshold:g} on, "
-        f"{'given' if predictor.given[1] else by_pixels}, where one reaches {predictor.peak:g}",
+        f"Threshold: {thresholds.image:g}, {by_rate if settings.threshold is None else 'given'}",
+        f"Regions, in anomalous images: pixels from {thresholds.pixel:g} on, "
+        f"{by_pixels if settings.pixel_threshold is None else 'given'}, where one reaches "
+        f"{thresholds.peak:g}",
     ]
 
 
@@ -64,10 +65,10 @@ def describe(answer: Prediction, folder: Path) -> "Shown":
 
     row, name = answer.row, printable(answer.source.path)
     picture = None
-    if OVERLAYS in answer.kinds:
+    if answer.overlay_size:
         path = f"{OVERLAYS}/{answer.source.name}.jpg"
         text = f"{name} under the colours of its anomaly map, regions outlined"
-        picture = Picture(path, answer.size, text)
+        picture = Picture(path, answer.overlay_size, text)
     below = [] if row["error"] else [f"{row['good_below']:.0%} of good images score lower"]
     if row["angle"] is not None:
         below.append(

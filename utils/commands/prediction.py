@@ -43,38 +43,18 @@ class Loaded(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """The answer about an image.
-
-    Attributes:
-        source: the image.
-        row: by COLUMNS.
-        regions: highest score first.
-        kinds: the folders in which files about it were written.
-        size: width and height of the image.
-    """
+    """The answer about an image."""
 
     source: Source
-    row: dict[str, Any]
-    regions: Sequence[Region] = ()
-    kinds: Sequence[str] = ()
-    size: tuple[int, int] = (0, 0)
+    row: dict[str, Any]  # by COLUMNS
+    regions: Sequence[Region] = ()  # highest score first
+    overlay_size: tuple[int, int] | None = None  # its width and height, if one was written
 
 
 class Predictor:
     """Scores images with a model, judges them, and writes the files about them.
 
-    Attributes:
-        detector: of the model.
-        settings: of the command, with the thresholds that are used; without an output no file is
-            written.
-        thresholds: the model's, at the rates that are asked for.
-        peak: what a region must reach somewhere.
-        given: whether the settings give the threshold of images, and that of pixels.
-        caveat: of the image threshold, if it is the model's.
-
-    Args:
-        settings: of the command.
-        stream: gets a line on the model and the device.
+    The stream gets a line on the model and the device. Without an output no file is written.
     """
 
     def __init__(self, settings: Settings, stream: TextIO) -> None:
@@ -86,16 +66,11 @@ class Predictor:
         on_device = device_name(model.extractor.device)
         print(f"{model.class_name}, {model.arch} on {on_device}", file=stream)
         thresholds = model.thresholds.at(settings.target_fpr, settings.pixel_fpr)
-        image, pixel = settings.threshold, settings.pixel_threshold
-        is_peak = image is not None and model.image_score == "max"
-        self.peak = image if is_peak else thresholds.peak
-        self.thresholds, self.given = thresholds, (image is not None, pixel is not None)
-        self.caveat = None if self.given[0] else thresholds.caveat
-        self.settings = replace(
-            settings,
-            threshold=thresholds.image if image is None else image,
-            pixel_threshold=thresholds.pixel if pixel is None else pixel,
-        )
+        self.caveat = None if settings.threshold is not None else thresholds.caveat
+        given = {"image": settings.threshold, "pixel": settings.pixel_threshold}
+        given = {name: value for name, value in given.items() if value is not None}
+        self.thresholds = replace(thresholds, **given)  # those that are used
+        self.settings = settings
 
     def make_notes(self) -> Notes:
         """Notes on images, which are compared with the training images if the model knows these."""
@@ -126,10 +101,7 @@ class Predictor:
     ) -> Iterator[Prediction]:
         """Yield the answer about each image once the files about it are written.
 
-        Args:
-            loaded: the images, which are taken a batch at a time.
-            batch_size: images.
-            run: map, or that of a pool of threads.
+        Images are taken a batch at a time, and judged by run: map, or that of a pool of threads.
         """
         items = iter(loaded)
         while batch := list(islice(items, batch_size)):
@@ -142,31 +114,31 @@ class Predictor:
 
     def judge(self, loaded: Loaded, scored: Scored | None) -> Prediction:
         """Judge an image, unless it could not be scored, and write the files about it."""
-        settings = self.settings
+        settings, thresholds = self.settings, self.thresholds
         row = dict.fromkeys(COLUMNS) | {
             "path": loaded.source.given,
-            "threshold": settings.threshold,
+            "threshold": thresholds.image,
             "error": loaded.source.error,
         }
         if scored is None:
             return Prediction(loaded.source, row)
         (anomaly_map, pose), model, size = scored, self.detector.model, loaded.image.size
         (score,) = model.image_scores(anomaly_map[None]).tolist()
-        anomalous = score >= settings.threshold
+        anomalous = score >= thresholds.image
         kinds = kinds_of_files(settings, anomalous)
         regions: list[Region] = []
         # without regions the map in the size of the image is seldom needed
         if kinds or anomalous:
             whole = self.detector.uncrop(anomaly_map, size)
             if anomalous:
-                thresholds = settings.pixel_threshold, self.peak
-                regions = find_regions(whole, *thresholds, settings.min_area)
+                reached = thresholds.pixel, thresholds.peak
+                regions = find_regions(whole, *reached, settings.min_area)
             self.write_files(kinds, loaded, whole, regions)
         peak_row, peak_column = find_peak(anomaly_map, crop_box(size, model.preprocessing))
         row |= {
             "score": score,
             "anomalous": anomalous,
-            "good_below": model.thresholds.fraction_below(score),
+            "good_below": thresholds.fraction_below(score),
             "peak_row": peak_row,
             "peak_column": peak_column,
             "n_regions": len(regions),
@@ -174,7 +146,7 @@ class Predictor:
             "files": printable(loaded.source.name) if kinds else None,
             **dict(zip(POSE, pose, strict=bool(pose))),
         }
-        return Prediction(loaded.source, row, regions, kinds, size)
+        return Prediction(loaded.source, row, regions, size if OVERLAYS in kinds else None)
 
     def write_files(
         self,
@@ -185,7 +157,7 @@ class Predictor:
     ) -> None:
         """Write the files of these kinds about an image with this map (h, w)."""
         settings, name = self.settings, loaded.source.name
-        mask = draw_regions(anomaly_map, settings.pixel_threshold, regions)
+        mask = draw_regions(anomaly_map, self.thresholds.pixel, regions)
         if OVERLAYS in kinds:
             from utils.plot import plot_overlay  # imports matplotlib
 
@@ -210,12 +182,7 @@ def kinds_of_files(settings: Settings, anomalous: bool = True) -> list[str]:
 
 
 def find_peak(anomaly_map: np.ndarray, box: Box) -> tuple[int, int]:
-    """Row and column of the map's maximum, in pixels of the original image.
-
-    Args:
-        anomaly_map: (H, W), over the preprocessed image.
-        box: where that lies in the original image.
-    """
+    """Row and column, in an original image, of the maximum of a map (H, W) that covers this box."""
     height, width = anomaly_map.shape
     row, column = divmod(int(anomaly_map.argmax()), width)
     return (

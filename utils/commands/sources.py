@@ -20,19 +20,12 @@ UTF16 = (BOM_UTF16_LE, BOM_UTF16_BE)
 
 
 class Source(NamedTuple):
-    """An image file to score.
-
-    Attributes:
-        path: of the file.
-        name: of the files written about it, without their suffix.
-        given: the path as it was given, for the row.
-        error: why it cannot be scored, if this is known.
-    """
+    """An image file to score."""
 
     path: Path
-    name: str
-    given: str
-    error: str = ""
+    name: str  # of the files written about it, without their suffix
+    given: str  # the path as it was given, for the row
+    error: str = ""  # why it cannot be scored, if this is known
 
 
 def describe(error: Exception) -> str:
@@ -43,14 +36,14 @@ def describe(error: Exception) -> str:
 def find_images(given: Sequence[Path], output: Path, notes: Notes) -> list[Source]:
     """The given images and those in given folders, each once, folders in order of their paths.
 
-    Args:
-        given: files and folders. Links are followed, to each folder once.
-        output: the folder for the results.
-        notes: gets what is not read in folders.
+    Links are followed, to each folder once. The notes get what is not read in folders.
     """
     sources, seen, taken = [], set(), set()
     for root in given:
-        for path in _list_images(root, output, notes):
+        _refuse_results(root, output)
+        with readable():
+            paths = list_images(root, notes) if root.is_dir() else [_check_image(root)]
+        for path in paths:
             absolute = os.path.abspath(path)
             if absolute not in seen:
                 seen.add(absolute)
@@ -64,23 +57,11 @@ def find_images(given: Sequence[Path], output: Path, notes: Notes) -> list[Sourc
     return sources
 
 
-def _list_images(root: Path, output: Path, notes: Notes) -> list[Path]:
-    """The image root, or all images in the folder root."""
-    if not root.is_dir():
-        _check_image(root, output)
-        return [root]
-    _refuse_results(root, output)
-    with readable():
-        return list_images(root, notes)
-
-
-def _check_image(path: Path, output: Path | None) -> None:
-    """Refuse a path that is no image file, or one among the results."""
-    _refuse_results(path, output)
-    if not os.path.lexists(path):
-        raise UserError(f"no file or folder {path}; give images or folders of images")
-    if not is_image(path):
-        raise UserError(f"{path} is no image; accepted are {', '.join(IMAGE_SUFFIXES)}")
+def _check_image(path: Path) -> Path:
+    """The path; refuse one that is no image file."""
+    if not os.path.lexists(path) or not is_image(path):
+        raise UserError(f"there is no image {path}; accepted are {', '.join(IMAGE_SUFFIXES)}")
+    return path
 
 
 def _refuse_results(path: Path, output: Path | None) -> None:
@@ -110,18 +91,15 @@ def split_paths(stream: BinaryIO) -> Iterator[bytes]:
 
 def to_source(line: bytes, output: Path | None) -> Source:
     """The image that a line names; what is wrong with the path is the source's error."""
-    text = os.fsdecode(line.removesuffix(b"\r"))
+    # no path has a NUL, and no function takes one
+    text = os.fsdecode(line.removesuffix(b"\r")).replace("\0", r"\x00")
     path, error = Path(text), ""
     try:
-        if not text:
-            raise UserError("the line is empty; give the path of an image")
-        if "\0" in text:
-            raise UserError("the line has a NUL; separate paths by newlines or by NULs, not both")
-        _check_image(path, output)
+        _refuse_results(path, output)
+        _check_image(path)
     except UserError as problem:
         error = describe(problem)
-    given = printable(text).replace("\0", r"\x00")
-    return Source(path, name_files(path), given, error)
+    return Source(path, name_files(path), printable(text), error)
 
 
 def name_files(path: Path) -> str:

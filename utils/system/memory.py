@@ -6,8 +6,6 @@ from pathlib import Path
 import psutil
 import torch
 
-from utils.system.errors import UserError
-
 # Allowances, set by measurement so that a class does not exceed its estimate.
 LIBRARY_BYTES = 150_000_000  # what the libraries take after the estimate is made
 # per pixel that the network sees: of those it takes at once, of a batch (read, stacked and its
@@ -66,28 +64,6 @@ def _list_groups() -> Iterator[tuple[Path, str, str]]:
             for folder in (group, *group.parents):
                 if folder.is_relative_to(root):
                     yield folder, *names
-
-
-def fit_batch(
-    most: int, seen: int, feature_bytes: int, original: int, aligned: bool, device: torch.device
-) -> int:
-    """The images that may be scored at once, at most as many as given; refuses if none fits.
-
-    The network is on this device and sees so many pixels of an image. The largest image has so many
-    original ones.
-    """
-    on_gpu = device.type == "cuda"
-    for batch_size in range(most, 0, -1):
-        network = network_bytes(batch_size, seen, feature_bytes, aligned, on_gpu)
-        images = LIBRARY_BYTES + batch_size * (BATCH_BYTES * seen + ORIGINAL_BYTES * original)
-        needed = (images, network) if on_gpu else (images + network, 0)
-        shortage = find_shortage(*needed, device)
-        if shortage is None:
-            return batch_size
-    raise UserError(
-        f"an image of {original / 1e6:.1f} megapixels would take about {shortage}: end other "
-        "programs, or fit the model again with a smaller --resize or --crop"
-    )
 
 
 def find_shortage(
