@@ -151,8 +151,8 @@ DATA = {
 # what a run refuses in the weights
 UNREADABLE = "cannot read weights weights.pth: damaged, or not a plain state dict"
 NO_TENSORS = "weights.pth hold no state dict of tensors; save the model's state_dict() alone"
-NOT_FINITE = "weights weights.pth hold values that are not finite in conv1.weight"
-WRONG_SHAPE = "do not fit resnet18: conv1.weight (64, 3, 3, 7) instead of (64, 3, 7, 7)"
+NOT_FINITE = "weights weights.pth do not fit resnet18: conv1.weight is not finite in float32"
+WRONG_SHAPE = "resnet18: conv1.weight has shape (64, 3, 3, 7) instead of (64, 3, 7, 7)"
 WEIGHTS = {
     "weights with code": (UNREADABLE, save, "weights.pth", {"conv1.weight": Evil()}),
     "truncated weights": (UNREADABLE, cut, "weights.pth", -1000),

@@ -161,7 +161,7 @@ def test_note_is_printed_once_a_kind_when_it_is_met(answer):
 @pytest.mark.parametrize("name", ["stdin", "stdout"])
 def test_closed_stream_is_refused(name, run, command, monkeypatch):
     monkeypatch.setattr(sys, name, None)
-    assert f"{name} is closed; - reads paths from stdin and answers" in run(*command, "-").stderr
+    assert "on stdout; one of them is closed" in run(*command, "-").stderr
 
 
 @pytest.fixture

@@ -27,8 +27,8 @@ def test_tensors_are_float32_without_gradients_and_without_others(network):
 
 def test_missing_tensors_are_listed(network):
     message = (
-        r"weights x\.pth do not fit resnet18: missing 0\.weight, 1\.weight, 1\.bias, "
-        r"1\.running_mean, 1\.running_var and 2 more$"
+        r"weights x\.pth do not fit resnet18: 0\.weight is missing, 1\.weight is missing, .*, "
+        r"1\.running_var is missing and 2 more$"
     )
     with pytest.raises(ValueError, match=message):
         select_tensors({}, network, "resnet18", "weights x.pth")
@@ -40,7 +40,7 @@ def test_tensor_that_is_not_plain_is_refused(network):
     zeros = torch.zeros(2)
     quantised = torch.quantize_per_tensor(zeros, 1, 0, torch.qint8)
     for tensor in (zeros.cfloat(), quantised, zeros.to_sparse(), zeros.to("meta")):
-        with pytest.raises(ValueError, match=r"fit resnet18: 2\.bias are no plain tensors of num"):
+        with pytest.raises(ValueError, match=r"fit resnet18: 2\.bias is no plain tensor of real "):
             select_tensors(network.state_dict() | {"2.bias": tensor}, network, "resnet18", "x")
 
 
@@ -56,7 +56,7 @@ HALF = {name: tensor.half() if tensor.ndim else tensor for name, tensor in PLAIN
         (PARALLEL, ": module. is taken off the names"),
         ({"epoch": 3, "state_dict": PLAIN}, ": its state_dict is taken"),
         ({"model": PARALLEL}, ": its model is taken, module. is taken off the names"),
-        (HALF, ": float16 becomes float32"),
+        (HALF, ": torch.float16 becomes float32"),
         ({"module.conv1.weight": torch.arange(3.0), "fc": torch.zeros(1)}, ""),
     ],
 )

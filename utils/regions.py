@@ -36,14 +36,9 @@ def find_regions(
 ) -> list[Region]:
     """The regions of pixels >= threshold with a pixel >= peak_threshold, highest score first.
 
-    This is thresholding with hysteresis, as skimage.filters.apply_hysteresis_threshold does it, but
-    pixels are connected by eight neighbours, and labelled only once.
-
-    Args:
-        anomaly_map: (h, w) float32; pixels that are NaN belong to no region.
-        threshold: in units of the map.
-        peak_threshold: in the same units.
-        min_area: smaller regions are left out.
+    The map is (h, w) float32; pixels that are NaN belong to no region. This is thresholding with
+    hysteresis, as skimage.filters.apply_hysteresis_threshold does it, but pixels are connected by
+    eight neighbours, and labelled only once. Regions smaller than min_area are left out.
     """
     labels, _ = label(anomaly_map >= threshold, EIGHT_NEIGHBOURS)
     regions = []

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of checkpoints
 # of DataParallel, torch.compile, others
 PREFIXES = ("module.", "_orig_mod.", "model.", "backbone.")
-NAMES_SHOWN = 5  # of missing or misfitting tensors, in an error message
+SHOWN = 5  # faults, in an error message
 
 
 def read_state_dict(path: Path) -> dict[str, Tensor]:
@@ -32,13 +32,11 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
     import torch
 
     _check_file(path)
-    content = _read(path)
-    steps = []
-    if isinstance(content, dict):
-        for key in WRAPPERS:
-            if isinstance(content.get(key), dict):
-                content, steps = content[key], [f"its {key} is taken"]
-                break
+    content, steps = _read(path), []
+    for key in WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(key), dict):
+            content = content[key]
+            steps.append(f"its {key} is taken")
     if not isinstance(content, dict) or not all(
         isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()
     ):
@@ -49,10 +47,9 @@ def read_state_dict(path: Path) -> dict[str, Tensor]:
         if content and all(name.startswith(prefix) for name in content):
             content = {name.removeprefix(prefix): value for name, value in content.items()}
             steps.append(f"{prefix} is taken off the names")
-    dtypes = {value.dtype for value in content.values() if value.is_floating_point()}
-    if others := dtypes - {torch.float32}:
-        names = sorted(str(dtype).removeprefix("torch.") for dtype in others)
-        steps.append(f"{', '.join(names)} becomes float32")
+    dtypes = {str(value.dtype) for value in content.values() if value.is_floating_point()}
+    if others := sorted(dtypes - {"torch.float32"}):
+        steps.append(f"{', '.join(others)} becomes float32")
     if steps and Processes.from_environment().leads:
         print(f"weights {path}: {', '.join(steps)}", flush=True)
     return content
@@ -97,38 +94,26 @@ def select_tensors(
     """
     # batch norm's count of training batches is not used, and older files lack it
     wanted = {k: v for k, v in network.state_dict().items() if not k.endswith("batches_tracked")}
-    if missing := [name for name in wanted if name not in state_dict]:
-        raise UserError(f"{source} do not fit {arch}: missing {_shorten(missing)}")
-    misfits = [
-        f"{name} {tuple(state_dict[name].shape)} instead of {tuple(tensor.shape)}"
-        for name, tensor in wanted.items()
-        if state_dict[name].shape != tensor.shape
-    ]
-    if misfits:
-        raise UserError(f"{source} do not fit {arch}: {_shorten(misfits)}")
-    if odd := [name for name in wanted if not _is_plain(state_dict[name])]:
-        raise UserError(
-            f"{source} do not fit {arch}: {_shorten(odd)} are no plain tensors of numbers; save "
-            "the state_dict() of a float32 network on the CPU"
-        )
-    tensors = {name: state_dict[name].detach().float() for name in wanted}
-    # after the conversion, as a float64 number can be too large for float32
-    if broken := [name for name, tensor in tensors.items() if not tensor.isfinite().all()]:
-        raise UserError(f"{source} hold values that are not finite in {_shorten(broken)}")
-    return tensors
+    found = {name: _find_fault(state_dict.get(name), wanted[name].shape) for name in wanted}
+    if faults := [f"{name} {fault}" for name, fault in found.items() if fault]:
+        more = f" and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise UserError(f"{source} do not fit {arch}: {', '.join(faults[:SHOWN])}{more}")
+    return {name: state_dict[name].detach().float() for name in wanted}
 
 
-def _is_plain(tensor: Tensor) -> bool:
-    """Whether a tensor holds plain real numbers on the CPU."""
+def _find_fault(tensor: Tensor | None, shape: Sequence[int]) -> str | None:
+    """Why a tensor cannot be used for one of this shape; None if it can."""
     import torch
 
+    if tensor is None:
+        return "is missing"
+    if tensor.shape != shape:
+        return f"has shape {tuple(tensor.shape)} instead of {tuple(shape)}"
     plain = tensor.layout == torch.strided and not tensor.is_quantized
-    return plain and not tensor.is_complex() and tensor.device.type == "cpu"
-
-
-def _shorten(names: Sequence[str]) -> str:
-    rest = len(names) - NAMES_SHOWN
-    return ", ".join(names[:NAMES_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
+    if not plain or tensor.is_complex() or tensor.device.type != "cpu":
+        return "is no plain tensor of real numbers on the CPU"
+    # a float64 number can be too large for float32
+    return None if tensor.float().isfinite().all() else "is not finite in float32"
 
 
 def tensors_sha256(tensors: Mapping[str, Tensor]) -> str:

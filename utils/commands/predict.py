@@ -103,9 +103,8 @@ def score_stream(settings: Settings) -> int:
         raise UserError("- reads paths from stdin; give it alone, without other images")
     if settings.output is None and (settings.masks or settings.maps != "none"):
         raise UserError("--masks and --maps write files; give a folder for them by --output")
-    for name in ("stdin", "stdout"):
-        if getattr(sys, name) is None:
-            raise UserError(f"{name} is closed; - reads paths from stdin and answers on stdout")
+    if None in (sys.stdin, sys.stdout):
+        raise UserError("- reads paths from stdin and answers on stdout; one of them is closed")
     if settings.output is not None:
         prepare_output(settings, new=False)
     predictor = Predictor(settings, sys.stderr)
