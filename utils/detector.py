@@ -24,7 +24,6 @@ from datasets.preprocessing import (
     preprocessed_size,
     resized_size,
     uncrop,
-    window_place,
     window_size,
 )
 from datasets.region import place_region
@@ -43,11 +42,7 @@ AnyImage = Image.Image | np.ndarray  # an array is (h, w, 3) uint8 RGB
 
 
 class Detector:
-    """Scores images: how anomalous each is, and where.
-
-    Args:
-        model: fitted, with thresholds.
-    """
+    """Scores images by a fitted model with thresholds: how anomalous each is, and where."""
 
     def __init__(self, model: PaDiM) -> None:
         self.model = model
@@ -107,31 +102,26 @@ class Detector:
         _check_choice("precision", precision, PRECISIONS)
         _check_choice("align", align, ALIGN)
         _check_choice("image_score", image_score, IMAGE_SCORES)
-        _check_rate("target_fpr", target_fpr)
-        _check_rate("pixel_fpr", pixel_fpr)
+        for rate in (target_fpr, pixel_fpr):
+            if not 0 < rate < 1:
+                raise UserError(f"{rate} is no rate; give one between 0 and 1")
         check_preprocessing(preprocessing)
-        if region is not None and (
-            region.dtype != np.bool_ or region.ndim != 2 or not region.any()
-        ):
-            raise UserError("region is no array (h, w) of bool that is True where defects matter")
         channels = draw_channels(arch, seed, n_features, layers)
         extractor = load_extractor(arch, weights, device, precision, channels, neighbourhood)
         view = View(preprocessing if align == "off" else preprocessing.whole())
-        prepared = _prepare_all(
-            images, view.preprocessing, name, region if align == "off" else None
-        )
+        prepared, sizes = _prepare_all(images, view.preprocessing, name)
         copy_of = first_copies(hashlib.sha256(image.tobytes()).digest() for image in prepared)
-        if not any(copy_of):
+        if len(prepared) < FEWEST or not any(copy_of):
             raise UserError(
-                f"{name} has {len(prepared)} images, all of the same content; give at least "
-                f"{FEWEST} that differ"
+                f"{name} has {len(prepared)} good images; give {FEWEST} or more that differ"
             )
         if align != "off":
             n = min(len(prepared), MOST_SAMPLED)
             some = [prepared[i * len(prepared) // n] for i in range(n)]
             view, _ = learn_view(_batches(some), preprocessing, align)
         if region is not None:
-            view = view._replace(region=_place_region(region, view, prepared[0].shape[1:]))
+            sizes = sizes if view.alignment is None else {prepared[0].shape[1:]}
+            view = view._replace(region=_place_region(region, view, sizes))
         model = PaDiM(extractor, view, name, image_score)
         model.fit(_batches(prepared), len(prepared), copy_of, shrinkage)
         model.find_thresholds(target_fpr, pixel_fpr)
@@ -143,11 +133,8 @@ class Detector:
     ) -> "Detector":
         """Read a model file; the network's weights are not in it.
 
-        Args:
-            path: of the file.
-            weights: the state dict file that the model was made with; None takes the published
-                weights.
-            device: as in fit.
+        They must be those that the model was made with: a state dict file, or with None the
+        published ones. The device is as in fit.
 
         Raises:
             OSError: if the file or the weights cannot be read or downloaded.
@@ -229,52 +216,36 @@ def _check_choice(name: str, value: str, accepted: Iterable[str]) -> None:
         raise UserError(f"unknown {name} {value!r}; choose from {', '.join(accepted)}")
 
 
-def _check_rate(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        raise UserError(f"{name} {value} is no rate; give one between 0 and 1")
-
-
-def _place_region(region: np.ndarray, view: View, size: tuple[int, int]) -> np.ndarray:
-    """The region of what a view shows of images of H x W = size; refuse one of another size."""
+def _place_region(region: np.ndarray, view: View, sizes: set[tuple[int, int]]) -> np.ndarray:
+    """The region of what a view shows; refuse one that has not the only (h, w) of sizes."""
     aligned = view.alignment is not None
-    placed = place_region(region, view.preprocessing, "of the images", on_window=aligned)
-    expected = window_place(size, view.preprocessing)[2:]
-    if placed.shape != expected:
+    if region.dtype != np.bool_ or {region.shape} != sizes or not region.any():
         raise UserError(
-            f"the region has {region.shape[1]}x{region.shape[0]} pixels; give one of the size of "
-            f"the {f'template, {expected[1]}x{expected[0]}' if aligned else 'images'}"
+            f"the region is {region.dtype} {region.shape}; give bool, True where defects matter, "
+            f"of the size of {'the template' if aligned else 'all images'}, "
+            f"{' or '.join(map(str, sizes))}"
         )
-    return placed
+    return place_region(region, view.preprocessing, "of the images", on_window=aligned)
 
 
 def _prepare_all(
-    images: Iterable[AnyImage],
-    preprocessing: Preprocessing,
-    name: str,
-    region: np.ndarray | None,
-) -> list[np.ndarray]:
-    """The preprocessed images; refuse too few, and images of several sizes or not the region's."""
-    prepared = []
+    images: Iterable[AnyImage], preprocessing: Preprocessing, name: str
+) -> tuple[list[np.ndarray], set[tuple[int, int]]]:
+    """The preprocessed images, which must have one size, and the sizes (h, w) of the originals."""
+    prepared, sizes = [], set()
     for i, given in enumerate(images):
         title = f"image {i} of {name}"
         image = to_rgb(_to_image(given, title), title, preprocessing)
-        if region is not None and region.shape != image.size[::-1]:
-            height, width = region.shape
-            raise UserError(
-                f"{title} has {image.width}x{image.height} pixels, the region {width}x{height}; "
-                "they must be equal"
-            )
+        sizes.add(image.size[::-1])
         preprocessed_size(title, image.size, preprocessing)
         prepared.append(prepare(image, preprocessing, title))
         if prepared[i].shape != prepared[0].shape:
             raise UserError(
-                f"{title} is {_size(prepared[i])} for the network, image 0 is "
-                f"{_size(prepared[0])}; give images of one shape, or a preprocessing with a crop "
-                "and without context, and align off"
+                f"{title} is {prepared[i].shape} for the network, image 0 is {prepared[0].shape}; "
+                "give images of one shape, or a preprocessing with a crop and without context, and "
+                "align off"
             )
-    if len(prepared) < FEWEST:
-        raise UserError(f"{name} has {len(prepared)} good images; give {FEWEST} or more")
-    return prepared
+    return prepared, sizes
 
 
 def _batches(prepared: list[np.ndarray]) -> Iterator[np.ndarray]:
@@ -295,7 +266,3 @@ def _to_image(image: AnyImage, name: Path | str) -> Image.Image:
     if 0 in image.size:
         raise UserError(f"{name} has {image.width}x{image.height} pixels; give at least 1x1")
     return image
-
-
-def _size(prepared: np.ndarray) -> str:
-    return f"{prepared.shape[2]}x{prepared.shape[1]}"
