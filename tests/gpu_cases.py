@@ -112,7 +112,7 @@ def test_memory_that_runs_out_ends_in_one_line(drawn_tree, weights, tmp_path, mo
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
-    assert "memory is full" in line
+    assert "no more memory" in line
 
 
 def test_predict_and_detector_give_the_cpus_scores(both, drawn_tree, weights, tmp_path):

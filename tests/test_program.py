@@ -10,7 +10,7 @@ import torch
 
 from tests.helpers import MAIN
 from utils.system.errors import UserError
-from utils.system.program import StoppedError, explain_lack, run_program
+from utils.system.program import explain_lack, run_program
 
 
 def run_failing(error, kept="bolt is kept"):
@@ -25,8 +25,8 @@ def run_failing(error, kept="bolt is kept"):
     [
         (UserError("no\n  such class"), 2, "main.py: error: no such class"),
         (KeyboardInterrupt(), 130, "interrupted; bolt is kept"),
-        (StoppedError(15), 143, "interrupted; bolt is kept"),
-        (MemoryError(), 2, "main.py: error: memory is full (no more is given); lower"),
+        (KeyboardInterrupt(15), 143, "interrupted; bolt is kept"),
+        (MemoryError(), 2, "main.py: error: no more memory or threads (MemoryError); lower"),
     ],
 )
 def test_what_the_user_can_mend_ends_in_one_line(error, status, line, capsys):
@@ -50,9 +50,9 @@ def test_a_bug_shows_its_traceback_and_is_called_one(capsys):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (RuntimeError("not enough memory: you"), "memory is full (not enough memory"),
-        (torch.OutOfMemoryError("CUDA out of memory."), "memory is full (CUDA out of memory.)"),
-        (RuntimeError("can't start new thread"), "no more threads can be started; raise the limit"),
+        (RuntimeError("not enough memory: you"), "no more memory or threads (not e"),
+        (torch.OutOfMemoryError("CUDA out of memory."), "no more memory or threads (CUDA"),
+        (RuntimeError("can't start new thread"), "no more memory or threads (can't"),
         (
             ImportError("libtorch.so: failed to map segment", name="torch"),
             "a package cannot be imported (libtorch.so: failed to map segment); pip install -r",
@@ -68,7 +68,7 @@ def test_lack_of_the_machine_is_explained_in_one_line(error, expected):
 def test_memory_that_torch_cannot_get_is_called_full():
     with pytest.raises(RuntimeError) as lack:
         torch.empty(10**14)
-    assert explain_lack(lack.value).startswith("memory is full (")
+    assert explain_lack(lack.value).startswith("no more memory or threads")
 
 
 def test_failed_import_of_the_program_itself_is_a_bug():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
@@ -62,14 +63,12 @@ def peak_memory_bytes(device: torch.device) -> dict[str, int | None]:
 
     The host's is None where the system does not say (Windows).
     """
-    try:
+    peak: dict[str, int | None] = {"host": None}
+    with suppress(ImportError):
         from resource import RUSAGE_SELF, getrusage
-    except ImportError:
-        host = None
-    else:
-        # bytes on macOS, KiB elsewhere
-        host = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    peak = {"host": host}
+
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes on macOS, KiB elsewhere
+        peak["host"] = unit * getrusage(RUSAGE_SELF).ru_maxrss
     if device.type == "cuda":
         import torch
 

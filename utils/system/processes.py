@@ -29,19 +29,12 @@ VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")  # that tor
 
 
 class Processes(NamedTuple):
-    """The processes of a run, as one of them sees them.
+    """The processes of a run, as one of them sees them."""
 
-    Attributes:
-        rank: of this process.
-        size: number of processes.
-        local_rank: of this process among those on its machine.
-        local_size: number of processes on this machine.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
+    rank: int = 0  # of this process
+    size: int = 1  # number of processes
+    local_rank: int = 0  # of this process among those on its machine
+    local_size: int = 1  # number of processes on this machine
 
     @classmethod
     def from_environment(cls) -> Processes:
@@ -69,11 +62,9 @@ class Processes(NamedTuple):
 
     @contextmanager
     def joined(self) -> Iterator[Processes]:
-        """Connect the processes. If one fails, all end; the first to notice prints the error.
+        """Connect the processes. If one fails, all end; the first to notice raises the error.
 
-        Raises:
-            ConnectionError: if another process has ended, or does not answer.
-            SystemExit: if another process prints the error.
+        In the others this is SystemExit.
         """
         if self.size == 1:
             yield self
@@ -100,17 +91,12 @@ class Processes(NamedTuple):
             raise
 
     def wait(self) -> None:
-        """Wait until all processes have come here.
+        """Wait until all processes have come here."""
+        if self.size > 1:
+            import torch.distributed as dist
 
-        Raises:
-            ConnectionError: if another process has ended.
-        """
-        if self.size == 1:
-            return
-        import torch.distributed as dist
-
-        with _reporting_loss():
-            dist.barrier()
+            with _reporting_loss():
+                dist.barrier()
 
     def _divide_cores(self) -> None:
         """Give torch this process's share of the machine's cores, unless the user chose."""
@@ -134,6 +120,7 @@ def count_workers() -> int:
 
 @contextmanager
 def _reporting_loss() -> Iterator[None]:
+    """Raise a UserError if another process has ended, or does not answer."""
     try:
         yield
     except RuntimeError as error:

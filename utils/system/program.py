@@ -11,15 +11,11 @@ from typing import Any, NoReturn
 
 from utils.system.errors import UserError
 
-BUG, MISTAKE, INTERRUPTED = 1, 2, 130  # exit statuses
+BUG, MISTAKE = 1, 2  # exit statuses; after a signal it is 128 and its number
 REPORT = "this is a bug of this program, not a mistake of yours: please report the lines above"
-# what torch says when memory is full, on any system
-MEMORY_IS_FULL = ("out of memory", "not enough memory", "can't allocate memory")
+# what torch and Python say when there is no more memory or thread, on any system
+FULL = ("out of memory", "not enough memory", "can't allocate memory", "can't start new thread")
 OWN = ("datasets", "utils")  # packages
-
-
-class StoppedError(KeyboardInterrupt):
-    """The process was told to end, by docker stop, kill or a closed terminal."""
 
 
 def prepare_process() -> None:
@@ -42,15 +38,15 @@ def prepare_process() -> None:
 
 def _stop(number: int, _: Any) -> NoReturn:
     """Let the program end as after an interrupt: what is finished is written."""
-    raise StoppedError(number)
+    raise KeyboardInterrupt(number)
 
 
 def run_program(name: str, run: Callable[[Any], None], settings: Any, kept: str = "") -> None:
     """Call run(settings), and end the process with a status if that fails.
 
-    A UserError, or a lack of the machine, is one line and MISTAKE. An interrupt is one line and
-    INTERRUPTED, another signal 128 and its number. Anything else is a bug: its traceback and BUG.
-    The line begins with the program's name, and ends with what a run that ends early has kept.
+    A UserError, or a lack of the machine, is one line and MISTAKE; a signal is one line. Anything
+    else is a bug: its traceback and BUG. The line begins with the program's name, and ends with
+    what a run that ends early has kept.
     """
     kept = kept and f"; {kept}"
     try:
@@ -58,7 +54,7 @@ def run_program(name: str, run: Callable[[Any], None], settings: Any, kept: str 
         print(end="", flush=True)  # a closed pipe is noticed here, not at exit
     except KeyboardInterrupt as stop:
         print(f"interrupted{kept}", file=sys.stderr)
-        sys.exit(128 + stop.args[0] if isinstance(stop, StoppedError) else INTERRUPTED)
+        sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
     except UserError as error:
         print(f"{name}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(MISTAKE)
@@ -83,15 +79,10 @@ def explain_lack(error: Exception) -> str | None:
     Any line of code may meet one of these, so they are known by what the libraries say.
     """
     text = " ".join(str(error).split())[:120]
-    if isinstance(error, MemoryError) or any(words in text for words in MEMORY_IS_FULL):
+    if isinstance(error, MemoryError) or any(words in text for words in FULL):
         return (
-            f"memory is full ({text or 'no more is given'}); lower --batch_size, --n_features or "
-            "--crop, or start fewer processes"
-        )
-    if "can't start new thread" in text:
-        return (
-            "no more threads can be started; raise the limit on processes (ulimit -u), or lower "
-            "--num_workers and OMP_NUM_THREADS"
+            f"no more memory or threads ({text or 'MemoryError'}); lower --batch_size, "
+            "--n_features, --crop or --num_workers, or start fewer processes"
         )
     if isinstance(error, ImportError) and (error.name or "").split(".")[0] not in OWN:
         return f"a package cannot be imported ({text}); pip install -r requirements.txt"
