@@ -96,7 +96,7 @@ def test_lower_precision_changes_scores_a_little(ends, both, precision, toleranc
 def test_no_more_memory_is_taken_than_was_estimated(both, drawn_tree):
     settings = json.loads((both[1] / "metrics.json").read_text())["settings"]
     asked = Experiment(data_path=drawn_tree, arch="resnet18", resize=72, crop=64, figures=1)
-    estimates = (estimate_bytes(asked, *splits, 96 * 96, CUDA) for splits in load_all(asked))
+    estimates = (estimate_bytes(asked, *splits, CUDA) for splits in load_all(asked))
     needed = max(on_device for _, on_device in estimates)
     # the network's weights come on top; without an allowance they would be most of it here
     assert settings["peak_memory_bytes"]["cuda"] <= needed + memory.LIBRARY_BYTES

@@ -86,7 +86,7 @@ def class_of(tree):
 )
 def test_more_work_needs_more_memory(class_of, less, more):
     (little, none), (much, _) = (
-        estimate_bytes(*class_of(**options), 10**8, CPU) for options in (less, more)
+        estimate_bytes(*class_of(**options), CPU) for options in (less, more)
     )
     assert little < much
     assert none == 0
@@ -94,9 +94,9 @@ def test_more_work_needs_more_memory(class_of, less, more):
 
 @pytest.mark.parametrize("more", [{"n_features": 300}, {"resize": 2000}, {"batch_size": 32}])
 def test_gpu_needs_more_for_more_work(class_of, more):
-    little, much = (estimate_bytes(*class_of(**options), 10**8, GPU) for options in ({}, more))
+    little, much = (estimate_bytes(*class_of(**options), GPU) for options in ({}, more))
     assert little[1] < much[1]
-    assert little[0] < estimate_bytes(*class_of(), 10**8, CPU)[0]
+    assert little[0] < estimate_bytes(*class_of(), CPU)[0]
 
 
 def test_network_takes_one_large_image_at_once(random_weights, monkeypatch):

@@ -37,8 +37,7 @@ def check_memory(
     n_processes: int = 1,
 ) -> None:
     """Refuse a class that does not fit on this machine."""
-    sizes = [read_size(s.path, settings.exif) for s in (*train.samples, *test.samples)]
-    needed = estimate_bytes(settings, train, test, max(map(prod, sizes)), device)
+    needed = estimate_bytes(settings, train, test, device)
     shortage = find_shortage(*needed, device, n_processes)
     if shortage is not None:
         fewer = ", or start fewer processes" if n_processes > 1 else ""
@@ -50,16 +49,9 @@ def check_memory(
 
 
 def estimate_bytes(
-    settings: Experiment,
-    train: ImageDataset,
-    test: ImageDataset,
-    original: int,
-    device: torch.device,
+    settings: Experiment, train: ImageDataset, test: ImageDataset, device: torch.device
 ) -> tuple[int, int]:
-    """Bytes that a class needs on the host, and on the GPU if the network is there.
-
-    The largest image has so many original pixels before it is preprocessed.
-    """
+    """Bytes that a class needs on the host, and on the GPU if the network is there."""
     on_gpu, n_images = device.type == "cuda", len(train) + len(test)
     seen, pixels = prod(train.window_size), prod(test.image_size)
     model, copied, features = _model_bytes(settings, train, on_gpu)
@@ -78,8 +70,9 @@ def estimate_bytes(
         kept + (SORTED_BYTES - KEPT_BYTES) * n_kept * pixels,
         kept + DRAWING_BYTES * drawing,
     )
+    originals = (prod(read_size(sample.path)) for sample in (*train.samples, *test.samples))
     reading = bytes_ahead(train.item_bytes, settings.batch_size, n_images)
-    reading += max(settings.num_workers, 1) * DECODING_BYTES * original
+    reading += max(settings.num_workers, 1) * DECODING_BYTES * max(originals)
     on_device = model + max(network, copied) if on_gpu else 0
     return LIBRARY_BYTES + reading + max(stages), on_device
 
