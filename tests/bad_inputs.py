@@ -180,7 +180,7 @@ OTHERS = {
     "nothing to predict": ("predict", "there is no image new; accepted are", remove, "new"),
     "other weights": ("predict", OTHER_WEIGHTS, edit_weights, lambda w: w + 1e-3),
     "damaged model to export": ("export", DAMAGED, cut, MODEL, 1000),
-    "onnx is a folder": ("export --onnx=a.onnx", "a.onnx is a folder; choose", os.mkdir, "a.onnx"),
+    "onnx is a folder": ("export --onnx=a.onnx", "no folder; got a.onnx", os.mkdir, "a.onnx"),
 }
 # values that an option cannot have, whatever the files: the command, the message, the options
 VALUES = [
@@ -224,7 +224,7 @@ ARGUMENTS = {
     f"stream --output={MODEL}/x": f"cannot write in {MODEL}/x: Not a directory; choose another",
     "predict --model=data": "no file data; --model takes a .safetensors file of a run",
     f"predict --output={MODEL}/x": f"cannot write in {MODEL}/x: Not a directory; choose another",
-    "export --onnx=out/bolt.pt": "--onnx takes a file name that ends in .onnx; got out/bolt.pt",
+    "export --onnx=out/bolt.pt": "--onnx takes a file that ends in .onnx, no…got out/bolt.pt",
     f"export --onnx={MODEL}/a.onnx": f"cannot write in {MODEL}: …choose another --onnx",
     "download --url=ftp://here/file": "--url ftp://here/file is no web address; it must start",
     "download --archive=nowhere": "no file nowhere; --archive takes",

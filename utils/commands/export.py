@@ -56,10 +56,8 @@ class Settings:
 def run(settings: Settings) -> None:
     """Export the model, compare the file with the suite, then give it its name."""
     check_packages()
-    if settings.onnx.suffix != ".onnx":
-        raise UserError(f"--onnx takes a file name that ends in .onnx; got {settings.onnx}")
-    if settings.onnx.is_dir():
-        raise UserError(f"{settings.onnx} is a folder; choose another --onnx")
+    if settings.onnx.suffix != ".onnx" or settings.onnx.is_dir():
+        raise UserError(f"--onnx takes a file that ends in .onnx, no folder; got {settings.onnx}")
     make_folder(settings.onnx.parent, "--onnx")
     model = PaDiM.load(settings.model, settings.weights, "cpu")
     check_model(model)
@@ -128,11 +126,7 @@ def export(model: PaDiM, path: Path) -> None:
 
 
 class ExportedModel(nn.Module):
-    """Scores, anomaly maps and poses of normalised windows, in operators that ONNX has.
-
-    Args:
-        model: on the CPU.
-    """
+    """Scores, anomaly maps and poses of normalised windows, in operators that ONNX has."""
 
     def __init__(self, model: PaDiM) -> None:
         super().__init__()
