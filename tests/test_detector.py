@@ -56,8 +56,8 @@ def test_seed_number_of_channels_and_rate_are_used(weights):
         ({"region": WHOLE[:9, :9]}, r"bool \(9, 9\); .* all images, \(96, 120\)"),
         ({"region": ~WHOLE}, "True where defects matter"),
         (
-            {"region": WHOLE[:, :96], "align": "on", "preprocessing": SMALL},
-            r"bool \(96, 96\); .* the template, \(96, 120\)",
+            {"region": WHOLE, "align": "on", "preprocessing": Preprocessing(48, 32)},
+            r"bool \(96, 120\); .* the template, \(48, 60\)",
         ),
         ({"images": good_images(2)}, "images has 2 good images; give 3 or more that"),
         ({"images": 5 * good_images(1)}, "5 good images; give 3 or more that differ"),

@@ -99,6 +99,12 @@ def test_gpu_needs_more_for_more_work(class_of, more):
     assert little[0] < estimate_bytes(*class_of(), CPU)[0]
 
 
+def test_large_originals_need_more_memory(class_of, monkeypatch):
+    little, _ = estimate_bytes(*class_of(), CPU)
+    monkeypatch.setattr("utils.memory_check.read_size", lambda path: (1000, 1000))
+    assert estimate_bytes(*class_of(), CPU)[0] > little + 10**7
+
+
 def test_network_takes_one_large_image_at_once(random_weights, monkeypatch):
     extractor = features.load_extractor("resnet18", random_weights("resnet18"), "cpu")
     images, taken, extract = np.zeros((3, 3, 64, 64), np.uint8), [], extractor._extract

@@ -67,9 +67,10 @@ class Predictor:
         print(f"{model.class_name}, {model.arch} on {on_device}", file=stream)
         thresholds = model.thresholds.at(settings.target_fpr, settings.pixel_fpr)
         self.caveat = None if settings.threshold is not None else thresholds.caveat
+        # those that the command gives take the place of the model's
         given = {"image": settings.threshold, "pixel": settings.pixel_threshold}
         given = {name: value for name, value in given.items() if value is not None}
-        self.thresholds = replace(thresholds, **given)  # those that are used
+        self.thresholds = replace(thresholds, **given)
         self.settings = settings
 
     def make_notes(self) -> Notes:
@@ -149,11 +150,7 @@ class Predictor:
         return Prediction(loaded.source, row, regions, size if OVERLAYS in kinds else None)
 
     def write_files(
-        self,
-        kinds: Sequence[str],
-        loaded: Loaded,
-        anomaly_map: np.ndarray,
-        regions: Sequence[Region],
+        self, kinds: list[str], loaded: Loaded, anomaly_map: np.ndarray, regions: list[Region]
     ) -> None:
         """Write the files of these kinds about an image with this map (h, w)."""
         settings, name = self.settings, loaded.source.name

@@ -37,7 +37,7 @@ def prepare_process() -> None:
 
 
 def _stop(number: int, _: Any) -> NoReturn:
-    """Let the program end as after an interrupt: what is finished is written."""
+    """End as after an interrupt, on docker stop, kill or a closed terminal: results are written."""
     raise KeyboardInterrupt(number)
 
 
