@@ -89,19 +89,20 @@ def group_near_copies(samples: Tensor, chosen: Sequence[int]) -> list[list[int]]
 
 def _whiten(samples: Tensor) -> Tensor:
     """Samples (N, d, p), whitened at each of p positions, as unit vectors (N, p k) float32."""
-    whitened = [_whiten_position(embeddings) for embeddings in samples.unbind(2)]
-    return torch.nn.functional.normalize(torch.cat(whitened, dim=1))
+    rows = samples.permute(2, 0, 1).split(POSITIONS)  # of positions: float64 takes much memory
+    whitened = torch.cat([_whiten_positions(embeddings) for embeddings in rows])
+    return torch.nn.functional.normalize(whitened.transpose(0, 1).flatten(1))
 
 
-def _whiten_position(embeddings: Tensor) -> Tensor:
-    """Embeddings (N, d) in their main directions (N, k), each of variance 1 or less.
+def _whiten_positions(embeddings: Tensor) -> Tensor:
+    """Embeddings (p, N, d) in their main directions (p, N, k), each of variance 1 or less.
 
     The covariance of few or equal images is singular. In float32 MKL finds no eigenvectors of some
     such matrices, so they are sought in float64, and by NumPy, whose LAPACK is not MKL.
     """
-    centred = embeddings.double() - embeddings.double().mean(dim=0)
-    covariance = centred.mT @ centred / (len(centred) - 1)
+    centred = embeddings.double() - embeddings.double().mean(dim=1, keepdim=True)
+    covariance = centred.mT @ centred / (centred.shape[1] - 1)
     variances, axes = map(torch.from_numpy, np.linalg.eigh(covariance.numpy(force=True)))
-    variances, axes = variances[-DIRECTIONS:].clamp(min=0), axes[:, -DIRECTIONS:]
-    scale = (variances + NOISE * variances.mean() + TINY).sqrt()
-    return (centred @ (axes / scale).to(centred.device)).float()
+    variances, axes = variances[:, -DIRECTIONS:].clamp(min=0), axes[..., -DIRECTIONS:]
+    scale = (variances + NOISE * variances.mean(dim=1, keepdim=True) + TINY).sqrt()
+    return (centred @ (axes / scale[:, None]).to(centred.device)).float()
