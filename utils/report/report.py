@@ -90,10 +90,10 @@ class ClassReport:
     def save_model(self, model: PaDiM) -> None:
         """Save the fitted class as models/<class>.safetensors, or note why it is not saved."""
         when, dtype = self.settings.save_models, self.settings.save_dtype
-        size = model_bytes(model.gaussians, dtype)
-        megabytes = f"{size / 1e6:.0f} MB"
         if when == "none":
             return
+        size = model_bytes(model.gaussians, dtype)
+        megabytes = f"{size / 1e6:.0f} MB"
         if model.thresholds is None:
             why = "a threshold needs at least 3 training images"
             self._notes.append(f"(no model is saved: {why})")
@@ -166,8 +166,8 @@ def explain_false_alarms(
     """
     good = scored.image_scores[scored.labels == 0]
     n_reached = int((good >= deployed.image).sum())
-    is_promised = n_reached <= deployed.image_fpr * len(good)  # as a rule: nothing is imported
-    if is_promised or deployed.p_value(n_reached, len(good)) >= SIGNIFICANCE:
+    is_as_promised = n_reached <= deployed.image_fpr * len(good)  # then scipy is not imported
+    if is_as_promised or deployed.p_value(n_reached, len(good)) >= SIGNIFICANCE:
         return None
     or_else = ", or many training images are near copies of each other that were not detected"
     return (
