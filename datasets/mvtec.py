@@ -13,8 +13,8 @@ from typing import NamedTuple
 
 from datasets.folders import find_good, holds_masks, is_good, list_folders, list_images, scan
 from datasets.images import IMAGE_SUFFIXES, is_image
-from datasets.notes import IGNORED, LOOSE, NO_MASKS, UNREAD, Notes
-from datasets.pairing import MaskFinder, missing_mask, split_masks, two_masks
+from datasets.notes import IGNORED, LOOSE, UNREAD, Notes
+from datasets.pairing import MaskFinder, key_of, missing_mask, split_masks, two_masks
 from utils.system.errors import UserError
 
 UNLABELLED = -1
@@ -184,17 +184,18 @@ class Layout(NamedTuple):
         samples = []
         for defect_type, path, relative in found:
             label = int(not is_good(defect_type, self.good))
-            mask_paths = tuple(beside.get(path.with_suffix(""), ())) if label else ()
-            if len(mask_paths) > 1:
-                notes.problems.append(two_masks(mask_paths))
-            if label and not mask_paths and find_masks:
-                mask_paths = find_masks(defect_type, path, relative)
-            elif label and not mask_paths and beside:
+            masks = beside.get(key_of(path.with_suffix("")), []) if label else []
+            if len(masks) > 1:
+                notes.problems.append(two_masks(masks))
+            if label and not masks and find_masks:
+                masks = find_masks(defect_type, path, relative)
+            elif label and not masks and beside:
                 notes.problems.append(missing_mask(path, path.with_name(f"{path.stem}_mask")))
             below = relative.parent.as_posix() if relative.parent.name else ""
-            samples.append(Sample(path, defect_type if label else "good", label, mask_paths, below))
+            kind = defect_type if label else "good"
+            samples.append(Sample(path, kind, label, tuple(masks), below))
         if find_masks:
-            find_masks.note_unused(self.good)
+            find_masks.note_unused()
         return samples, bool(beside)
 
 
@@ -236,7 +237,7 @@ def note_unread(
     for name in names:
         path = folder / name
         if name not in known and path != masks and scan(path, notes) != ([], []):
-            notes.add(NO_MASKS if holds_masks(name) and _lacks_images(path) else UNREAD, path)
+            notes.add(UNREAD, path)
 
 
 def _lacks_images(folder: Path) -> bool:

@@ -52,8 +52,7 @@ PAGES = Kind("files of several pages or frames", "the first is used")
 IGNORED = Kind("files among the images that are not read", "convert them if they are images")
 NESTED = Kind("images in folders within the folder of their kind", "they are read as well")
 BESIDE = Kind("files read as masks of images beside them", "rename them if they are none")
-GOOD_MASKS = Kind("masks of good images", "they are not read, as a good image has no defect")
-ORPHANS = Kind("masks that belong to no image", "they are not read")
+ORPHANS = Kind("masks that belong to no defective image", "they are not read")
 LOOSE = Kind("images beside the folders of a split or class", "they are not read; move them in")
 COPIES = Kind(
     "training images with the content of another",
@@ -67,14 +66,12 @@ TRAINED = Kind("test images with the pixels of a training image", "take them awa
 NO_POSE = Kind(
     "images of one colour, whose part has no pose", "they are scored as they are, unaligned"
 )
-UNREAD = Kind("folders that are not read", "move their images, or take them away")
+UNREAD = Kind(
+    "folders that are not read", "move their images, or take them away; masks must be images"
+)
 RESULTS = Kind(
     "folders that are not read, as they hold results of this program",
     "delete the file .padim in one if it holds images to read",
-)
-NO_MASKS = Kind(
-    "folders that hold no masks, in spite of their name",
-    "masks must be images; draw what other files describe",
 )
 MASK_LIKE = Kind(
     "test images in black and white among others, as masks are",

@@ -196,6 +196,7 @@ def write_labels() -> None:
 IMAGES = "*/*.png"
 MASKS, ONE = "ground_truth/broken/*", "0_mask.png"
 MASK = f"ground_truth/broken/{ONE}"
+GOOD_MASK, MASK_7 = f"ground_truth/good/{ONE}", "ground_truth/broken/7_mask.png"
 same = Image.Image.copy
 to_black_and_white = partial(Image.Image.convert, mode="1")
 ALL = (5, 4, 3)  # training images, test images, masks
@@ -234,18 +235,17 @@ UNUSED = "images with transparency or channels beyond RGB: 6, for example data/g
 RAW = "that are not read (.cr2, .heic): 2, for example data/good/0.CR2"
 UNREAD = "folders that are not read: data/bolt/{}; move"
 LOOSE = "images beside the folders of a split or class: data/{}; they are not"
-ORPHAN = "masks that belong to no image: data/{}; they are not read"
+ORPHAN = "masks that belong to no defective image: data/{}; they are not read"
 UNLIKE = "that differ from the training images in size: 3, for example data/broken/0"
 GOOD_0 = "bolt/train/good/0.png"
 OURS = "folders that are not read, as they hold results of this program"
-NO_MASKS = "folders that hold no masks, in spite of their name"
 LIKE_MASKS = "test images in black and white among others, as masks are"
 TWICE = "test images with the pixels of a training image: data/good/2.png"
 NOTED = {
     "masks beside their images": (f"{BESIDE}{ONE}", move, MASKS, "broken"),
-    "masks in the folder of the defect": (f"{BESIDE}masks/{ONE}", move, MASKS, "broken/masks"),
-    "mask of a good image": ("masks of good images: data", copy, MASK, f"ground_truth/good/{ONE}"),
-    "mask without image": ("belong to no image: data", copy, MASK, MASK.replace("0", "7")),
+    "masks in a folder": (f"{BESIDE}masks/0.png", move, MASKS, "broken/masks", "{0[0]}{1}"),
+    "mask of a good image": (ORPHAN.format(GOOD_MASK), copy, MASK, GOOD_MASK),
+    "mask without image": (ORPHAN.format(MASK_7), copy, MASK, MASK_7),
     "a camera of 12 bits": (DARK, edit, IMAGES, make_deep),
     "--bit_depth 14: a camera of 12 bits": (DARK, edit, IMAGES, make_deep),
     "colours of 12 bits": (DARK, write_deep_colours, "good/*"),
@@ -268,7 +268,7 @@ NOTED = {
         }.items()
     },
     "results": (f"{OURS}: data/resnet18;", copy, "good/0.png", "resnet18/a.png", "resnet18/.padim"),
-    "annotations as JSON": (f"{NO_MASKS}: data/annotations;", write_labels),
+    "annotations as JSON": ("not read: data/annotations; …masks must be images", write_labels),
     "a mask among the defects": (f"{LIKE_MASKS}: data/broken/0_m.png", leave_one_mask, "0_m.png"),
     "thumbnails": (UNLIKE, edit, "good/*", partial(Image.Image.resize, size=(24, 24))),
     "defects as JPEG, all others mixed": (
