@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import groupby
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from datasets.mvtec import CLASS_NAMES, UNLABELLED, Sample
 from datasets.notes import COPIES, IGNORED, MASK_LIKE, NEAR_COPIES, Notes
 from datasets.preprocessing import (
     DEFAULT,
-    WHOLE,
     Preprocessing,
     check_preprocessing,
     crop_place,
@@ -101,17 +101,15 @@ class ImageDataset:
         if align != "off" and size == template_size:
             return place_region(white, preprocessing, self.region, on_window=True)
         if align == "on":
-            raise UserError(
-                f"region {self.region} is {_show(size)} pixels but the template of "
-                f"{self.class_name} is {_show(template_size)}; draw it on the template, which a "
-                "run with --align saves in templates"
-            )
-        for sample in self.samples:
-            image_size = read_size(sample.path, preprocessing.exif)
-            if image_size != size:
+            expected = {f"the template of {self.class_name}": template_size}
+        else:
+            paths = [sample.path for sample in self.samples]
+            expected = {f"the image {path}": read_size(path, preprocessing.exif) for path in paths}
+        for drawn_on, expected_size in expected.items():
+            if size != expected_size:
                 raise UserError(
-                    f"region {self.region} is {_show(size)} pixels but the image {sample.path} is "
-                    f"{_show(image_size)}; they must be equal"
+                    f"region {self.region} is {_show(size)} pixels but {drawn_on} is "
+                    f"{_show(expected_size)}; they must be equal"
                 )
         return place_region(white, preprocessing, self.region)
 
@@ -138,7 +136,7 @@ Splits = tuple[ImageDataset, ImageDataset]
 
 
 def load_all(options: Any) -> list[Splits]:
-    """The training and test images of all chosen classes.
+    """The training and test images of all chosen classes; raises the first of their problems.
 
     The options have data_path, dataset, class_name, normal, preprocessing, invert_masks, region,
     unaligned and align.
@@ -148,10 +146,12 @@ def load_all(options: Any) -> list[Splits]:
     regions = region_files(options.region, chosen)
     loaded = []
     for name in chosen:
-        splits = load_splits(path, name, layout, *prepared)
-        loaded.append(tuple(replace(split, region=regions.get(name)) for split in splits))
-        for split in loaded[-1]:
+        splits = load_splits(path, name, layout, *prepared, regions.get(name))
+        for problem in find_problems(*splits):
+            raise problem
+        for split in splits:
             split.read_region(options.unaligned, options.align)
+        loaded.append(splits)
     return loaded
 
 
@@ -191,22 +191,9 @@ def load_splits(
     layout: Layout | Visa = LAYOUTS["mvtec"],
     preprocessing: Preprocessing = DEFAULT,
     invert_masks: bool = False,
+    region: Path | None = None,
 ) -> Splits:
-    """The training and test images of a class; raises the first of its problems."""
-    splits = list_splits(data_path, class_name, layout, preprocessing, invert_masks)
-    for problem in find_problems(*splits):
-        raise problem
-    return splits
-
-
-def list_splits(
-    data_path: Path,
-    class_name: str,
-    layout: Layout | Visa,
-    preprocessing: Preprocessing,
-    invert_masks: bool,
-) -> Splits:
-    """The training and test images of a class, by the names of files alone."""
+    """The training and test images of a class, by the names of files alone, unchecked."""
     check_preprocessing(preprocessing)
     notes, splits = Notes(), []
     for split in ("train", "test"):
@@ -216,7 +203,7 @@ def list_splits(
                 samples, has_masks = layout.list_samples(data_path, class_name, split, notes)
         except UserError as problem:
             notes.problems.append(problem)
-        read = samples, has_masks, preprocessing, invert_masks, notes
+        read = samples, has_masks, preprocessing, invert_masks, notes, region
         splits.append(ImageDataset(class_name, split, *read))
     return tuple(splits)
 
@@ -229,8 +216,6 @@ def find_problems(train: ImageDataset, test: ImageDataset) -> Iterator[UserError
             f"{train.samples[0].path} is the only training image of {train.class_name}; "
             "a covariance needs at least 2"
         )
-    yield from _find_equal_names(train.samples)
-    yield from _find_equal_names(test.samples)
     yield from _find_odd_sizes([*train.samples, *test.samples], train.preprocessing)
     yield from _find_masks_among(train, test)
 
@@ -250,27 +235,13 @@ def describe(train: ImageDataset, test: ImageDataset) -> str:
     return "; ".join(parts)
 
 
-def _find_equal_names(samples: Iterable[Sample]) -> Iterator[UserError]:
-    paths: dict[Path, Path] = {}
-    for sample in samples:
-        other = paths.setdefault(sample.path.with_suffix(""), sample.path)
-        if other != sample.path:
-            yield UserError(f"{other} and {sample.path} differ only in their suffix: rename one")
-
-
 def _find_odd_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> Iterator[UserError]:
     """Masks that differ from their image in size, and images that differ from each other.
 
     Only the headers of the files are read.
     """
-    # after resizing and cropping, all images have one size; their context may differ
-    one_size = preprocessing.resize and preprocessing.crop and not preprocessing.context
-    missing = {"a --crop": not preprocessing.crop, "--align off": preprocessing.context == WHOLE}
-    advice = " and ".join(word for word, is_missing in missing.items() if is_missing)
     first: tuple[Path, tuple[int, int]] | None = None
     for sample in samples:
-        if one_size and not sample.mask_paths:
-            continue
         try:
             original_size = read_size(sample.path, preprocessing.exif)
             _check_mask_sizes(sample, original_size, preprocessing.exif)
@@ -282,8 +253,8 @@ def _find_odd_sizes(samples: Iterable[Sample], preprocessing: Preprocessing) -> 
         if size != first[1]:
             yield UserError(
                 f"{first[0]} and {sample.path} would have {_show(first[1])} and {_show(size)} "
-                "pixels; all images of a class must have one size: give "
-                f"{advice or 'a smaller --context'}"
+                "pixels; all images of a class must have one size: give a --crop, a smaller "
+                "--context or --align off"
             )
 
 
@@ -308,17 +279,15 @@ def _find_masks_among(train: ImageDataset, test: ImageDataset) -> Iterator[UserE
     """Defective images in black and white, unless all are: yield a folder of these, note others."""
     if any(is_black_and_white(sample.path) for sample in train.samples[:1]):
         return
-    folders: dict[Path, list[Path]] = {}
-    for sample in test.samples:
-        if sample.label:
-            depth = len(Path(sample.below).parts)
-            folders.setdefault(sample.path.parents[depth], []).append(sample.path)
-    for folder, paths in folders.items():
+    defective = (sample for sample in test.samples if sample.label)
+    for defect_type, group in groupby(defective, lambda sample: sample.defect_type):
+        paths = [sample.path for sample in group]
         like_masks = [path for path in paths if is_black_and_white(path)]
-        if len(like_masks) == len(paths):
+        if like_masks == paths:
             yield UserError(
-                f"are the images in {folder} masks? they are all black and white; call the "
-                "folder ground_truth and those in it as the defects, or take it away"
+                f"are the images in the folder {defect_type} of {test.class_name} masks? they are "
+                "all black and white; call it ground_truth and the folders in it as the defects, "
+                "or take it away"
             )
         else:
             for path in like_masks:

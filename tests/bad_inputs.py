@@ -141,7 +141,6 @@ DATA = {
     "32 bits": ("001.tif: its values go from -5 to -5, beyond 16", draw, GOOD, NEGATIVE, ".tif"),
     "link to nowhere": (f"image {GOOD}: No such file…take it away", link, GOOD, "nowhere"),
     "name of two lines": (f"cannot read image {TRAIN}/'a\" b.png: ", write, f"{TRAIN}/'a\"\nb.png"),
-    "two suffixes": (f"001.PNG and {GOOD} differ only in their", write, f"{TRAIN}/001.PNG"),
     "mask missing": (f"mask missing for {CRACK}: expected {MASK}", remove, MASK),
     "smaller mask": (f"{MASK} is 9x7 pixels but its image {CRACK} is", draw, MASK, BLACK[:7, :9]),
     "black mask": (f"mask {MASK} marks no pixel", draw, MASK, BLACK),

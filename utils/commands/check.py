@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from datasets.dataset import ImageDataset, choose_classes, find_problems, list_splits
+from datasets.dataset import ImageDataset, choose_classes, find_problems, load_splits
 from datasets.folders import list_folders, scan
 from datasets.layouts import LAYOUTS, find_classes
 from datasets.mvtec import COUNTS, Counts
@@ -46,7 +46,7 @@ def run(settings: DataSettings) -> None:
     n_problems = 0
     for class_name in found:
         prepared = settings.preprocessing, settings.invert_masks
-        splits = list_splits(data_path, class_name, layout, *prepared)
+        splits = load_splits(data_path, class_name, layout, *prepared)
         problems = dict.fromkeys(map(str, [*find_problems(*splits), *read_all(*splits)]))
         notes = splits[0].notes.sentences()
         if layout == LAYOUTS["mvtec"]:
