@@ -14,8 +14,8 @@ from datasets.notes import CHANNELS, PAGES, TURNED, Header, Notes
 from datasets.preprocessing import (
     DEFAULT,
     Preprocessing,
-    check_resized,
     crop_share,
+    preprocessed_size,
     resize_and_crop,
 )
 from datasets.tiffs import UNSUPPORTED, refuse_misread
@@ -106,7 +106,7 @@ def prepare(image: Image.Image, preprocessing: Preprocessing, path: Path | str) 
     This is the crop with its context. Error messages call the image by its path.
     """
     image = to_rgb(image, path, preprocessing)
-    check_resized(image.size, preprocessing.resize, path)
+    preprocessed_size(path, image.size, preprocessing)  # refuses what is too small or too large
     image = resize_and_crop(image, preprocessing, Image.Resampling.LANCZOS)
     return np.array(image).transpose(2, 0, 1)
 
@@ -116,9 +116,9 @@ def open_image(path: Path) -> Image.Image:
     with open_header(path) as image:
         image.info[FACTS] = find_facts(image)
         image.load()
-        _refuse_pixels(image)
-        # grey that is multiplied with its transparency, which Pillow converts to nothing else
-        return image.convert("LA") if image.mode == "La" else image
+    _refuse_pixels(image, path)
+    # grey that is multiplied with its transparency, which Pillow converts to nothing else
+    return image.convert("LA") if image.mode == "La" else image
 
 
 def find_facts(image: Image.Image) -> Facts:
@@ -186,12 +186,13 @@ def unreadable(path: Path, error: Exception) -> UserError:
     return UserError(f"cannot read image {path}: {reason}; replace the file or take it away")
 
 
-def _refuse_pixels(image: Image.Image) -> None:
+def _refuse_pixels(image: Image.Image, path: Path | str) -> None:
     """Refuse a decoded image with floating-point pixels, or indices of colours that it lacks."""
-    if image.mode == "F":
-        raise UserError("floating-point pixels have no fixed range; save it with 8 or 16 bits")
-    if image.mode in ("P", "PA") and image.palette is None:
-        raise UserError("it has no palette")
+    if image.mode == "F" or (image.mode in ("P", "PA") and image.palette is None):
+        raise UserError(
+            f"cannot read image {path}: it holds floating-point numbers, or indices of colours "
+            "without a palette; save it in grey or RGB with 8 or 16 bits"
+        )
 
 
 def to_rgb(
@@ -201,10 +202,7 @@ def to_rgb(
 
     Grey of 16 bits is scaled, transparency is dropped.
     """
-    try:
-        _refuse_pixels(image)
-    except UserError as error:
-        raise unreadable(path, error) from error
+    _refuse_pixels(image, path)
     if preprocessing.bit_depth != 16 and find_facts(image).deep:
         raise UserError(
             f"cannot read image {path}: its colours have 16 bits, of which 8 are read, so "
@@ -231,17 +229,12 @@ def turn_upright(image: Image.Image) -> Image.Image:
 
 def _scale_to_8_bits(image: Image.Image, path: Path | str, bit_depth: int) -> Image.Image:
     """An image of bit_depth bits scaled to 8; Pillow's own conversion clips at 255 instead."""
-    pixels = np.asarray(image)
-    low, high, most = pixels.min(), pixels.max(), 2**bit_depth - 1
-    if low < 0 or high > 65535:
+    pixels, most = np.asarray(image), 2**bit_depth - 1
+    low, high = pixels.min(), pixels.max()
+    if low < 0 or high > most:
         raise UserError(
-            f"cannot read image {path}: its values go from {low} to {high}, beyond 16 bits; "
-            "save it with 8 or 16 bits"
-        )
-    if high > most:
-        raise UserError(
-            f"cannot read image {path}: its values go to {high}, beyond --bit_depth {bit_depth}; "
-            "give a larger one"
+            f"cannot read image {path}: its values go from {low} to {high}, beyond --bit_depth "
+            f"{bit_depth}; save it with 8 or 16 bits, or give a larger --bit_depth"
         )
     pixels = pixels.astype(np.uint32)
     pixels *= 255

@@ -7,7 +7,7 @@ from PIL import Image
 
 from datasets.images import find_facts, look_at_file, open_header, open_image, turn_upright
 from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, UNSEEN_MASKS, Notes
-from datasets.preprocessing import Preprocessing, check_resized, resize_and_crop
+from datasets.preprocessing import Preprocessing, preprocessed_size, resize_and_crop
 from utils.system.errors import UserError
 
 # from these shares of the image or of its border on, a mask may be inverted
@@ -40,7 +40,7 @@ def load_mask(
             reason = "its colours have 16 bits, of which the upper 8 are read: save it in grey"
         raise UserError(f"mask {path} marks no pixel, but {reason}")
     _look_at(values, marked, path, invert, notes)
-    check_resized(mask.size, preprocessing.resize, path)
+    preprocessed_size(path, mask.size, preprocessing)  # refuses what is too small or too large
     image = Image.fromarray(marked.view(np.uint8))
     preprocessing = preprocessing._replace(context=0)
     seen = np.asarray(resize_and_crop(image, preprocessing, Image.Resampling.NEAREST)).view(bool)

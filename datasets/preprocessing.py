@@ -18,7 +18,7 @@ CROP = 224
 WHOLE = 2**31  # as context: more than any image has, so the whole resized image
 BIT_DEPTHS = (10, 12, 14, 16)
 SMALLEST = 32  # pixels on a side: layer3 has 2 x 2 patches then
-LARGEST = 8192  # pixels of the shorter side
+LARGEST = 8192  # pixels on a side; no crop and no resized image has more than a square of it
 
 
 class Preprocessing(NamedTuple):
@@ -55,17 +55,16 @@ class Box(NamedTuple):
 def check_preprocessing(preprocessing: Preprocessing) -> None:
     """Refuse settings with which no image could be preprocessed."""
     resize, crop, _, bit_depth, context = preprocessing
-    if bit_depth not in BIT_DEPTHS:
-        raise UserError(f"bit_depth {bit_depth} is none of {', '.join(map(str, BIT_DEPTHS))}")
-    if context < 0:
-        raise UserError(f"--context {context} is negative; give a number of pixels, or 0 for none")
-    if resize > LARGEST:
+    if bit_depth not in BIT_DEPTHS or context < 0:
         raise UserError(
-            f"--resize {resize} is too large; give at most {LARGEST}, or 0 to keep the size"
+            f"bit_depth {bit_depth}, context {context}: the first must be one of "
+            f"{', '.join(map(str, BIT_DEPTHS))}, the second at least 0"
         )
     for name, side in (("resize", resize), ("crop", crop)):
-        if 0 < side < SMALLEST:
-            raise UserError(f"--{name} {side} is too small; give {SMALLEST} or more, or 0 for none")
+        if side and not SMALLEST <= side <= LARGEST:
+            raise UserError(
+                f"--{name} {side} must be from {SMALLEST} to {LARGEST}, or 0 to leave it out"
+            )
     if resize and crop > resize:
         raise UserError(
             f"--crop {crop} is larger than --resize {resize}; "
@@ -78,18 +77,19 @@ def preprocessed_size(
 ) -> tuple[int, int]:
     """Width and height of what the network sees of an image of width and height size.
 
-    An image that is too small is refused, by its path.
+    An image that is too small, or that resizing would make huge, is refused by its path.
     """
-    width, height = resized = resized_size(size, preprocessing.resize)
-    if preprocessing.crop > min(resized):
+    width, height = resized_size(size, preprocessing.resize)
+    least = max(preprocessing.crop, SMALLEST)
+    if min(width, height) < least:
         raise UserError(
-            f"--crop {preprocessing.crop} is larger than {path}, {width}x{height} pixels; "
-            "give a smaller --crop, or 0 to cut nothing"
+            f"{path} has {width}x{height} pixels for the network, which needs {least} on each "
+            "side; give a larger --resize or a smaller --crop"
         )
-    if min(resized) < SMALLEST:
+    if preprocessing.resize and width * height > LARGEST**2:
         raise UserError(
-            f"{path} has {width}x{height} pixels for the network, which needs {SMALLEST} on each "
-            "side; give a larger --resize"
+            f"{path}, {size[0]}x{size[1]} pixels, would have {width}x{height} after --resize "
+            f"{preprocessing.resize}; give a smaller --resize, or cut the image"
         )
     return window_size(size, preprocessing)
 
@@ -99,16 +99,6 @@ def resized_size(size: tuple[int, int], side: int) -> tuple[int, int]:
     width, height = size
     short = min(size)
     return (side * width // short, side * height // short) if side else size
-
-
-def check_resized(size: tuple[int, int], side: int, path: Path | str) -> None:
-    """Refuse a long narrow image that resizing would make huge."""
-    width, height = resized_size(size, side)
-    if side and width * height > LARGEST**2:
-        raise UserError(
-            f"{path}, {size[0]}x{size[1]} pixels, would have {width}x{height} after --resize "
-            f"{side}; give a smaller --resize, or cut the image"
-        )
 
 
 def resize_and_crop(

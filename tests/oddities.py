@@ -280,7 +280,7 @@ NOTED = {
     "a training image twice": ("another: data/good/1.png", copy, "good/0.png", "good/1.png"),
 }
 ASKED = "are the images in the folder roi of data masks? they are all black and white; call it gro"
-BRIGHTER = "data/good/0.png: its values go to 11392, beyond --bit_depth 12; give a larger one"
+BRIGHTER = "go from 4864 to 11392, beyond --bit_depth 12; …give a larger"
 FLOAT = "0.tif: damaged, or an unusual kind of TIFF; save it in grey or RGB with 8 or 16 bits"
 DEEP_MASK = "its colours have 16 bits, of which the upper 8 are read: save it in grey"
 TWO_GOOD = "data has several folders of good images by their names, OK, good; say which it is with"

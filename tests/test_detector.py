@@ -50,7 +50,7 @@ def test_seed_number_of_channels_and_rate_are_used(weights):
         ({"align": "yes"}, "unknown align 'yes'; choose from off, on, auto"),
         ({"image_score": "mean"}, "unknown image_score 'mean'; choose from max, top"),
         ({"preprocessing": Preprocessing(48, 64)}, "--crop 64 is larger than --resize 48"),
-        ({"preprocessing": Preprocessing(0, 100)}, "--crop 100 is larger than image 0 of images"),
+        ({"preprocessing": Preprocessing(0, 100)}, "120x96 pixels .* needs 100 on each side"),
         ({"device": "tpu"}, "tpu is not on this machine"),
         ({"region": np.ones((96, 120), int)}, r"region is int64 \(96, 120\); give bool, True"),
         ({"region": WHOLE[:9, :9]}, r"bool \(9, 9\); .* all images, \(96, 120\)"),
@@ -100,6 +100,7 @@ def test_anything_but_an_image_is_refused(detector, image, kind):
         # with its context the window is 48x48, or as much of it as the training images have
         (Preprocessing(0, 40, context=4), (60, 47), "47x60 pixels, .* takes 48x48 or more"),
         (Preprocessing(0, 40, context=99), (60, 59), "59x60 pixels, .* takes 60x48$"),
+        (Preprocessing(64, 48), (1, 40000), "the image, 40000x1 pixels, would have 2560000x64"),
     ],
 )
 def test_image_of_another_size_is_refused(weights, preprocessing, size, message):

@@ -118,7 +118,7 @@ def test_tiff_of_any_layout_is_read_right_or_refused(tmp_path, colours):
         kind, n, planes, compression, order = layout
         # values that the type and Pillow's 16 bits can hold
         most = 255 if kind[1] == "1" else 2**15 if kind[0] == "i" else 2**16
-        values = np.random.default_rng(0).integers(0, most, (16, 16, n)).astype(kind)
+        values = np.random.default_rng(0).integers(0, most, (32, 32, n)).astype(kind)
         stored = values.transpose(2, 0, 1) if n > 1 and planes == "separate" else values.squeeze()
         options = {"planarconfig": planes} if n > 1 else {}
         options |= {"compression": compression, "byteorder": order, "metadata": None}
@@ -168,5 +168,5 @@ def test_palette_image_without_its_palette_is_refused(tmp_path):
     # the chunk is its length (4 bytes), its name, the colours and a checksum (4 bytes)
     size = int.from_bytes(before[-4:], "big")
     path.write_bytes(before[:-4] + rest[size + 4 :])
-    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: it has no palette"):
+    with pytest.raises(ValueError, match=r"cannot read image .*image\.png: .* without a palette"):
         open_image(path)
