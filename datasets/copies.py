@@ -1,8 +1,8 @@
 """Images that are there more than once, with the same content."""
 
-import hashlib
 from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
+from hashlib import sha256
 from pathlib import Path
 
 from datasets.folders import readable
@@ -23,11 +23,6 @@ def first_copies_of_files(paths: Sequence[Path]) -> list[int]:
         sizes = [path.stat().st_size for path in paths]
         often = Counter(sizes)
         return first_copies(
-            _sha256(path) if often[size] > 1 else path
+            sha256(path.read_bytes()).digest() if often[size] > 1 else path
             for path, size in zip(paths, sizes, strict=True)
         )
-
-
-def _sha256(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

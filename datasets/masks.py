@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.images import find_facts, look_at_file, open_header, open_image, turn_upright
-from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, UNSEEN_MASKS, Notes
+from datasets.notes import LARGE_MASK, MANY_VALUES, UNSEEN_MASKS, Notes
 from datasets.preprocessing import Preprocessing, preprocessed_size, resize_and_crop
 from utils.system.errors import UserError
 
@@ -39,7 +39,11 @@ def load_mask(
         if find_facts(mask).deep:
             reason = "its colours have 16 bits, of which the upper 8 are read: save it in grey"
         raise UserError(f"mask {path} marks no pixel, but {reason}")
-    _look_at(values, marked, path, invert, notes)
+    border = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
+    if marked.mean() > LARGE_SHARE or border.mean() > LARGE_BORDER:
+        notes.add(LARGE_MASK, path)
+    if np.unique(values[values > 0]).size >= MOST_VALUES:  # and 0
+        notes.add(MANY_VALUES, path)
     preprocessed_size(path, mask.size, preprocessing)  # refuses what is too small or too large
     image = Image.fromarray(marked.view(np.uint8))
     preprocessing = preprocessing._replace(context=0)
@@ -78,16 +82,6 @@ def _find_indices(mask: Image.Image, path: Path) -> np.ndarray:
             "colours are black and white; save it in grey, without a palette"
         )
     return indices
-
-
-def _look_at(
-    values: np.ndarray, marked: np.ndarray, path: Path, invert: bool, notes: Notes
-) -> None:
-    border = np.concatenate([marked[0], marked[-1], marked[:, 0], marked[:, -1]])
-    if marked.mean() > LARGE_SHARE or border.mean() > LARGE_BORDER:
-        notes.add(LARGE_INVERTED_MASK if invert else LARGE_MASK, path)
-    if np.unique(values[values > 0]).size >= MOST_VALUES:  # and 0
-        notes.add(MANY_VALUES, path)
 
 
 def is_black_and_white(path: Path) -> bool:

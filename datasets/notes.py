@@ -2,7 +2,6 @@
 
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
 from threading import Lock
@@ -29,11 +28,7 @@ class Kind(NamedTuple):
 
 LARGE_MASK = Kind(
     "masks that mark more than half of the image, or nearly all of its border",
-    "--invert_masks turns masks whose background is white",
-)
-LARGE_INVERTED_MASK = Kind(
-    "masks that mark more than half of the image, or nearly all of its border, once inverted",
-    "leave out --invert_masks if the defects are white",
+    "--invert_masks is for masks whose background is white, and for no others",
 )
 MANY_VALUES = Kind(
     "masks of more than 16 different values, as blurred edges have",
@@ -93,12 +88,13 @@ def find_differences(header: Header, others: Collection[Header]) -> set[str]:
     def is_within(value: float, values: Collection[float]) -> bool:
         return min(values) / TOLERANCE <= value <= max(values) * TOLERANCE
 
-    sizes = {other.size for other in others}
+    sizes, modes, formats = map(set, zip(*others, strict=True))
+    width, height = header.size
     alike = {
-        "size": is_within(min(header.size), {min(size) for size in sizes}),
-        "shape": is_within(header.size[0] / header.size[1], {w / h for w, h in sizes}),
-        "mode": header.mode in {other.mode for other in others},
-        "format": header.format in {other.format for other in others},
+        "size": is_within(min(width, height), [min(size) for size in sizes]),
+        "shape": is_within(width / height, [w / h for w, h in sizes]),
+        "mode": header.mode in modes,
+        "format": header.format in formats,
     }
     return {name for name, same in alike.items() if not same}
 
@@ -111,11 +107,11 @@ class Notes:
         self._training = training  # headers of the training images, if these are not read
         self._lock = Lock()
         self._paths: dict[Kind, set[Path]] = defaultdict(set)
-        self._brightest: dict[Path, int] = {}  # pixel of each image with 16 bits
-        self._bit_depth = 16
+        # of each image with 16 bits the brightest pixel, and --bit_depth
+        self._depths: dict[Path, tuple[int, int]] = {}
         self._headers: dict[Path, Header] = {}
         self._shares: set[float] = set()  # of an image, that the network sees
-        self._groups: dict[str, dict[Path, bytes]] = defaultdict(dict)  # hashes of pixels
+        self._groups: dict[str, dict[Path, int]] = defaultdict(dict)  # hashes of pixels
 
     def add(self, kind: Kind, path: Path) -> None:
         """Count a file under a kind; a file that is read twice counts once."""
@@ -133,7 +129,7 @@ class Notes:
 
         The group is "train", or for test images "normal", "defective" or "unlabelled".
         """
-        digest = blake2b(np.ascontiguousarray(pixels), digest_size=16).digest()
+        digest = hash(pixels.tobytes())
         with self._lock:
             self._groups[group][path] = digest
 
@@ -146,8 +142,7 @@ class Notes:
     def add_depth(self, path: Path, brightest: int, bit_depth: int) -> None:
         """Note later, if all images with 16 bits turn out to be dark, that they may have fewer."""
         with self._lock:
-            self._brightest[path] = brightest
-            self._bit_depth = bit_depth
+            self._depths[path] = brightest, bit_depth
 
     def add_pose(self, path: Path, correlation: float, lowest: float) -> None:
         """Note an image that is much less like the template than all training images: lowest."""
@@ -160,29 +155,28 @@ class Notes:
 
     def find_headers(self, group: str = "train") -> list[Header]:
         """The different headers of the images of a group that were read, sorted."""
-        return sorted({self._headers[p] for p in self._groups[group] if p in self._headers})
+        return sorted({self._headers[path] for path in self._groups[group]})
 
     def sentences(self) -> list[str]:
         """A sentence for each kind, with the number of its files and an example."""
         with self._lock:
             found = self._paths | self._find_trained() | self._find_dim() | self._find_unlike()
-            sentences = [_describe(kind, paths) for kind, paths in sorted(found.items())]
+            sentences = [_describe(kind, paths) for kind, paths in sorted(found.items()) if paths]
             return sentences + self._describe_shares()
 
     def _find_trained(self) -> dict[Kind, set[Path]]:
         trained = set(self._groups["train"].values())
         tested = chain(*(g.items() for name, g in self._groups.items() if name != "train"))
-        copies = {path for path, digest in tested if digest in trained}
-        return {TRAINED: copies} if copies else {}
+        return {TRAINED: {path for path, digest in tested if digest in trained}}
 
     def _find_dim(self) -> dict[Kind, set[Path]]:
         """The images with 16 bits, if all are so dark that their camera may have had fewer."""
-        brightest = max(self._brightest.values(), default=2**16)
-        depth = next((b for b in DIM_DEPTHS if brightest < 2**b and b < self._bit_depth), None)
+        brightest, bit_depth = max(self._depths.values(), default=(2**16, 16))
+        depth = next((b for b in DIM_DEPTHS if brightest < 2**b and b < bit_depth), None)
         if depth is None:
             return {}
         what = f"16-bit images, none of which has a value above {2**depth - 1}"
-        return {Kind(what, f"--bit_depth {depth} reads them as {depth} bits"): {*self._brightest}}
+        return {Kind(what, f"--bit_depth {depth} reads them as {depth} bits"): {*self._depths}}
 
     def _find_unlike(self) -> dict[Kind, set[Path]]:
         """The images that are unlike the training images, and defective ones unlike good ones."""
@@ -196,20 +190,18 @@ class Notes:
     def _compare(
         self, what: str, paths: Iterable[Path], others: str, headers: Collection[Header]
     ) -> dict[Kind, set[Path]]:
-        if not headers:
-            return {}
-        found = {p: find_differences(self._headers[p], headers) for p in paths}
-        if not (names := set().union(*found.values())):
-            return {}
-        what = f"{what} that differ from {others} in {' and '.join(sorted(names))}"
+        """The images that differ from all of the others, if there are any of these."""
+        found = {p: find_differences(self._headers[p], headers) for p in paths if headers}
+        names = sorted(set().union(*found.values()))
+        what = f"{what} that differ from {others} in {' and '.join(names)}"
         advice = "scores may follow this instead of defects: take and save all images in one way"
         return {Kind(what, advice): {path for path, differences in found.items() if differences}}
 
     def _describe_shares(self) -> list[str]:
-        if min(self._shares, default=1) >= LEAST_SEEN:
+        least, most = min(self._shares, default=1), max(self._shares, default=1)
+        if least >= LEAST_SEEN:
             return []
-        ends = (f"{100 * share:.2g}" for share in (min(self._shares), max(self._shares)))
-        share = " to ".join(dict.fromkeys(ends))
+        share = " to ".join(dict.fromkeys((f"{100 * least:.2g}", f"{100 * most:.2g}")))
         return [f"the network sees {share} % of each image; --crop 0 shows it all"]
 
 

@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from datasets.masks import load_mask
-from datasets.notes import LARGE_INVERTED_MASK, LARGE_MASK, MANY_VALUES, UNSEEN_MASKS, Notes
+from datasets.notes import LARGE_MASK, MANY_VALUES, UNSEEN_MASKS, Notes
 from datasets.preprocessing import WHOLE, Preprocessing
 
 UNTOUCHED = Preprocessing(0, 0)
@@ -76,7 +76,7 @@ SOFT = BLURRED * LEFT.astype(np.uint8) + GREY // 9
     [
         (255 - GREY, False, LARGE_MASK),
         (FRAME, False, LARGE_MASK),
-        (GREY, True, LARGE_INVERTED_MASK),
+        (GREY, True, LARGE_MASK),
         (255 - GREY, True, None),
         (GREY, False, None),
         (np.where(LEFT, 255, 0).astype(np.uint8), False, None),  # half, not more
