@@ -36,23 +36,19 @@ MASK_LEVEL = 0.25  # the least share of a pixel in the mask that the defect cove
 
 
 class Look(NamedTuple):
-    """How the images of a class are made, and the defects in them.
+    """How the images of a class are made, and the defects in them."""
 
-    Attributes:
-        shift, angle: how far it lies off at most, in pixels and degrees. The cup needs alignment;
-            40 images could not represent textures that are shifted further.
-        area: where the centre of a defect may be: top, left, bottom, right. No defect reaches the
-            border of 16 pixels that the centre crop removes.
-        contrast: grey levels of the most visible scratches and stains: the rougher the photograph,
-            the more it hides.
-        donor: the class whose photograph patches come from.
-    """
-
+    # how far it lies off at most, in pixels and degrees. The cup needs alignment; 40 images could
+    # not represent textures that are shifted further
     shift: float
     angle: float
+    # where the centre of a defect may be: top, left, bottom, right. No defect reaches the border of
+    # 16 pixels that the centre crop removes
     area: tuple[int, int, int, int]
+    # grey levels of the most visible scratches and stains: the rougher the photograph, the more it
+    # hides
     contrast: float
-    donor: str
+    donor: str  # the class whose photograph patches come from
 
 
 ANYWHERE = (58, 58, 198, 198)
@@ -72,33 +68,24 @@ Photos = dict[str, Image.Image]
 def make_demo(cache: Path | None = None) -> Path:
     """The folder of the demo set, in MVTec AD's layout; the first call draws it (about 6 s).
 
-    TEXTURES are grey, OBJECTS are RGB; the cup lies turned and shifted at random. The higher a
-    defect's number, the easier it is to see. The files are the same at every call on one machine.
-    An interrupted call leaves nothing behind, and of two calls at the same time the first to end
-    wins.
-
-    Args:
-        cache: parent of the folder; by default padim in $XDG_CACHE_HOME or ~/.cache.
+    It lies in cache, by default padim in $XDG_CACHE_HOME or ~/.cache. TEXTURES are grey, OBJECTS
+    are RGB; the cup lies turned and shifted at random. The higher a defect's number, the easier it
+    is to see. The files are the same at every call on one machine. An interrupted call leaves
+    nothing behind, and of two calls at the same time the first to end wins.
     """
-    cache = _default_cache() if cache is None else cache
-    folder = cache / VERSION
     try:
+        folder = (cache or _default_cache()) / VERSION
         if not folder.is_dir():
             _build(folder)
-    except OSError as error:
-        raise UserError(f"cannot make the demo set in {cache}: {error}; {ADVICE}") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: Path.home finds no home
+        raise UserError(f"cannot make the demo set: {error}; {ADVICE}") from error
     return folder
 
 
 def _default_cache() -> Path:
     root = os.environ.get("XDG_CACHE_HOME", "")
     # relative paths are to be ignored (XDG specification)
-    if os.path.isabs(root):
-        return Path(root) / "padim"
-    try:
-        return Path.home() / ".cache" / "padim"
-    except RuntimeError as error:
-        raise UserError(f"no cache folder for the demo set: {error}; {ADVICE}") from error
+    return Path(root if os.path.isabs(root) else Path.home() / ".cache", "padim")
 
 
 def _build(folder: Path) -> None:

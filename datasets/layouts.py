@@ -148,23 +148,17 @@ def _read_visa(data_path: Path) -> list[dict[str, str]]:
     if not path.is_file():
         raise UserError(f"no file {path}; it says which images VisA trains and tests on")
     with path.open(newline="", encoding="utf-8-sig", errors="replace") as file:
-        reader = csv.DictReader(file, restval="")
         try:
-            rows = list(reader)
+            rows = list(csv.DictReader(file, restval=""))
         except csv.Error as error:
             raise UserError(f"{path} is damaged ({error}); unpack it again") from error
-    missing = [name for name in VISA_COLUMNS if name not in (reader.fieldnames or ())]
-    if missing:
-        raise UserError(
-            f"{path} lacks the columns {', '.join(missing)}; it must have {','.join(VISA_COLUMNS)}"
-        )
-    for row in rows:
+    for number, row in enumerate(rows, 2):  # 1 is the heading
+        name, key = row.get("object", ""), (row.get("split"), row.get("label"))
         # the class names a folder of the results
-        if Path(row["object"]).name != row["object"] or row["object"] in ("", ".."):
-            raise UserError(f"{path} names the class {row['object']!r}; it must be a plain name")
-        if (row["split"], row["label"]) not in VISA_LABELS:
+        is_plain = Path(name).name == name and name not in ("", "..")
+        if not (row.keys() >= set(VISA_COLUMNS) and is_plain and key in VISA_LABELS):
             raise UserError(
-                f"{path} calls {row['image']} {row['split']},{row['label']}; "
-                f"accepted are {' '.join(map(','.join, VISA_LABELS))}"
+                f"{path} is damaged in line {number}, or has not the columns "
+                f"{','.join(VISA_COLUMNS)}; unpack it again"
             )
     return rows

@@ -42,19 +42,14 @@ def read_region(path: Path, exif: bool = False) -> np.ndarray:
     With exif, the image is turned as its EXIF orientation says.
     """
     image = open_image(path)
-    size = f"{image.width}x{image.height} pixels"
-    if image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255:
-        raise UserError(f"region {path}, {size}, has transparent pixels; save it without")
+    transparent = image.has_transparency_data and image.convert("RGBA").getextrema()[3][0] < 255
     pixels = np.asarray(to_rgb(image, path, Preprocessing(exif=exif)))
-    white = (pixels == 255).all(axis=2)
-    n_other = int((pixels.any(axis=2) & ~white).sum())
-    if n_other:
+    white, black = (pixels == 255).all(axis=2), (pixels == 0).all(axis=2)
+    if transparent or not white.any() or not (white | black).all():
         raise UserError(
-            f"region {path}, {size}, is not black and white: {n_other} pixels are neither; save it "
-            "as PNG, with sharp edges"
+            f"region {path}, {image.width}x{image.height} pixels, must be white where defects are "
+            "and black elsewhere, without transparency; save it as PNG, with sharp edges"
         )
-    if not white.any():
-        raise UserError(f"region {path}, {size}, is all black; it must be white where defects are")
     return white
 
 

@@ -241,19 +241,19 @@ def test_visa_file_that_does_not_exist_is_refused(visa, name, message):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("candle,train,anomaly,a.png,", r"calls a\.png train,anomaly; accepted are train,normal"),
-        ("candle,val,normal,a.png,", r"calls a\.png val,normal; accepted are train,normal"),
-        (",train,normal,a.png,", "names the class ''; it must be a plain name"),
-        ("..,train,normal,a.png,", r"names the class '\.\.'; it must be a plain name"),
-        ("../b,train,normal,a.png,", r"names the class '\.\./b'; it must be a plain"),
+        ("candle,train,anomaly,a.png,", "is damaged in line 2, or has not the columns object,"),
+        ("candle,val,normal,a.png,", "is damaged in line 2"),
+        (",train,normal,a.png,", "is damaged in line 2"),
+        ("..,train,normal,a.png,", "is damaged in line 2"),
+        ("../b,train,normal,a.png,", "is damaged in line 2"),
         (f"candle,train,normal,{'x' * 140_000},", r"is damaged \(.*unpack it again"),
         ("candle,train,normal,a,", "names no test images of candle"),
-        ("candle,train,normal,a", "lacks the columns mask; it must have object,"),
+        ("candle,train,normal,a", "has not the columns object,split,label,image,mask; unpack"),
     ],
 )
 def test_table_of_visa_that_is_damaged_or_incomplete_is_refused(tmp_path, row, message):
     write_visa(tmp_path, row, columns=VISA_COLUMNS[: row.count(",") + 1])
-    with pytest.raises(ValueError, match=rf"1cls\.csv {message}"):
+    with pytest.raises(ValueError, match=rf"1cls\.csv .*{message}"):
         read_visa(tmp_path)
 
 

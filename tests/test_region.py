@@ -55,10 +55,10 @@ def region_of(tmp_path):
     ("pixels", "reason"),
     [
         (np.ones(BOLT, bool), "is 48x48 pixels but the template of bolt is 72x72"),
-        (np.zeros(BOLT, bool), "region .*, 48x48 pixels, is all black"),
+        (np.zeros(BOLT, bool), "region .*, 48x48 pixels, must be white where"),
         (np.ones((48, 40), bool), "is 40x48 pixels but the image .*png is 48x48"),
-        (np.tri(48, dtype=np.uint8) * 200, "48x48 pixels, is not black and white: 1176 pixels are"),
-        (np.full((48, 48, 4), 254, np.uint8), "48x48 pixels, has transparent pixels"),
+        (np.tri(48, dtype=np.uint8) * 200, "48x48 pixels, must be white where defects are and bl"),
+        (np.full((48, 48, 4), 254, np.uint8), "48x48 pixels, must be .*, without transparency"),
         (box(0, 2, 0, 48, BOLT), "48x48 pixels, lies outside the crop"),
     ],
     ids=["template", "black", "size", "grey", "transparent", "outside"],
