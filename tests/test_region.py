@@ -58,7 +58,10 @@ def region_of(tmp_path):
         (np.zeros(BOLT, bool), "region .*, 48x48 pixels, must be white where"),
         (np.ones((48, 40), bool), "is 40x48 pixels but the image .*png is 48x48"),
         (np.tri(48, dtype=np.uint8) * 200, "48x48 pixels, must be white where defects are and bl"),
-        (np.full((48, 48, 4), 254, np.uint8), "48x48 pixels, must be .*, without transparency"),
+        (
+            np.full((48, 48, 4), (255, 255, 255, 254), np.uint8),
+            "48x48 pixels, must be .*, without transparency",
+        ),
         (box(0, 2, 0, 48, BOLT), "48x48 pixels, lies outside the crop"),
     ],
     ids=["template", "black", "size", "grey", "transparent", "outside"],

@@ -5,12 +5,11 @@
 
 prints a line for each problem, with which a run would end, and the notes of a run, except those
 that need the network: on near copies and false alarms. A note also says if the parts should be
-aligned (--align). Exit status: 0 without problems, 1 with
-problems, 2 for a wrong argument.
+aligned (--align). Exit status: 0 without problems, 1 with problems, 2 for a wrong argument.
 """
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -55,9 +54,11 @@ def run(settings: DataSettings) -> None:
         for line in [*problems, *(f"note: {note}" for note in notes)]:
             print(line, flush=True)
         n_problems += len(problems)
-    if layout.by_name and not names:
-        for name in find_other_folders(data_path, found):
-            print(f"note: {data_path / name} is no class: no folder of good images")
+    # unless data_path is itself the only class
+    if layout.by_name and not names and (data_path / found[0]).is_dir():
+        for name in list_folders(data_path):
+            if name not in found and scan(data_path / name) != ([], []):
+                print(f"note: {data_path / name} is no class: no folder of good images")
     print(f"{len(found)} classes checked, {n_problems} problems", flush=True)
     if n_problems:
         sys.exit(1)
@@ -116,10 +117,3 @@ def compare_counts(data_path: Path, train: ImageDataset, test: ImageDataset) -> 
         return []
     place = data_path / test.class_name
     return [f"{place} holds {counts}; MVTec AD as published has {published}"]
-
-
-def find_other_folders(data_path: Path, class_names: Sequence[str]) -> list[str]:
-    """The folders beside the classes that hold something and are none."""
-    names = [name for name in list_folders(data_path) if name not in class_names]
-    is_class = not any((data_path / name).is_dir() for name in class_names)
-    return [] if is_class else [name for name in names if scan(data_path / name) != ([], [])]
