@@ -169,18 +169,12 @@ def choose_classes(
     if class_names is None:
         is_mvtec = layout == LAYOUTS["mvtec"] and not set(CLASS_NAMES).isdisjoint(found)
         class_names = CLASS_NAMES if is_mvtec else found
-        missing = [name for name in class_names if name not in found]
-        if missing:
-            raise UserError(
-                f"{data_path} lacks {', '.join(missing)} of MVTec AD's 15 classes; "
-                f"it holds {', '.join(found)}: choose from these with --class_name"
-            )
     names = [find_name(name, found) for name in class_names]
-    unknown = [wanted for wanted, name in zip(class_names, names, strict=True) if name is None]
-    if unknown:
+    missing = [wanted for wanted, name in zip(class_names, names, strict=True) if name is None]
+    if missing:
         raise UserError(
-            f"unknown class {', '.join(map(repr, unknown))} in {data_path}; "
-            f"choose from {', '.join(found)}"
+            f"no class {', '.join(map(repr, missing))} in {data_path}; choose from "
+            f"{', '.join(found)} with --class_name"
         )
     return layout, list(dict.fromkeys(names))  # without repetitions
 

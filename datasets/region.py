@@ -25,14 +25,12 @@ def region_files(given: Path | None, class_names: Sequence[str]) -> dict[str, Pa
         return {class_names[0]: given}
     expected = {given / f"{shorten(name)}.png": name for name in class_names}
     found = sorted(filter(is_image, given.iterdir()))
-    for path in found:
+    for path in found or [given]:  # a folder without images is refused, too
         if path not in expected:
             raise UserError(
-                f"region {path} is of no class that is run ({', '.join(class_names)}); take it "
-                "away, or give the <class>.png of one class instead of its folder"
+                f"region {path} is of no class that is run ({', '.join(class_names)}); --region "
+                "takes an image, or a folder that holds <class>.png of these alone"
             )
-    if not found:
-        raise UserError(f"no region in {given}; --region takes an image or a folder of <class>.png")
     return {expected[path]: path for path in found}
 
 

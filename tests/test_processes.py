@@ -239,4 +239,4 @@ def test_mistake_that_every_process_finds_is_printed_once(experiment):
     ends = run_all(3, call, *experiment, "--class_name", "nut")
     assert sorted(done.returncode for done in ends) == [1, 1, 2]
     (line,) = [line for done in ends for line in done.stderr.splitlines()]
-    assert "unknown class 'nut'" in line
+    assert "no class 'nut'" in line
