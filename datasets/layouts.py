@@ -158,7 +158,7 @@ def _read_visa(data_path: Path) -> list[dict[str, str]]:
         is_plain = Path(name).name == name and name not in ("", "..")
         if not (row.keys() >= set(VISA_COLUMNS) and is_plain and key in VISA_LABELS):
             raise UserError(
-                f"{path} is damaged in line {number}, or has not the columns "
+                f"{path} is damaged in line {number}, or lacks one of the columns "
                 f"{','.join(VISA_COLUMNS)}; unpack it again"
             )
     return rows

@@ -220,16 +220,12 @@ def find_mask_folder(folder: Path, notes: Notes) -> Path | None:
     found = [name for name in names if not _lacks_images(folder / name)]
     found.sort(key=lambda name: name != "ground_truth")
     if len(found) > 1 and found[0] != "ground_truth":
-        names = ", ".join(found)
-        notes.problems.append(
-            UserError(f"{folder} has several folders of masks, {names}: keep one")
-        )
+        problem = f"{folder} has several folders of masks, {', '.join(found)}: keep one"
+        notes.problems.append(UserError(problem))
     return folder / found[0] if found else None
 
 
-def note_unread(
-    notes: Notes, folder: Path, known: Sequence[str], masks: Path | None = None
-) -> None:
+def note_unread(notes: Notes, folder: Path, known: Sequence[str], masks: Path | None) -> None:
     """Note the images in a folder itself, and its folders that are neither known nor masks."""
     names, files = scan(folder, notes)
     for path in filter(is_image, files):

@@ -241,14 +241,14 @@ def test_visa_file_that_does_not_exist_is_refused(visa, name, message):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("candle,train,anomaly,a.png,", "is damaged in line 2, or has not the columns object,"),
+        ("candle,train,anomaly,a.png,", "is damaged in line 2, or lacks one of the columns"),
         ("candle,val,normal,a.png,", "is damaged in line 2"),
         (",train,normal,a.png,", "is damaged in line 2"),
         ("..,train,normal,a.png,", "is damaged in line 2"),
         ("../b,train,normal,a.png,", "is damaged in line 2"),
         (f"candle,train,normal,{'x' * 140_000},", r"is damaged \(.*unpack it again"),
         ("candle,train,normal,a,", "names no test images of candle"),
-        ("candle,train,normal,a", "has not the columns object,split,label,image,mask; unpack"),
+        ("candle,train,normal,a", "lacks one of the columns object,split,label,image,mask; unpack"),
     ],
 )
 def test_table_of_visa_that_is_damaged_or_incomplete_is_refused(tmp_path, row, message):
