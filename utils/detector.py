@@ -21,7 +21,6 @@ from datasets.preprocessing import (
     Preprocessing,
     check_preprocessing,
     crop_box,
-    preprocessed_size,
     resized_size,
     uncrop,
     window_size,
@@ -237,7 +236,6 @@ def _prepare_all(
         title = f"image {i} of {name}"
         image = to_rgb(_to_image(given, title), title, preprocessing)
         sizes.add(image.size[::-1])
-        preprocessed_size(title, image.size, preprocessing)
         prepared.append(prepare(image, preprocessing, title))
         if prepared[i].shape != prepared[0].shape:
             raise UserError(

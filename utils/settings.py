@@ -15,7 +15,6 @@ from typing import Any
 from datasets.layouts import AUTO, LAYOUTS
 from datasets.preprocessing import BIT_DEPTHS, DEFAULT, Preprocessing
 from utils import backbone
-from utils.system.errors import UserError
 from utils.system.processes import count_workers
 from utils.thresholds import IMAGE_SCORES, PIXEL_FPR, TARGET_FPR
 
@@ -144,11 +143,6 @@ class DataSettings:
     def preprocessing(self) -> Preprocessing:
         """How images are prepared."""
         return Preprocessing(self.resize, self.crop, self.exif, self.bit_depth)
-
-    def require_data(self) -> None:
-        """Refuse settings without a folder of images."""
-        if self.data_path is None:
-            raise UserError("give --data_path PATH, a folder of images")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -37,8 +37,9 @@ LEAST_GAIN = 0.1
 
 def run(settings: DataSettings) -> None:
     """Print a line for each problem and note, and a summary; exit with status 1 on a problem."""
-    settings.require_data()
     data_path, names = settings.data_path, settings.class_name
+    if data_path is None:
+        raise UserError("give --data_path PATH, a folder of images")
     layout, found = find_classes(data_path, settings.dataset, settings.normal)
     if names:
         _, found = choose_classes(data_path, names, settings.dataset, settings.normal)
