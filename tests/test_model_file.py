@@ -18,7 +18,7 @@ CHANNELS = Channels(((3, 12), (0, 6), (8, 208)), "ab")
 SIZE = (32, 48)
 NETWORK = {"arch": "resnet18", "precision": "bf16", "neighbourhood": 3}
 NETWORK["channels"] = asdict(CHANNELS)
-SETTINGS = {"class_name": "bolt", "image_size": SIZE, "window_size": SIZE, "image_kinds": []}
+SETTINGS = {"class_name": "bolt", "window_size": SIZE, "image_kinds": []}
 VIEW = View(Preprocessing(0, 0, exif=True, bit_depth=12, context=3))
 THRESHOLDS = find_thresholds(np.random.default_rng(0).random((4, *SIZE), dtype=np.float32), 0.01)
 
@@ -60,7 +60,7 @@ def test_what_is_read_is_what_was_written(gaussians, tmp_path):
     settings, view, found, thresholds = read_model(write(tmp_path, gaussians), CPU)
     assert settings["class_name"] == "bolt"
     assert view == VIEW
-    assert settings["image_size"] == settings["window_size"] == SIZE
+    assert settings["window_size"] == SIZE
     assert settings["network"] == NETWORK | {"channels": CHANNELS}
     assert vars(thresholds).keys() == vars(THRESHOLDS).keys()
     for name, value in vars(THRESHOLDS).items():

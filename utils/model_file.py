@@ -162,8 +162,7 @@ def _convert(settings: dict[str, Any], tensors: dict[str, Tensor], device: torch
     if alignment is not None:
         alignment = Alignment.restore(alignment, on_device[TEMPLATE])
     view = View(Preprocessing(**settings["preprocessing"]), alignment, region)
-    for name in ("image_size", "window_size"):
-        settings[name] = tuple(settings[name])
+    settings["window_size"] = tuple(settings["window_size"])
     settings["image_kinds"] = [Header(tuple(s), m, f) for s, m, f in settings["image_kinds"]]
     network = settings["network"]
     for name, accepted in (("arch", BACKBONES), ("precision", PRECISIONS)):

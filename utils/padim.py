@@ -26,7 +26,7 @@ from utils.view import View
 
 # attributes that a file keeps: those that a model is made with, and those that a fit sets
 NAMED = ("class_name", "image_score")
-LEARNT = ("image_size", "window_size", "n_train", "training_sha256", "image_kinds")
+LEARNT = ("window_size", "n_train", "training_sha256", "image_kinds")
 
 
 class PaDiM:
@@ -43,7 +43,6 @@ class PaDiM:
     """
 
     # after fit
-    image_size: tuple[int, int]  # H and W of the maps
     window_size: tuple[int, int]  # H and W of what the network sees
     n_train: int  # training images
     training_sha256: str  # of their pixels
@@ -69,6 +68,11 @@ class PaDiM:
     def preprocessing(self) -> Preprocessing:
         """How the images are made that the model takes."""
         return self.view.preprocessing
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """H and W of the maps, after fit."""
+        return self.view.crop(np.empty(self.window_size, dtype=bool)).shape
 
     @torch.inference_mode()
     def fit(
@@ -98,7 +102,6 @@ class PaDiM:
         for images in batches:
             digest.update(np.ascontiguousarray(images))
             seen, poses = self.view.see(images)
-            self.image_size = self.view.crop(images).shape[2:]
             self.window_size = tuple(seen.shape[2:])
             self._poses += [] if poses is None else [poses]
             yield self.extractor(seen)
