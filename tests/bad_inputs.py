@@ -176,7 +176,7 @@ AS_IT_IS = "run --resize=0 --crop=0"
 OTHER_WEIGHTS = "was made with other weights of resnet18 than weights.pth…give --weights"
 OTHERS = {
     "one pixel": (AS_IT_IS, "has 1x1 pixels for the network, which", draw, GOOD, BLACK[:1, :1]),
-    "nothing to predict": ("predict", "there is no image new; accepted are", remove, "new"),
+    "nothing to predict": ("predict", "no file or folder new; give images", remove, "new"),
     "other weights": ("predict", OTHER_WEIGHTS, edit_weights, lambda w: w + 1e-3),
     "damaged model to export": ("export", DAMAGED, cut, MODEL, 1000),
     "onnx is a folder": ("export --onnx=a.onnx", "no folder; got a.onnx", os.mkdir, "a.onnx"),

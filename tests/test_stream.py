@@ -77,13 +77,13 @@ def test_rows_are_those_of_the_table_and_json_has_the_regions_too(answer, run, c
 
 
 BAD = [
-    (b"", "there is no image .; accepted are .png"),
-    (b"new", "there is no image new; accepted"),
-    (b"nowhere.png", "there is no image nowhere.png; accepted"),
-    (b"\xff\xfe.png", r"there is no image \udcff\udcfe.png; accepted"),
-    (b"a\0b.png", r"there is no image a\x00b.png; accepted"),
-    (b"x" * 70_000, "there is no image xxx"),
-    (b"pipe.png", "there is no image pipe.png"),
+    (b"", "the line is empty"),
+    (b"new", "new is no image; accepted are .png"),
+    (b"nowhere.png", "no file or folder nowhere.png; give"),
+    (b"\xff\xfe.png", r"no file or folder \udcff\udcfe.png; give"),
+    (b"a\0b.png", r"no file or folder a\x00b.png; give"),
+    (b"x" * 70_000, "no file or folder xxx"),
+    (b"pipe.png", "pipe.png is no image"),
     (b"damaged.png", "cannot read image damaged.png: not an image"),
 ]
 

@@ -59,8 +59,10 @@ def find_images(given: Sequence[Path], output: Path, notes: Notes) -> list[Sourc
 
 def _check_image(path: Path) -> Path:
     """The path; refuse one that is no image file."""
-    if not os.path.lexists(path) or not is_image(path):
-        raise UserError(f"there is no image {path}; accepted are {', '.join(IMAGE_SUFFIXES)}")
+    if not os.path.lexists(path):
+        raise UserError(f"no file or folder {path}; give images or folders of images")
+    if not is_image(path):
+        raise UserError(f"{path} is no image; accepted are {', '.join(IMAGE_SUFFIXES)}")
     return path
 
 
@@ -95,6 +97,8 @@ def to_source(line: bytes, output: Path | None) -> Source:
     text = os.fsdecode(line.removesuffix(b"\r")).replace("\0", r"\x00")
     path, error = Path(text), ""
     try:
+        if not text:
+            raise UserError("the line is empty; give the path of an image")
         _refuse_results(path, output)
         _check_image(path)
     except UserError as problem:
