@@ -112,7 +112,7 @@ class DataSettings:
         affects_results=False,
     )
     dataset: str = option(
-        AUTO, "layout of the folder; auto: by the folders that are there", choices=(AUTO, *LAYOUTS)
+        AUTO, "layout of the folder; auto: recognised by its folders", choices=(AUTO, *LAYOUTS)
     )
     class_name: list[str] | None = option(
         None,
@@ -133,11 +133,11 @@ class DataSettings:
     exif: bool = option(False, "turn images upright, as their EXIF orientation says")
     bit_depth: int = option(
         DEFAULT.bit_depth,
-        "bits that are used of the 16 of grey images",
+        "bits of 16-bit grey images that the camera used",
         parse=int,
         choices=BIT_DEPTHS,
     )
-    invert_masks: bool = option(False, "take masks whose background is white")
+    invert_masks: bool = option(False, "masks are white where there is no defect")
 
     @property
     def preprocessing(self) -> Preprocessing:
@@ -185,7 +185,7 @@ class Experiment(NetworkSettings, DataSettings):
     )
     preset: str = option(
         "reproduction",
-        "what the other options are unless they are given; recommended: "
+        "values of the other options unless they are given; recommended: "
         + " ".join(f"--{name} {value}" for name, value in PRESETS["recommended"].items())
         + f" (default: reproduction; with --demo {DEMO_PRESET})",
         choices=tuple(PRESETS),
@@ -217,13 +217,13 @@ class Experiment(NetworkSettings, DataSettings):
     align: str = option(
         "off",
         "turn and move each image onto a template of the training images, so that the part lies "
-        "still; auto: if these are alike then",
+        "still; auto: only if these are alike once aligned",
         choices=ALIGN,
     )
     region: Path | None = option(
         None,
         "image in black and white, white where defects matter, with --align drawn on the template "
-        "that a run saves; of several classes a folder of <class>.png",
+        "that a run saves; for several classes a folder of <class>.png",
         Path,
         "FILE_OR_FOLDER",
         affects_results=False,  # by its path; its content does
