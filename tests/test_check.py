@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from tests.helpers import turned_part, write_image
+from utils.commands import check
+from utils.system.errors import UserError
 
 
 @pytest.fixture
@@ -86,3 +88,8 @@ def test_folders_that_are_no_class_are_noted_unless_the_layout_is_its_authors(re
     (bolt / "test").rename(bolt / "test_public")
     (bolt / "ground_truth").rename(bolt / "test_public/ground_truth")
     assert report() == (0, [])
+
+
+def test_a_folder_must_be_given():
+    with pytest.raises(UserError, match="give --data_path PATH, a folder of images"):
+        check.run(check.Settings())

@@ -236,6 +236,13 @@ def test_settings_other_than_the_published_ones_are_named(arguments, model, publ
     assert sources == ([] if model else ["published by upstream"]) + [f"{model}, measured here"[2:]]
 
 
+def test_classes_with_a_region_do_not_stand_beside_published_ones():
+    result = replace(make_result("bottle"), learnt={"region": 0.25})
+    assert len(run_tables(run_of(result))) == 1
+    _, *tables = run_tables(run_of(result, make_result("pill")))
+    assert {row[0] for table in tables for row in table.rows} == {"pill"}
+
+
 def test_recommended_runs_stand_beside_patchcore(published):
     results = make_result("pill", image_auroc=0.97), make_result("screw", image_auroc=0.98)
     run = run_of(*results, arguments=PRESETS["recommended"])

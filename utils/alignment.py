@@ -191,7 +191,7 @@ def to_image(anomaly_maps: Tensor, poses: Poses) -> Tensor:
 def to_grey(images: Tensor, size: Sequence[int] | None = None) -> Tensor:
     """Images (B, 3, H, W) uint8 as grey ones (B, h, w) float32, in which poses are sought.
 
-    Their size is by default that of a template.
+    The size is h and w, by default those of a template.
     """
     weights = torch.tensor(GREY, device=images.device).view(1, 3, 1, 1)
     grey = F.conv2d(images.float(), weights)[:, 0]
@@ -224,7 +224,7 @@ class Search:
     def __call__(self, grey: Tensor, near: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Poses (B, 3) in the template's pixels of images (B, h, w), and correlations (B,).
 
-        They are sought near other poses (B, 3), or at all angles and shifts.
+        They are sought near the poses (B, 3) of near, or without these at all angles and shifts.
         """
         starts = [None] * ceil(len(grey) / AT_ONCE) if near is None else near.split(AT_ONCE)
         found = [

@@ -70,7 +70,7 @@ class Network:
 class Channels:
     """Chosen channels of layer1, layer2 and layer3."""
 
-    of_layers: tuple[tuple[int, ...], ...]  # their numbers in each, ascending; it may have none
+    of_layers: tuple[tuple[int, ...], ...]  # numbers in each layer, ascending; may be none
     sha256: str  # of the draw, numbered over all layers and comma-joined in the order drawn
 
     def __len__(self) -> int:
@@ -101,8 +101,8 @@ def draw_channels(
 ) -> Channels:
     """Random channels of some of the network's layers (paper, section III-A).
 
-    They are so many, or ALL; None takes the backbone's number, or all if there are fewer. With SEED
-    and without n_features they are those that upstream draws.
+    n_features of them are drawn, or ALL; None takes the backbone's number, or all if there are
+    fewer. With SEED and without n_features they are those that upstream draws.
     """
     if seed < 0:  # Python's generator would take its absolute value
         raise UserError(f"seed {seed} is negative; give 0 or more")
@@ -130,7 +130,7 @@ def draw_channels(
 
 
 def load_network(arch: str, weights_path: Path | None = None) -> Network:
-    """The network in evaluation mode, float32 on the CPU, with its published weights or a file's.
+    """The network in evaluation mode, float32 on the CPU, with the published weights or a file's.
 
     The file is a state dict by the names of the network's package, whole or only up to layer3.
     """

@@ -89,7 +89,8 @@ def group_near_copies(samples: Tensor, chosen: Sequence[int]) -> list[list[int]]
 
 def _whiten(samples: Tensor) -> Tensor:
     """Samples (N, d, p), whitened at each of p positions, as unit vectors (N, p k) float32."""
-    rows = samples.permute(2, 0, 1).split(POSITIONS)  # of positions: float64 takes much memory
+    # a row of positions at a time, as float64 takes twice the memory
+    rows = samples.permute(2, 0, 1).split(POSITIONS)
     whitened = torch.cat([_whiten_positions(embeddings) for embeddings in rows])
     return torch.nn.functional.normalize(whitened.transpose(0, 1).flatten(1))
 

@@ -38,7 +38,7 @@ def check_shrinkage(shrinkage: float | str | None) -> None:
 class Ridge:
     """Finds what is added to the diagonal of the covariances of a fit.
 
-    Without shrinkage, which is in (0, 1] or AUTO, it is eps.
+    It is eps, unless a shrinkage in (0, 1] or AUTO is given.
     """
 
     def __init__(self, eps: float, shrinkage: float | str | None, layout: Layout) -> None:
@@ -58,7 +58,7 @@ class Ridge:
     def choose(self, find_variance: Callable[[], float]) -> tuple[float, float | None]:
         """What to add, and the shrinkage that this is, if any.
 
-        The function returns the mean variance of all features at all patches.
+        find_variance returns the mean variance of all features at all patches.
         """
         if self.shrinkage is None:
             return self.eps, None

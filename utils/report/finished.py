@@ -43,9 +43,9 @@ def write_record(folder: Path, record: ClassRecord) -> None:
 
 
 def read_record(folder: Path, class_name: str) -> ClassRecord | None:
-    """The record of a class that an earlier run finished; None without one, or if a file is gone.
+    """The record of a class that an earlier run finished with all its files; None without one.
 
-    If it is damaged or of another version, a line is printed.
+    None, and a line is printed, if the record is damaged or of another version.
     """
     path = _path(folder, class_name)
     record = _read(path)

@@ -166,7 +166,7 @@ def explain_false_alarms(
     """
     good = scored.image_scores[scored.labels == 0]
     n_reached = int((good >= deployed.image).sum())
-    is_as_promised = n_reached <= deployed.image_fpr * len(good)  # then scipy is not imported
+    is_as_promised = n_reached <= deployed.image_fpr * len(good)  # p_value takes a second
     if is_as_promised or deployed.p_value(n_reached, len(good)) >= SIGNIFICANCE:
         return None
     or_else = ", or many training images are near copies of each other that were not detected"

@@ -57,7 +57,7 @@ class ClassRecord:
     """All that a finished class leaves for the tables, the page and the next run."""
 
     fingerprint: str  # of everything that the results depend on
-    settings_sha256: str  # of settings and the data's place; those of one report have the same
+    settings_sha256: str  # of settings and data_path, the same for a whole report
     result: ClassResult
     deployed: Thresholds | None  # from good training images; None if there were too few
     # the thresholds of the best F1 on the test images, and ROC curves, thinned to what a figure

@@ -38,7 +38,7 @@ class RunReport:
         self.settings = settings
         self.leads = leads
         self.folder: Path = make_folder(settings.save_path / settings.arch)
-        # of the process's own classes those that no earlier run finished with these images
+        # the process's classes that no earlier run has finished with these images and settings
         self.unfinished: list[Splits] = []
         self._fingerprints: dict[str, str] = {}
         affecting = affecting_results(settings)

@@ -69,7 +69,10 @@ def run_tables(run: Run) -> list[Table]:
 
 
 def of_mvtec(run: Run) -> Run:
-    """The run with only those classes that have MVTec AD's names and numbers of images."""
+    """The run with only those classes that have MVTec AD's names and numbers of images.
+
+    A class with a region of interest is left out: what is published is of all pixels.
+    """
     published = {
         (name, counts.train, counts.good + counts.defective)
         for name, counts in mvtec.COUNTS.items()
@@ -78,6 +81,7 @@ def of_mvtec(run: Run) -> Run:
         result
         for result in run.results
         if (result.class_name, result.n_train, result.n_test) in published
+        and (result.learnt or {}).get("region") is None
     ]
     return replace(run, results=results)
 
